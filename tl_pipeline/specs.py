@@ -1,0 +1,226 @@
+"""What is wanted, as frozen values: datasets, splits, encoders, heads, a whole run.
+
+Pure: nothing here reads a file or knows which networks exist. The short form
+``NAME:param=value,param=value`` of the command line is parsed here too.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from tl_pipeline.errors import InvalidSpec
+
+Scalar = bool | int | float | str
+
+
+class Spec(BaseModel):
+    """A frozen value; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_SpecT = TypeVar("_SpecT", bound=Spec)
+
+
+class SplitSpec(Spec):
+    """Which images are learned from, chosen on, and looked at once.
+
+    ``auto`` takes the splits that the source declares and draws the missing ones;
+    ``predefined`` demands declared splits; ``stable`` ignores them and draws all three.
+    Drawn shares are expectations: each image is drawn by a hash of its own content.
+    """
+
+    strategy: Literal["auto", "predefined", "stable"] = "auto"
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing "
+                "to train on: their sum must be below 1"
+            )
+        return self
+
+
+class _Dataset(Spec):
+    """What every entry of the catalogue may say, whatever its type."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the entry's own key"
+    )
+    description: str = ""
+    licence: str = ""
+    split: SplitSpec = SplitSpec()
+    max_quarantined: float = Field(
+        default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"
+    )
+
+
+class ImageFolderSpec(_Dataset):
+    """``root/class/*`` or ``root/{train,val,test}/class/*``."""
+
+    type: Literal["image_folder"] = "image_folder"
+    path: Path
+
+
+class DigitsSpec(_Dataset):
+    """The 1,797 handwritten digits that scikit-learn ships, 8x8 grey."""
+
+    type: Literal["digits"]
+
+
+DatasetSpec = Annotated[ImageFolderSpec | DigitsSpec, Field(discriminator="type")]
+
+
+def _number_or_text(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
+
+
+def _parse_short(text: str) -> tuple[str, dict[str, str]]:
+    """Split ``NAME:a=1,b=2`` into the name and its parameters."""
+    name, colon, rest = text.partition(":")
+    pairs = [part.partition("=") for part in rest.split(",")] if colon else []
+    if not name or any(not key or not equals for key, equals, _ in pairs):
+        raise InvalidSpec(
+            f"{text!r} is not of the form NAME or NAME:param=value,param=value"
+        )
+    return name, {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _short(name: str, params: dict[str, Any]) -> str:
+    shown = ",".join(f"{key}={value}" for key, value in params.items())
+    return f"{name}:{shown}" if shown else name
+
+
+class EncoderSpec(Spec):
+    """Which embedding is wanted: backbone, layer, weights and precision.
+
+    ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the path
+    of a file, or ``random:SEED``; ``layer`` is a name that the backbone lists. What is
+    left out takes the backbone's default.
+    """
+
+    backbone: str
+    layer: str | None = None
+    weights: str | None = None
+    precision: Literal["fp32"] = "fp32"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``squeezenet1_0`` or ``vgg16:layer=fc7,weights=vgg16.pth``.
+
+        Raises:
+            InvalidSpec: the text has another form or an unknown parameter.
+        """
+        name, params = _parse_short(text)
+        return _checked(cls, {"backbone": name, **params}, text)
+
+    def short(self) -> str:
+        """The text that ``parse`` reads back to this."""
+        given = self.model_dump(exclude={"backbone"}, exclude_defaults=True)
+        return _short(self.backbone, given)
+
+
+class HeadConfig(Spec):
+    """One head with one value for every parameter: one thing to train."""
+
+    name: str
+    params: dict[str, Scalar] = {}
+
+
+class HeadSpec(Spec):
+    """A head and its grid: a list of values for a parameter is searched."""
+
+    name: str
+    params: dict[str, Scalar | list[Scalar]] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``logistic`` or ``logistic:C=0.01/0.1``, a slash between grid values.
+
+        Raises:
+            InvalidSpec: the text has another form.
+        """
+        name, params = _parse_short(text)
+        values = {
+            key: [_number_or_text(part) for part in value.split("/")]
+            if "/" in value
+            else _number_or_text(value)
+            for key, value in params.items()
+        }
+        return _checked(cls, {"name": name, "params": values}, text)
+
+    def short(self) -> str:
+        """The text that ``parse`` reads back to this."""
+        shown = {
+            name: "/".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in self.params.items()
+        }
+        return _short(self.name, shown)
+
+    def grid(self) -> Iterator[HeadConfig]:
+        """Every combination of the listed values, in the order they were given."""
+        lists = [v if isinstance(v, list) else [v] for v in self.params.values()]
+        for values in itertools.product(*lists):
+            params = dict(zip(self.params, values, strict=True))
+            yield HeadConfig(name=self.name, params=params)
+
+
+def _encoder(value: Any) -> Any:
+    return EncoderSpec.parse(value) if isinstance(value, str) else value
+
+
+def _head(value: Any) -> Any:
+    return HeadSpec.parse(value) if isinstance(value, str) else value
+
+
+class RunSpec(Spec):
+    """One run of the pipeline: a dataset, the encoders and heads to compare.
+
+    With ``controls`` every backbone is also run with random weights and a majority
+    head is scored: without them a number says nothing about transfer.
+    """
+
+    dataset: str
+    backbones: tuple[Annotated[EncoderSpec, BeforeValidator(_encoder)], ...] = Field(
+        default=(EncoderSpec(backbone="lenet5"),), min_length=1
+    )
+    heads: tuple[Annotated[HeadSpec, BeforeValidator(_head)], ...] = Field(
+        default=(HeadSpec(name="logistic"), HeadSpec(name="mlp")), min_length=1
+    )
+    controls: bool = True
+    seed: int = 0
+    part_rows: int = Field(
+        default=512, ge=1, description="images per embedding part file"
+    )
+
+
+def _checked(cls: type[_SpecT], fields: dict[str, Any], text: str) -> _SpecT:
+    try:
+        return TypeAdapter(cls).validate_python(fields)
+    except ValidationError as fault:
+        known = ", ".join(cls.model_fields)
+        first = fault.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidSpec(
+            f"{text!r}: {where}: {first['msg']}. Known parameters: {known}"
+        ) from None
