@@ -1,0 +1,272 @@
+"""The store: finished, immutable folders named by what they depend on.
+
+A folder is built beside the others, described by ``provenance.json``, and published by
+one rename: it is either whole or absent. The store is the cache and the truth.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tl_pipeline.errors import DamagedArtifact, StoreError
+
+FORMAT = 1
+PROVENANCE = "provenance.json"
+LIBRARIES = (
+    "tl-pipeline",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "scikit-learn",
+    "torch",
+    "torchvision",
+)
+
+KeyDocument = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A reference to one finished folder: small enough to travel between tasks.
+
+    ``fingerprint`` stands for the content: two artifacts of one kind with the same
+    fingerprint are interchangeable for whatever is computed from them.
+    """
+
+    kind: str
+    key: str
+    fingerprint: str
+
+
+def digest(document: Any) -> str:
+    """Sha256 of the canonical JSON of ``document``: its first 128 bits, in hex."""
+    text = json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def key_document(
+    stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]
+) -> KeyDocument:
+    """Everything that the output of a stage depends on; its ``digest`` is the key.
+
+    ``inputs`` holds fingerprints of artifacts, ``params`` plain values.
+    """
+    return {
+        "stage": stage,
+        "version": version,
+        "params": dict(params),
+        "inputs": dict(inputs),
+    }
+
+
+class Store:
+    """The root folder of all artifacts."""
+
+    def __init__(self, root: Path, *, scratch: Path | None = None) -> None:
+        self.root = root
+        self._scratch = scratch
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str]) -> "Store":
+        """Open the store at ``uri``, a local folder; nothing is written yet.
+
+        Raises:
+            StoreError: not a local folder, or written by another format.
+        """
+        text = os.fspath(uri)
+        if "://" in text:
+            raise StoreError(
+                f"{text}: this version keeps its store in a local folder; give a path"
+            )
+        root = Path(text).expanduser().resolve()
+        if root.exists() and not root.is_dir():
+            raise StoreError(f"{root} is a file; a store is a folder")
+        marker = root / "store.json"
+        if marker.exists():
+            found = json.loads(marker.read_text())["format"]
+            if found != FORMAT:
+                raise StoreError(
+                    f"{root} has store format {found}, this version reads {FORMAT}: "
+                    "use the version that wrote it, or another --store"
+                )
+        elif root.is_dir() and any(p for p in root.iterdir() if p.name[0] != "."):
+            raise StoreError(f"{root} holds files but is not a store; name another")
+        return cls(root)
+
+    def create(self) -> None:
+        """Make the folder and mark it as a store; a second time does nothing."""
+        marker = self.root / "store.json"
+        if marker.exists():
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(marker, json.dumps({"format": FORMAT}))
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to the store {self.root}: {error}"
+            ) from None
+
+    @contextmanager
+    def overlay(self) -> Iterator["Store"]:
+        """A view of this store whose new artifacts vanish when the block ends.
+
+        Planning performs cheap stages for real in it and leaves no trace.
+        """
+        with tempfile.TemporaryDirectory(prefix="tl-plan-") as folder:
+            yield Store(self.root, scratch=Path(folder))
+
+    @property
+    def planning(self) -> bool:
+        """Whether this is an overlay: nothing may be written to the root."""
+        return self._scratch is not None
+
+    def path(self, artifact: Artifact) -> Path:
+        """The folder of ``artifact``."""
+        real = self.root / artifact.kind / artifact.key
+        if self._scratch and not real.exists():
+            return self._scratch / artifact.kind / artifact.key
+        return real
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The artifact of that key if it is there *and whole*, else None."""
+        roots = [self.root] + ([self._scratch] if self._scratch else [])
+        for root in roots:
+            folder = root / kind / key
+            provenance = _read_json(folder / PROVENANCE)
+            if provenance and _whole(folder, provenance["files"]):
+                return Artifact(kind, key, provenance["fingerprint"])
+        return None
+
+    def build(
+        self,
+        kind: str,
+        document: KeyDocument,
+        write: Callable[[Path], str | None],
+        extra: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Make the artifact of ``document``: temporary folder, then one rename.
+
+        ``write`` fills the folder and may return the fingerprint of what it wrote;
+        by default that is a hash over the files. ``extra`` goes into the provenance.
+        Of two builders of one key the first to finish wins, the other takes its result.
+        """
+        key, started = digest(document), time.time()
+        home = self._scratch or self.root
+        if home is self.root:
+            self.create()
+        building = home / ".building" / uuid.uuid4().hex
+        building.mkdir(parents=True)
+        try:
+            fingerprint = write(building)
+            files = {
+                str(p.relative_to(building)): _file_facts(p)
+                for p in sorted(building.rglob("*"))
+                if p.is_file()
+            }
+            provenance = {
+                **document,
+                "key": key,
+                "fingerprint": fingerprint or digest(files),
+                "files": files,
+                "libraries": library_versions(),
+                "host": platform.node(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.time() - started, 3),
+                **(extra or {}),
+            }
+            (building / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+            _publish(building, home / kind / key)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        made = self.find(kind, key)
+        if made is None:
+            raise DamagedArtifact(f"{home / kind / key} is not whole after its build")
+        return made
+
+    def provenance(self, artifact: Artifact) -> dict[str, Any]:
+        """What ``provenance.json`` of ``artifact`` says.
+
+        Raises:
+            DamagedArtifact: there is none.
+        """
+        found = _read_json(self.path(artifact) / PROVENANCE)
+        if found is None:
+            raise DamagedArtifact(
+                f"{self.path(artifact)} has no {PROVENANCE}; run again"
+            )
+        return found
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock ``name`` of this store; the kernel frees it if we die."""
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` so that a reader sees the old or the new, whole."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """The installed versions of the libraries that results may depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _publish(building: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        building.rename(target)
+    except OSError:
+        found = _read_json(target / PROVENANCE)
+        if found and _whole(target, found["files"]):
+            return
+        # What lies there is damaged: keep it for whoever wants to know why.
+        target.rename(
+            target.with_name(f".damaged-{target.name}-{uuid.uuid4().hex[:8]}")
+        )
+        building.rename(target)
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as handle:
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _whole(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    sizes = {name: _size(folder / name) for name in files}
+    return all(sizes[name] == facts["bytes"] for name, facts in files.items())
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None

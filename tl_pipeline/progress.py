@@ -1,0 +1,65 @@
+"""How far a long stage has come, told to whoever is watching.
+
+A stage calls ``progress.track``; the command line or a flow installs a reporter. With
+none installed nothing is shown and nothing is lost.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Receives the progress of stages, from any thread."""
+
+    def start(self, task: str, total: int) -> None:
+        """``task`` will handle ``total`` images (or heads)."""
+
+    def advance(self, task: str, done: int) -> None:
+        """``done`` more of them are finished."""
+
+    def finish(self, task: str) -> None:
+        """``task`` is over, whether whole or broken off."""
+
+
+class _Silent:
+    def start(self, task: str, total: int) -> None: ...
+    def advance(self, task: str, done: int) -> None: ...
+    def finish(self, task: str) -> None: ...
+
+
+_reporter: Reporter = _Silent()
+
+
+@contextmanager
+def reporting(reporter: Reporter) -> Iterator[None]:
+    """Send all progress of this process to ``reporter`` while the block runs."""
+    global _reporter  # noqa: PLW0603 - one console per process, many threads
+    before, _reporter = _reporter, reporter
+    try:
+        yield
+    finally:
+        _reporter = before
+
+
+class Track:
+    """The handle through which a stage reports."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._to = _reporter
+
+    def advance(self, done: int = 1) -> None:
+        """Report ``done`` more items as finished."""
+        self._to.advance(self._task, done)
+
+
+@contextmanager
+def track(task: str, total: int) -> Iterator[Track]:
+    """Announce ``total`` items of ``task`` and yield the handle to count them."""
+    handle = Track(task)
+    _reporter.start(task, total)
+    try:
+        yield handle
+    finally:
+        _reporter.finish(task)

@@ -1,0 +1,168 @@
+"""The record of every finished run: which artifacts it used, and what it found."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tl_pipeline import tables
+from tl_pipeline.artifacts import Artifact, Store, write_atomically
+from tl_pipeline.comparison import paired_difference
+from tl_pipeline.planning import Step
+from tl_pipeline.specs import RunSpec
+from tl_pipeline.tables import METRICS, PREDICTIONS
+
+
+class Score(BaseModel):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Result(BaseModel):
+    """The chosen configuration of one head on one encoder, scored by accuracy."""
+
+    evaluation: str
+    encoder: str
+    head: str
+    role: str
+    validation: Score
+    test: Score
+    test_images: int
+
+
+class Registered(BaseModel):
+    """The model that the run's best result stands for."""
+
+    name: str
+    version: int
+    model: str
+    champion: bool
+    reason: str
+
+
+class RunRecord(BaseModel):
+    """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    dataset: str
+    started: datetime
+    finished: datetime
+    spec: RunSpec
+    steps: list[Step]
+    manifest: str
+    images: int
+    quarantined: int
+    duplicates: int
+    results: list[Result]
+    gain: Score | None
+    registered: Registered
+
+    @property
+    def best(self) -> Result:
+        """The candidate with the best validation accuracy."""
+        return next(r for r in self.results if r.role == "best")
+
+
+def new_run_id() -> str:
+    """Sorts by time; two runs of one second still differ."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def write(store: Store, record: RunRecord) -> Path:
+    """Publish ``record``; from then on it is what the next run compares with."""
+    file = store.root / "runs" / record.dataset / f"{record.run_id}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, record.model_dump_json(indent=1))
+    return file
+
+
+def latest(store: Store, dataset: str) -> RunRecord | None:
+    """The last finished run on ``dataset``, if there was one."""
+    files = sorted((store.root / "runs" / dataset).glob("*.json"))
+    return RunRecord.model_validate_json(files[-1].read_text()) if files else None
+
+
+def every(store: Store) -> list[RunRecord]:
+    """All finished runs on all datasets, oldest first."""
+    files = sorted((store.root / "runs").glob("*/*.json"), key=lambda file: file.name)
+    return [RunRecord.model_validate_json(file.read_text()) for file in files]
+
+
+def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, str]]:
+    """(stage, subject) -> keys of ``record``: see ``planning.Context.previous``."""
+    steps = record.steps if record else []
+    return {(step.stage, step.subject): step.keys for step in steps}
+
+
+def results(
+    store: Store, evaluations: Sequence[Artifact], best: str, seed: int
+) -> tuple[list[Result], Score | None]:
+    """All results, best first, and the gain by transfer of the best one.
+
+    The gain is its test accuracy minus that of the untrained twin (same network and
+    layer, random weights, same head), with a paired interval; None without a twin.
+    """
+    found = [_result(store, evaluation, best) for evaluation in evaluations]
+    order = {"best": 0, "candidate": 1, "control": 2}
+    found.sort(key=lambda r: (order[r.role], -r.validation.value))
+    by_key = {evaluation.key: evaluation for evaluation in evaluations}
+    twin = _twin(store, by_key, best)
+    if twin is None:
+        return found, None
+    difference = paired_difference(
+        _right(store, by_key[best]), _right(store, twin), seed
+    )
+    return found, Score(
+        value=difference.value, low=difference.low, high=difference.high
+    )
+
+
+def _result(store: Store, evaluation: Artifact, best: str) -> Result:
+    about = store.provenance(evaluation)["params"]
+    metrics = tables.read(METRICS, store.path(evaluation)).to_pylist()
+    chosen = {
+        row["split"]: row
+        for row in metrics
+        if row["chosen"] and row["metric"] == "accuracy"
+    }
+    role = "control" if about["control"] else "candidate"
+    return Result(
+        evaluation=evaluation.key,
+        encoder=about["encoder"],
+        head=chosen["test"]["head"],
+        role="best" if evaluation.key == best else role,
+        validation=_score(chosen["validation"]),
+        test=_score(chosen["test"]),
+        test_images=chosen["test"]["images"],
+    )
+
+
+def _score(row: Mapping[str, float]) -> Score:
+    return Score(value=row["value"], low=row["low"], high=row["high"])
+
+
+def _twin(store: Store, evaluations: dict[str, Artifact], best: str) -> Artifact | None:
+    def place(key: str) -> tuple[str, str]:
+        about = store.provenance(evaluations[key])["params"]
+        return about["encoder"].partition(" ")[0], about["family"]
+
+    for key, evaluation in evaluations.items():
+        untrained = " random:" in store.provenance(evaluation)["params"]["encoder"]
+        if key != best and untrained and place(key) == place(best):
+            return evaluation
+    return None
+
+
+def _right(store: Store, evaluation: Artifact) -> np.ndarray:
+    """Whether each test image, in the order of ids, is classified right."""
+    rows = tables.read(PREDICTIONS, store.path(evaluation)).to_pandas()
+    rows = rows[rows["split"] == "test"].sort_values("image_id")
+    return (rows["label"] == rows["predicted"]).to_numpy()
