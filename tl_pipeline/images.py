@@ -1,0 +1,146 @@
+"""Encoded bytes to pixels: probe, decode, preprocess."""
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+# PIL warns of decompression bombs from 89 Mpixel and refuses from twice that. Photos of
+# 100 Mpixel exist, so only the refusal counts here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class RefusedImage(Exception):
+    """These bytes are no image that can be embedded; ``reason`` is a word or two."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class Preprocess(BaseModel):
+    """How an image becomes the input of a network, field by field.
+
+    The shorter side is resized to ``resize`` pixels, the centre ``crop`` x ``crop`` is
+    cut out, values go to [0, 1] and then to (value - mean) / std per channel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resize: int
+    crop: int
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    antialias: bool = True
+    grey: bool = False
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def probe(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone.
+
+    Raises:
+        RefusedImage: empty, not an image, zero-sized, or over the pixel limit.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+    if width < 1 or height < 1:
+        raise RefusedImage("zero-sized", f"{width}x{height} pixels")
+    return width, height
+
+
+def decode(data: bytes) -> Image.Image:
+    """The upright image in 8-bit RGB.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit and floating grey
+    is scaled to 8 bit, an animation gives its first frame.
+
+    Raises:
+        RefusedImage: as ``probe``, or the pixels are truncated or damaged.
+    """
+    with _opened(data) as image:
+        try:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+        except Image.DecompressionBombError as error:
+            raise RefusedImage("too many pixels", str(error)) from None
+        # Decoders of damaged data raise what they please; each is this image's fault.
+        except Exception as error:  # noqa: BLE001
+            raise RefusedImage("undecodable", f"{error}"[:200]) from None
+
+
+def pixels(data: bytes, how: Preprocess) -> np.ndarray:
+    """Resized and cropped pixels: uint8 of shape (channels, crop, crop).
+
+    The same values, before scaling and normalising, as torchvision's
+    ``ImageClassification`` preset computes from a PIL image.
+
+    Raises:
+        RefusedImage: see ``decode``.
+    """
+    image = decode(data)
+    if how.grey:
+        image = image.convert("L")
+    image = _resize(image, how)
+    image = _centre_crop(image, how.crop)
+    values = np.asarray(image)
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise RefusedImage("empty", "no bytes")
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise RefusedImage(
+            "not an image", f"{len(data)} bytes, no known format"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise RefusedImage("too many pixels", str(error)) from None
+    except Exception as error:  # noqa: BLE001 - see decode
+        raise RefusedImage("undecodable", f"{error}"[:200]) from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit files arrive as I;16 or, from PNG before Pillow 11, as I.
+        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 1 else 1.0
+        grey = np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, how: Preprocess) -> Image.Image:
+    # As torchvision: the longer side is truncated, not rounded.
+    short, long = sorted(image.size)
+    if short == how.resize:
+        return image
+    stretched = int(how.resize * long / short)
+    size = (how.resize, stretched)
+    width, height = size if image.width <= image.height else size[::-1]
+    method = Image.Resampling[how.interpolation.upper()]
+    return image.resize((width, height), method)
+
+
+def _centre_crop(image: Image.Image, side: int) -> Image.Image:
+    # Where the image is smaller than the crop, torchvision pads with zeros, the odd
+    # pixel at the right and the bottom; so does PIL's crop from a negative corner.
+    left = _corner(image.width, side)
+    top = _corner(image.height, side)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _corner(length: int, side: int) -> int:
+    if length < side:
+        return -((side - length) // 2)
+    # torchvision rounds half to even
+    return round((length - side) / 2.0)

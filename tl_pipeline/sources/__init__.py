@@ -1,0 +1,61 @@
+"""Where images come from: one small module per kind of source.
+
+A source lists its inputs cheaply (``entries``) and hands out the bytes of one of them
+on demand (``read``). It filters nothing: what is not an image is refused later, with a
+reason, by whoever looks at the bytes.
+
+To add one: a spec in ``specs.py``, a module here, a row in ``SOURCES``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tl_pipeline.sources.digits import Digits
+from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.image_folder import ImageFolder
+from tl_pipeline.specs import DatasetSpec, DigitsSpec, ImageFolderSpec
+
+__all__ = ["SOURCES", "Entry", "Source", "SourceRow", "open_source"]
+
+
+class Source(Protocol):
+    """Lists inputs and reads one of them."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every input once, in a stable order, without reading its bytes.
+
+        Raises:
+            DatasetError: the source as a whole cannot be read.
+        """
+        ...
+
+    def read(self, uri: str) -> bytes:
+        """The encoded bytes of one input.
+
+        Raises:
+            OSError: they cannot be read; the input will be refused with that reason.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One kind of source: its ``type`` in the catalogue, its spec, its class."""
+
+    kind: str
+    spec: type[Any]
+    open: Callable[[Any], Source]
+    summary: str
+
+
+SOURCES = (
+    SourceRow("image_folder", ImageFolderSpec, ImageFolder, "root/[split/]class/image"),
+    SourceRow("digits", DigitsSpec, Digits, "scikit-learn's 1,797 handwritten digits"),
+)
+
+
+def open_source(spec: DatasetSpec) -> Source:
+    """The source that ``spec`` describes; nothing is read yet."""
+    row = next(row for row in SOURCES if row.spec is type(spec))
+    return row.open(spec)

@@ -1,0 +1,45 @@
+"""The handwritten digits that scikit-learn ships (UCI, Alpaydin & Kaynak 1998)."""
+
+import gzip
+import importlib.util
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.sources.entry import Entry
+from tl_pipeline.specs import DigitsSpec
+
+
+class Digits:
+    """1,797 grey images of 8x8 pixels, ten classes, no declared split.
+
+    An image is given as a binary PGM: unlike PNG its bytes do not depend on the version
+    of a compressor, so neither do the image ids.
+    """
+
+    def __init__(self, spec: DigitsSpec) -> None:
+        self._spec = spec
+
+    def entries(self) -> Iterator[Entry]:
+        """One entry per digit, in scikit-learn's order."""
+        for index, row in enumerate(self._rows):
+            yield Entry(uri=f"digits:{index:04d}", label=str(row[64]))
+
+    def read(self, uri: str) -> bytes:
+        """The digit as PGM, its 17 grey levels spread over 0..255."""
+        levels = self._rows[int(uri.removeprefix("digits:")), :64]
+        return b"P5\n8 8\n255\n" + np.rint(levels * 255 / 16).astype(np.uint8).tobytes()
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        # Importing scikit-learn takes a second, which `tl plan` has not got. The file
+        # that load_digits reads is read here; a test compares the two.
+        package = importlib.util.find_spec("sklearn")
+        if package is None or package.origin is None:
+            raise DatasetError("digits come with scikit-learn, which is not installed")
+        file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        with gzip.open(file, "rt") as lines:
+            return np.loadtxt(lines, delimiter=",").astype(np.int64)
