@@ -1,0 +1,113 @@
+"""Classifiers on embeddings: one visible row each.
+
+Every head is a scikit-learn classifier (``fit``, ``predict_proba``, ``classes_``), the
+neural one too. To add one: a factory in ``classical.py`` or a module of its own, and a
+row in ``HEADS``. A default that is a list is a grid: each of its values is trained.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tl_pipeline.errors import InvalidSpec, UnknownName
+from tl_pipeline.specs import HeadConfig, HeadSpec, Scalar
+
+
+@dataclass(frozen=True)
+class Head:
+    """One family of heads.
+
+    ``factory`` is ``module:function`` below this package, called with the parameters
+    and a seed; naming it keeps scikit-learn and torch unimported until it is needed.
+    """
+
+    name: str
+    summary: str
+    factory: str
+    defaults: Mapping[str, Scalar | list[Scalar]]
+    file: Literal["skops", "safetensors"] = "skops"
+    control: bool = False
+
+
+HEADS: dict[str, Head] = {
+    row.name: row
+    for row in (
+        Head(
+            "logistic",
+            "standardised multinomial logistic regression",
+            "classical:logistic",
+            {"C": [0.001, 0.01, 0.1, 1.0]},
+        ),
+        Head(
+            "mlp",
+            "one hidden layer with dropout, early stopping on a part of train",
+            "neural:MLPHead",
+            {
+                "hidden": 256,
+                "dropout": 0.5,
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+                "max_epochs": 200,
+                "patience": 20,
+                "batch_size": 256,
+            },
+            file="safetensors",
+        ),
+        Head(
+            "majority",
+            "the most frequent class, whatever the image: the floor",
+            "classical:majority",
+            {},
+            control=True,
+        ),
+    )
+}
+
+
+def complete(spec: HeadSpec) -> HeadSpec:
+    """``spec`` with every parameter that it leaves out at its default.
+
+    Raises:
+        UnknownName: no such head, or no such parameter.
+        InvalidSpec: a value that the head cannot be built with.
+    """
+    if spec.name not in HEADS:
+        raise UnknownName("head", spec.name, HEADS)
+    row = HEADS[spec.name]
+    for name in spec.params:
+        if name not in row.defaults:
+            raise UnknownName(f"parameter of head {spec.name!r}", name, row.defaults)
+    for name, value in spec.params.items():
+        default = row.defaults[name]
+        sample = default[0] if isinstance(default, list) else default
+        for given in value if isinstance(value, list) else [value]:
+            _check_kind(spec.name, name, given, sample)
+    return HeadSpec(name=spec.name, params={**row.defaults, **spec.params})
+
+
+def label(config: HeadConfig) -> str:
+    """The name people read, such as ``logistic(C=0.1)``: what is not plain default."""
+    defaults = HEADS[config.name].defaults
+    shown = ", ".join(
+        f"{name}={value}"
+        for name, value in config.params.items()
+        if value != defaults[name]
+    )
+    return f"{config.name}({shown})" if shown else config.name
+
+
+def build(config: HeadConfig, seed: int) -> Any:
+    """An unfitted classifier of ``config``, deterministic in ``seed``."""
+    module, _, function = HEADS[config.name].factory.partition(":")
+    factory = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    return factory(**config.params, random_state=seed)
+
+
+def _check_kind(head: str, name: str, given: Scalar, sample: Scalar) -> None:
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if isinstance(sample, int | float) and not number:
+        raise InvalidSpec(f"head {head!r}: {name} must be a number, not {given!r}")
+    whole = isinstance(given, int)
+    if isinstance(sample, int) and not whole:
+        raise InvalidSpec(f"head {head!r}: {name} must be a whole number, not {given}")

@@ -1,0 +1,123 @@
+"""A fitted head: it knows its encoder, its labels, and how to be saved safely.
+
+A head is a folder: ``head.json`` says what it is, ``head.skops`` or
+``head.safetensors`` holds what was learned. Nothing in it can run code: skops files are
+loaded against an allow-list of our own, which is empty for the heads listed so far.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_pipeline import heads
+from tl_pipeline.embeddings import Embeddings
+from tl_pipeline.errors import DamagedArtifact, EncoderMismatch, UnsafeModelFile
+from tl_pipeline.specs import HeadConfig
+
+# Types beyond skops's own defaults that a head may hold; each with the head's name.
+ALLOWED_TYPES: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A classifier fitted on the embeddings of one encoder.
+
+    ``classes`` are the label names in the order of the columns of ``predict_proba``.
+    """
+
+    config: HeadConfig
+    seed: int
+    encoder_key: str
+    classes: list[str]
+    estimator: Any
+
+    def predict_proba(self, embeddings: Embeddings) -> np.ndarray:
+        """Class probabilities: float32 of shape (n_images, n_classes).
+
+        Raises:
+            EncoderMismatch: these are embeddings of another encoder.
+        """
+        if embeddings.encoder_key != self.encoder_key:
+            raise EncoderMismatch(
+                f"this head was trained on embeddings of encoder {self.encoder_key}, "
+                f"not of {embeddings.encoder_key}; embed the images with its encoder"
+            )
+        if not embeddings.image_ids:
+            return np.empty((0, len(self.classes)), np.float32)
+        return self.estimator.predict_proba(embeddings.vectors).astype(np.float32)
+
+
+def fit(
+    config: HeadConfig, seed: int, embeddings: Embeddings, labels: np.ndarray
+) -> FittedHead:
+    """Fit ``config`` on ``embeddings``, whose rows have ``labels`` of shape (n,)."""
+    estimator = heads.build(config, seed)
+    estimator.fit(embeddings.vectors, labels)
+    classes = [str(name) for name in estimator.classes_]
+    return FittedHead(config, seed, embeddings.encoder_key, classes, estimator)
+
+
+def save(head: FittedHead, folder: Path) -> None:
+    """Write ``head`` into ``folder``."""
+    kind = heads.HEADS[head.config.name].file
+    about = {
+        "config": head.config.model_dump(mode="json"),
+        "seed": head.seed,
+        "encoder_key": head.encoder_key,
+        "classes": head.classes,
+        "file": f"head.{kind}",
+    }
+    if kind == "skops":
+        import skops.io  # noqa: PLC0415 - three seconds that reading a plan has not got
+
+        skops.io.dump(head.estimator, folder / "head.skops")
+    else:
+        from safetensors.numpy import save_file  # noqa: PLC0415
+
+        save_file(head.estimator.tensors(), folder / "head.safetensors")
+    (folder / "head.json").write_text(json.dumps(about, indent=1, ensure_ascii=False))
+
+
+def load(folder: Path) -> FittedHead:
+    """Read the head in ``folder``.
+
+    Raises:
+        UnsafeModelFile: the file holds a type that is not allowed, or is of another
+            kind than its head writes.
+        DamagedArtifact: a file is missing or not whole.
+    """
+    try:
+        about = json.loads((folder / "head.json").read_text())
+        config = HeadConfig.model_validate(about["config"])
+        kind = heads.HEADS[config.name].file
+        if about["file"] != f"head.{kind}":
+            raise UnsafeModelFile(
+                f"{folder}: a {config.name} head is kept in head.{kind}, "
+                f"not in {about['file']}"
+            )
+        estimator = _estimator(folder / about["file"], config, about)
+    except (OSError, KeyError, ValueError) as error:
+        raise DamagedArtifact(f"{folder}: no whole head ({error}); run again") from None
+    return FittedHead(
+        config, about["seed"], about["encoder_key"], about["classes"], estimator
+    )
+
+
+def _estimator(file: Path, config: HeadConfig, about: dict[str, Any]) -> Any:
+    if file.suffix == ".safetensors":
+        from safetensors.numpy import load_file  # noqa: PLC0415
+
+        unfitted = heads.build(config, about["seed"])
+        return unfitted.from_tensors(load_file(file), about["classes"])
+    import skops.io  # noqa: PLC0415
+
+    unknown = set(skops.io.get_untrusted_types(file=file)) - set(ALLOWED_TYPES)
+    if unknown:
+        raise UnsafeModelFile(
+            f"{file} holds types that no head writes: {', '.join(sorted(unknown))}. "
+            "It is not loaded; register the model again from a trusted run"
+        )
+    return skops.io.load(file, trusted=list(ALLOWED_TYPES))
