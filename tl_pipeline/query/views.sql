@@ -1,0 +1,60 @@
+-- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
+-- {name} is replaced by a list of files or a glob; the tables runs, stages, models,
+-- encoders, latest_manifests, run_evaluations are written by query/__init__.py.
+
+CREATE VIEW images AS
+SELECT f.dataset, i.* EXCLUDE (filename)
+FROM read_parquet({manifests}, filename = true) AS i
+JOIN latest_manifests AS f ON f.manifest_file = i.filename;
+COMMENT ON VIEW images IS
+'One row per image of each dataset, as of its latest run.';
+
+CREATE VIEW quarantine AS
+SELECT f.dataset, q.uri, q.image_id, q.reason, q.detail, NULL AS encoder
+FROM read_parquet({quarantines}, filename = true) AS q
+JOIN latest_manifests AS f ON f.quarantine_file = q.filename
+UNION ALL
+SELECT i.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder
+FROM refused AS r
+JOIN images AS i USING (image_id)
+JOIN encoders AS e USING (encoder_key);
+COMMENT ON VIEW quarantine IS
+'One row per input that was refused, by ingest or (with encoder) when it was decoded.';
+
+CREATE VIEW duplicates AS
+SELECT f.dataset, d.* EXCLUDE (filename)
+FROM read_parquet({duplicates}, filename = true) AS d
+JOIN latest_manifests AS f ON f.duplicates_file = d.filename;
+COMMENT ON VIEW duplicates IS
+'One row per file with the very bytes of another, kept_uri, which is in images.';
+
+CREATE VIEW embeddings AS
+SELECT e.encoder, p.encoder AS encoder_key, p.image_id, p.embedding
+FROM read_parquet(
+    {embeddings}, hive_partitioning = true, hive_types_autocast = false
+) AS p
+JOIN encoders AS e ON e.encoder_key = p.encoder;
+COMMENT ON VIEW embeddings IS
+'One row per encoder and image: embedding is FLOAT[width]. Shared by all datasets.';
+
+CREATE TABLE metrics AS
+SELECT
+    r.run_id, r.dataset, m.encoder, m.head, m.split, m.metric,
+    m.value, m.low, m.high, m.images, m.chosen, r.role, m.family,
+    m.encoder_key, m.evaluation
+FROM run_evaluations AS r
+JOIN read_parquet({metrics}) AS m USING (evaluation);
+COMMENT ON TABLE metrics IS
+'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.
+Only the configuration chosen on validation has test rows.';
+
+CREATE VIEW predictions AS
+SELECT
+    r.dataset, r.run_id, r.encoder, r.head, r.role, p.image_id, p.split, p.label,
+    p.predicted, p.label = p.predicted AS correct, p.confidence, p.probabilities,
+    p.evaluation
+FROM read_parquet({predictions}) AS p
+JOIN run_evaluations AS r USING (evaluation)
+WHERE r.latest;
+COMMENT ON VIEW predictions IS
+'One row per encoder, chosen head and validation or test image, as of the latest run.';

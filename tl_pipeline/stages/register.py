@@ -1,0 +1,159 @@
+"""Register: all evaluations of a run -> the best candidate as a model.
+
+Reads the evaluations. Writes ``models/<key>/``, one complete folder (``model.json`` and
+the head's files), gives it a version in the registry, and the alias ``champion`` if it
+earns it. Controls are compared with, never registered.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tl_pipeline import heads, tables
+from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.encoders import Encoder
+from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.specs import HeadConfig
+from tl_pipeline.splits import VALIDATION
+from tl_pipeline.tables import METRICS
+
+# Bump when the same inputs must give another model folder.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Best:
+    """The registered model and the evaluation that it was chosen by."""
+
+    model: Artifact
+    evaluation: Artifact
+
+
+def plan(
+    context: Context,
+    evaluations: Sequence[Artifact],
+    encoders: Sequence[Encoder],  # noqa: ARG001 - the signature of run
+) -> Outcome[Best | None]:
+    """Look whether the best candidate is registered; None while one is unscored.
+
+    ``encoders[i]`` is the encoder of ``evaluations[i]``.
+    """
+    started = time.perf_counter()
+    unscored = [
+        evaluation
+        for evaluation in evaluations
+        if context.store.find("evaluations", evaluation.key) is None
+    ]
+    if unscored:
+        step = Step(
+            stage="register",
+            subject=context.dataset.name,
+            cached=False,
+            reason=f"{len(unscored)} evaluations to come",
+            keys={},
+            seconds=time.perf_counter() - started,
+        )
+        return Outcome(None, step)
+    best = _best(context, evaluations)
+    document = _document(context, best)
+    key = digest(document)
+    whole = context.store.find("models", key) is not None
+    registered = (context.store.root / "registry" / f"{key}.json").exists()
+    reason = "the best candidate is registered"
+    if not (whole and registered):
+        subject = context.dataset.name
+        reason = why_not_cached(context, "models", subject, "model", document)
+    step = Step(
+        stage="register",
+        subject=context.dataset.name,
+        cached=whole and registered,
+        reason=reason,
+        keys={"model": key},
+        seconds=time.perf_counter() - started,
+    )
+    return Outcome(Best(Artifact("models", key, key), best), step)
+
+
+def run(
+    context: Context, evaluations: Sequence[Artifact], encoders: Sequence[Encoder]
+) -> Outcome[Best | None]:
+    """Build the model folder of the best candidate and register it."""
+    started, planned = time.perf_counter(), plan(context, evaluations, encoders)
+    if planned.step.cached:
+        return planned
+    # MLflow is imported only when there is something to register
+    from tl_pipeline import registry  # noqa: PLC0415
+
+    best = _best(context, evaluations)
+    document = _document(context, best)
+    encoder = encoders[list(evaluations).index(best)]
+    write = partial(_write, context, best, encoder, document)
+    registry.register(context.store, context.store.build("models", document, write))
+    return planned.ran(time.perf_counter() - started)
+
+
+def _best(context: Context, evaluations: Sequence[Artifact]) -> Artifact:
+    """The candidate of the best validation accuracy, then log loss, then the first."""
+
+    def merit(evaluation: Artifact) -> tuple[float, float]:
+        found = _metrics(context, evaluation)[VALIDATION]
+        return found["accuracy"]["value"], -found["log_loss"]["value"]
+
+    def control(evaluation: Artifact) -> bool:
+        return context.store.provenance(evaluation)["params"]["control"]
+
+    return max((e for e in evaluations if not control(e)), key=merit)
+
+
+def _metrics(context: Context, evaluation: Artifact) -> dict[str, dict[str, Any]]:
+    """Split -> metric -> value, low, high of the chosen configuration."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in tables.read(METRICS, context.store.path(evaluation)).to_pylist():
+        if row["chosen"]:
+            score = {name: row[name] for name in ("value", "low", "high")}
+            found.setdefault(row["split"], {})[row["metric"]] = score
+    return found
+
+
+def _document(context: Context, best: Artifact) -> KeyDocument:
+    return key_document(
+        "register",
+        VERSION,
+        {"dataset": context.dataset.name},
+        {"evaluation": best.fingerprint},
+    )
+
+
+def _write(
+    context: Context,
+    best: Artifact,
+    encoder: Encoder,
+    document: KeyDocument,
+    folder: Path,
+) -> str:
+    evaluation = context.store.path(best)
+    chosen = json.loads((evaluation / "chosen.json").read_text())
+    head = context.store.root / "heads" / chosen["head"]
+    about = json.loads((head / "head.json").read_text())
+    for name in ("head.json", about["file"]):
+        shutil.copyfile(head / name, folder / name)
+    model = {
+        "format": 1,
+        "dataset": context.dataset.name,
+        "encoder": encoder.model_dump(mode="json"),
+        "encoder_key": encoder.key,
+        "encoder_label": encoder.label,
+        "head": chosen["head"],
+        "head_label": heads.label(HeadConfig.model_validate(about["config"])),
+        "classes": chosen["classes"],
+        "metrics": _metrics(context, best),
+        "evaluation": best.key,
+    }
+    text = json.dumps(model, indent=1, ensure_ascii=False)
+    (folder / "model.json").write_text(text)
+    return digest(document)
