@@ -1,0 +1,43 @@
+"""One thin task per stage.
+
+Prefect's own cache is off: whether a stage runs is the store's to say, which knows the
+content of its inputs and whether the outputs still exist. The task ends in a state that
+tells which: ``Cached``, or ``Completed`` with the reason.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from tl_pipeline.pipeline import STAGES
+from tl_pipeline.planning import Outcome
+
+
+def perform(stage: str, inputs: Sequence[Any]) -> State[Outcome[Any]]:
+    """Run ``stage`` on ``inputs``, taking the output out of each earlier outcome."""
+    outcome = STAGES[stage].run(*map(_output, inputs))
+    step = outcome.step
+    if step.cached:
+        return Completed(name="Cached", message=step.reason, data=outcome)
+    return Completed(message=f"ran: {step.reason}", data=outcome)
+
+
+def _output(value: Any) -> Any:
+    if isinstance(value, Outcome):
+        return value.output
+    return [_output(item) for item in value] if isinstance(value, list) else value
+
+
+def _task(stage: str) -> Any:
+    @task(name=stage, cache_policy=NO_CACHE, persist_result=False)
+    def run_stage(*inputs: Any) -> Any:
+        return perform(stage, inputs)
+
+    return run_stage
+
+
+TASKS = {stage: _task(stage) for stage in STAGES}

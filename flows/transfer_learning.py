@@ -1,0 +1,102 @@
+"""The flow: ingest, embed, train, evaluate, register, each cached by the store."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows.tasks import TASKS
+from tl_pipeline import pipeline
+from tl_pipeline.artifacts import Store
+from tl_pipeline.backbones import BACKBONES
+from tl_pipeline.heads import HEADS
+from tl_pipeline.pipeline import Wired, Work
+from tl_pipeline.planning import Step
+from tl_pipeline.runs import RunRecord
+from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+
+# The patterns make Prefect refuse a wrong name before it creates a run.
+BackboneText = Annotated[str, Field(pattern=rf"^({'|'.join(BACKBONES)})(:.+=.+)?$")]
+HeadText = Annotated[str, Field(pattern=rf"^({'|'.join(HEADS)})(:.+=.+)?$")]
+DEFAULTS = RunSpec(dataset="-")
+# A second stage would compete for the same cores and GPU memory.
+ONE_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=1)
+BACKBONES_BY_DEFAULT = [encoder.short() for encoder in DEFAULTS.backbones]
+HEADS_BY_DEFAULT = [head.short() for head in DEFAULTS.heads]
+
+
+@flow(
+    name="transfer-learning",
+    flow_run_name="{dataset}",
+    task_runner=ONE_AT_A_TIME,
+)
+def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
+    dataset: str,
+    backbones: list[BackboneText] = BACKBONES_BY_DEFAULT,
+    heads: list[HeadText] = HEADS_BY_DEFAULT,
+    controls: bool = True,
+    seed: int = 0,
+    part_rows: int = DEFAULTS.part_rows,
+    verify: bool = False,
+    download: bool = True,
+    catalog: str | None = None,
+    store: str = "tl_store",
+) -> RunRecord:
+    """Try every head on the embeddings of every backbone; register the best.
+
+    Args:
+        dataset: a name in the data catalogue, or a folder of images.
+        backbones: each NAME or NAME:layer=...,weights=...
+        heads: each NAME or NAME:param=value, a slash between the values of a grid.
+        controls: also run untrained twins and the majority class.
+        seed: of heads, controls and bootstrap; the split has its own.
+        part_rows: images per embedding part file, the most that a crash loses.
+        verify: read every input again instead of trusting size and time.
+        download: fetch missing named weights by torchvision's own loader.
+        catalog: the data catalogue, ./data_catalog.yaml when None.
+        store: the folder of all artifacts.
+    """
+    spec = RunSpec(
+        dataset=dataset,
+        backbones=tuple(map(EncoderSpec.parse, backbones)),
+        heads=tuple(map(HeadSpec.parse, heads)),
+        controls=controls,
+        seed=seed,
+        part_rows=part_rows,
+    )
+    work = pipeline.prepare(
+        spec,
+        Store.open(store),
+        catalog_file=Path(catalog) if catalog else None,
+        verify=verify,
+        download=download,
+    )
+    return _submit(work)
+
+
+def _submit(work: Work) -> RunRecord:
+    started = datetime.now(UTC)
+    submitted: list[PrefectFuture[Any]] = []
+
+    def call(stage: str, *inputs: Any) -> PrefectFuture[Any]:
+        submitted.append(TASKS[stage].submit(*inputs))
+        return submitted[-1]
+
+    wired = pipeline.wire(work, call)
+    # In order, so that the first failure is raised and not what followed from it.
+    outcomes = {id(future): future.result() for future in submitted}
+    steps: list[Step] = [outcome.step for outcome in outcomes.values()]
+    return pipeline.finish(
+        work,
+        started,
+        steps,
+        Wired(
+            outcomes[id(wired.manifest)].output,
+            [outcomes[id(future)].output for future in wired.evaluations],
+            outcomes[id(wired.registered)].output,
+        ),
+    )

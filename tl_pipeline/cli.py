@@ -1,0 +1,265 @@
+"""``tl``: run, plan, query. The one module that stands above ``flows``.
+
+Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from tl_pipeline.errors import TransferLearningError
+from tl_pipeline.request import CatalogOption, Request, StoreOption
+
+if TYPE_CHECKING:
+    from tl_pipeline.artifacts import Store
+    from tl_pipeline.pipeline import Work
+
+app = App(
+    name="tl",
+    help="Transfer learning on images: embed once, compare heads, register the best.",
+    version_flags=["--version"],
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+NOTHING = Request()
+
+
+@app.command
+def run(
+    request: Request = NOTHING,
+    *,
+    runner: Literal["prefect", "direct"] = "prefect",
+    json: Json = False,
+) -> None:
+    """Run the whole pipeline on a dataset; only what changed is computed.
+
+    Args:
+        request: what to run.
+        runner: as a Prefect flow, or directly in this process.
+        json: print the run's record as JSON.
+    """
+    from tl_pipeline import console, pipeline, progress, report
+
+    work, store = _prepare(request, download=True)
+    with console.LiveProgress() as live, progress.reporting(live):
+        if runner == "direct":
+            record = pipeline.run(work)
+        else:
+            from flows import launch
+
+            record = launch.run_here(request.parameters(work.spec))
+    if json:
+        console.print_json(record.model_dump(mode="json"))
+        return
+    places = {
+        "report": report.path(store, record),
+        "catalogue": store.root / "catalog.duckdb",
+        "registry": store.root / "mlflow.db",
+        "model": store.root / "models" / record.registered.model,
+    }
+    console.summarise(record, places)
+
+
+@app.command
+def plan(request: Request = NOTHING, *, json: Json = False) -> None:
+    """Say what ``run`` would do and why; nothing is computed or written.
+
+    Args:
+        request: what would be run.
+        json: print the steps as JSON.
+    """
+    from dataclasses import asdict
+
+    from tl_pipeline import console, pipeline
+
+    work, _ = _prepare(request, download=False)
+    steps = pipeline.plan(work)
+    if json:
+        console.print_json([asdict(step) for step in steps])
+        return
+    rows = [
+        {
+            "stage": step.stage,
+            "subject": step.subject,
+            "would": "cached" if step.cached else "run",
+            "estimate": _estimate(step.estimated_seconds, step.estimated_bytes),
+            "why": step.reason,
+        }
+        for step in steps
+    ]
+    console.print_rows(rows, ["stage", "subject", "would", "estimate", "why"])
+    due = sum(not step.cached for step in steps)
+    console.out.print(f"\n{due} of {len(steps)} stages would run")
+
+
+@app.command
+def sql(
+    query: str | None = None, /, *, store: StoreOption = "tl_store", json: Json = False
+) -> None:
+    """Ask the catalogue in SQL; without a query, list what there is to ask.
+
+    Args:
+        query: DuckDB SQL, read from standard input when piped.
+        store: folder of all artifacts.
+        json: print the rows as JSON.
+    """
+    from tl_pipeline import console
+    from tl_pipeline import query as catalogue
+    from tl_pipeline.artifacts import Store
+
+    piped = "" if query or sys.stdin.isatty() else sys.stdin.read().strip()
+    text = query or piped or catalogue.CONTENTS
+    rows = catalogue.ask(Store.open(store), text)
+    if json:
+        console.print_json(rows.to_pylist())
+    else:
+        catalogue.show(rows)
+
+
+@app.command
+def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
+    """List the registered models, their scores, and who is champion."""
+    from tl_pipeline import console, registry
+    from tl_pipeline.artifacts import Store
+
+    rows = registry.models(Store.open(store))
+    columns = ["name", "version", "aliases", "encoder", "head"]
+    columns += ["validation_accuracy", "test_accuracy", "folder"]
+    _show(rows, columns, json=json, empty="no models yet: tl run DATASET")
+    if rows and not json:
+        console.out.print(f"\nMLflow: {registry.database(Store.open(store))}")
+
+
+@app.command
+def backbones(*, json: Json = False) -> None:
+    """List the pretrained networks, their layers, and whether weights are on disk."""
+    from tl_pipeline.backbones import BACKBONES, named_weights
+
+    rows = []
+    for row in BACKBONES.values():
+        named = named_weights(row, row.weights)
+        rows.append(
+            {
+                "backbone": row.name,
+                "layers": list(row.layers),
+                "weights": named.name,
+                "MB": named.megabytes,
+                "on_disk": "yes" if named.file.exists() else "no",
+                "file": str(named.file),
+            }
+        )
+    _show(rows, list(rows[0]), json=json, empty="")
+
+
+@app.command
+def heads(*, json: Json = False) -> None:
+    """List the heads and their default parameters; a list is a grid."""
+    from tl_pipeline.heads import HEADS
+
+    rows = [
+        {
+            "head": row.name,
+            "summary": row.summary,
+            "parameters": dict(row.defaults)
+            if json
+            else " ".join(f"{name}={value}" for name, value in row.defaults.items()),
+        }
+        for row in HEADS.values()
+    ]
+    _show(rows, list(rows[0]), json=json, empty="")
+
+
+@app.command
+def catalog(*, catalog: CatalogOption = None, json: Json = False) -> None:
+    """Check the data catalogue and list its datasets."""
+    from tl_pipeline import catalog as entries
+
+    found = entries.load(catalog or entries.DEFAULT).values()
+    rows = [{"dataset": entry.name, **entry.model_dump(mode="json")} for entry in found]
+    for row in rows:
+        row.setdefault("path", None)
+    columns = ["dataset", "type", "path", "description"]
+    _show(rows, columns, json=json, empty="the catalogue has no datasets")
+
+
+@app.command
+def doctor(*, store: StoreOption = "tl_store", json: Json = False) -> None:
+    """Check versions, torch, the processor, the store and the catalogue."""
+    from dataclasses import asdict
+
+    from flows import launch
+    from tl_pipeline import doctor as checks
+
+    found = checks.examine(store, launch.server_can_start)
+    rows = [asdict(check) for check in found]
+    shown = rows if json else [{**r, "ok": "ok" if r["ok"] else "FAULT"} for r in rows]
+    _show(shown, ["ok", "check", "found", "cure"], json=json, empty="")
+    if not all(check.ok for check in found):
+        sys.exit(1)
+
+
+@app.command
+def serve(
+    request: Request = NOTHING, *, name: str = "served", cron: str | None = None
+) -> None:
+    """Serve the flow from this process: scheduled runs, and `prefect deployment run`.
+
+    Args:
+        request: the default parameters of its runs.
+        name: of the deployment: transfer-learning/NAME.
+        cron: when to run by itself, such as "0 2 * * *" (UTC).
+    """
+    work, _ = _prepare(request, download=False)
+    from flows import launch
+
+    launch.serve(name, cron, request.parameters(work.spec))
+
+
+def main() -> None:
+    """The command ``tl``: errors become one message and an exit code."""
+    try:
+        app()
+    except TransferLearningError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; finished parts are kept, run again to go on\n")
+        sys.exit(130)
+
+
+def _prepare(request: Request = NOTHING, *, download: bool) -> "tuple[Work, Store]":
+    from tl_pipeline import pipeline
+    from tl_pipeline.artifacts import Store
+
+    store = Store.open(request.store)
+    work = pipeline.prepare(
+        request.spec(),
+        store,
+        catalog_file=request.catalog,
+        verify=request.verify,
+        download=download,
+    )
+    return work, store
+
+
+def _show(rows: list[Any], columns: list[str], *, json: bool, empty: str) -> None:
+    from tl_pipeline import console
+
+    if json:
+        console.print_json(rows)
+    elif rows:
+        console.print_rows(rows, columns)
+    else:
+        console.out.print(empty)
+
+
+def _estimate(seconds: float | None, size: int | None) -> str:
+    if seconds is None or size is None or not seconds:
+        return ""
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"~{time}, {size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What the command line prints: tables, live progress, the summary of a run."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from tl_pipeline.runs import RunRecord, Score
+from tl_pipeline.specs import Spec
+
+# Where there is no terminal, tables are as wide as they need to be.
+_WIDTH = None if sys.stdout.isatty() else 160
+
+out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print ``document`` as JSON for a script."""
+    sys.stdout.write(json.dumps(document, indent=1, default=str, ensure_ascii=False))
+    sys.stdout.write("\n")
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print ``columns`` of ``rows`` as a table; numbers to the right."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        numeric = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(row[name])) for name in columns))
+    out.print(table)
+
+
+def percent(score: Score) -> str:
+    """``97.2 % [95.1, 98.4]``."""
+    text = f"{score.value:.1%}".replace("%", " %")
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
+    """Print a finished run: its stages, its results, where to look."""
+    print_rows(
+        [
+            {
+                "stage": step.stage,
+                "subject": step.subject,
+                "time": "cached" if step.cached else f"{step.seconds:.1f} s",
+                "why": step.reason,
+            }
+            for step in record.steps
+        ],
+        ["stage", "subject", "time", "why"],
+    )
+    out.print()
+    print_rows(
+        [
+            {
+                "": {"best": "*", "control": "control"}.get(result.role, ""),
+                "encoder": result.encoder,
+                "head": result.head,
+                "validation": f"{result.validation.value:.1%}".replace("%", " %"),
+                "test [95 % interval]": percent(result.test),
+            }
+            for result in record.results
+        ],
+        ["", "encoder", "head", "validation", "test [95 % interval]"],
+    )
+    best, entry = record.best, record.registered
+    out.print(
+        f"\n[bold]{record.dataset}: test accuracy {_literal(percent(best.test))}[/] on "
+        f"{best.test_images:,} images, with {best.head} on {best.encoder}"
+    )
+    if record.gain:
+        low, high = 100 * (record.gain.low or 0), 100 * (record.gain.high or 0)
+        out.print(
+            f"gain by transfer: {100 * record.gain.value:+.1f} points "
+            f"{_literal(f'[{low:+.1f}, {high:+.1f}]')} over the same network untrained"
+        )
+    if record.quarantined or record.duplicates:
+        out.print(
+            f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
+            "files: `tl sql 'FROM quarantine'`, `tl sql 'FROM duplicates'`"
+        )
+    rank = "champion" if entry.champion else "not champion"
+    out.print(
+        f"model {entry.name} version {entry.version}, {rank}: {_literal(entry.reason)}"
+    )
+    for name, place in places.items():
+        out.print(f"{name:10} {place}")
+
+
+def as_rows(specs: Iterable[Spec]) -> list[dict[str, Any]]:
+    """Specs as plain rows."""
+    return [spec.model_dump(mode="json") for spec in specs]
+
+
+class LiveProgress:
+    """Progress bars with items/s and time left; plain lines without a terminal."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def start(self, task: str, total: int) -> None:
+        """Show a bar for ``task``; a ``total`` of 0 means unknown."""
+        self._started[task] = time.monotonic()
+        self._tasks[task] = self._bars.add_task(task, total=total or None)
+
+    def advance(self, task: str, done: int) -> None:
+        """Move the bar of ``task``."""
+        self._bars.advance(self._tasks[task], done)
+
+    def finish(self, task: str) -> None:
+        """Take the bar of ``task`` away."""
+        bar = self._tasks.pop(task)
+        done = self._bars._tasks[bar].completed  # noqa: SLF001 - no public reader by id
+        seconds = time.monotonic() - self._started[task]
+        self._bars.remove_task(bar)
+        if not err.is_terminal and seconds > 1:
+            rate = done / seconds
+            err.print(f"{task}: {done:,.0f} in {seconds:.1f} s ({rate:,.1f}/s)")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value[:8])) + ", ..." * (len(value) > 8)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _literal(text: str) -> str:
+    return text.replace("[", r"\[")
