@@ -1,0 +1,65 @@
+"""What several tests need: a store, small folders of real images, the shared data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from tl_pipeline.artifacts import Store
+
+REPOSITORY = Path(__file__).parents[1]
+
+# No test may call home or look for a network.
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    made = Store.open(tmp_path / "store")
+    made.create()
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights and data beside the checkout, or a skip."""
+    folder = Path(os.environ.get("TL_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "weights").is_dir():
+        pytest.skip("no shared data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def crops() -> Callable[[str, int], Image.Image]:
+    """``crops(label, i)``: crop number i of the photo "china" or "flower".
+
+    Two real classes from the two photos that scikit-learn ships: no network, no files.
+    """
+    china, flower = (Image.fromarray(photo) for photo in load_sample_images().images)
+    photos = {"china": china, "flower": flower}
+
+    def crop(label: str, number: int) -> Image.Image:
+        chance = np.random.default_rng([number, len(label)])
+        side = int(chance.integers(48, 160))
+        left = int(chance.integers(0, photos[label].width - side))
+        top = int(chance.integers(0, photos[label].height - side))
+        return photos[label].crop((left, top, left + side, top + side))
+
+    return crop
+
+
+@pytest.fixture
+def folder(tmp_path: Path, crops: Callable[[str, int], Image.Image]) -> Path:
+    """A folder ``root/class/*.jpg`` with two classes of 30 photos each."""
+    root = tmp_path / "photos"
+    for label in ("china", "flower"):
+        (root / label).mkdir(parents=True)
+        for number in range(30):
+            crops(label, number).save(root / label / f"{number:03d}.jpg", quality=90)
+    return root
