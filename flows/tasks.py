@@ -13,8 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from tl_pipeline.encoders import Encoder
 from tl_pipeline.pipeline import STAGES
 from tl_pipeline.planning import Outcome
+from tl_pipeline.specs import HeadSpec
 
 
 def perform(stage: str, inputs: Sequence[Any]) -> State[Outcome[Any]]:
@@ -24,6 +26,13 @@ def perform(stage: str, inputs: Sequence[Any]) -> State[Outcome[Any]]:
     if step.cached:
         return Completed(name="Cached", message=step.reason, data=outcome)
     return Completed(message=f"ran: {step.reason}", data=outcome)
+
+
+def run_name(stage: str, inputs: Sequence[Any]) -> str:
+    """What the UI calls the task run, such as ``train mlp on resnet18/avgpool V1``."""
+    head = next((f"{i.name} on" for i in inputs if isinstance(i, HeadSpec)), "")
+    encoder = next((i.label for i in inputs if isinstance(i, Encoder)), "")
+    return " ".join(part for part in (stage, head, encoder) if part)
 
 
 def _output(value: Any) -> Any:

@@ -9,7 +9,8 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.tasks import TASKS
+from flows.tasks import TASKS, run_name
+from flows.watching import logged
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES
@@ -75,7 +76,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         verify=verify,
         download=download,
     )
-    return _submit(work)
+    with logged():
+        return _submit(work)
 
 
 def _submit(work: Work) -> RunRecord:
@@ -83,7 +85,8 @@ def _submit(work: Work) -> RunRecord:
     submitted: list[PrefectFuture[Any]] = []
 
     def call(stage: str, *inputs: Any) -> PrefectFuture[Any]:
-        submitted.append(TASKS[stage].submit(*inputs))
+        named = TASKS[stage].with_options(task_run_name=run_name(stage, inputs))
+        submitted.append(named.submit(*inputs))
         return submitted[-1]
 
     wired = pipeline.wire(work, call)

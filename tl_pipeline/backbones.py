@@ -54,7 +54,7 @@ class Backbone:
         """
         name = name or self.default_layer
         if name not in self.layers:
-            raise UnknownName(f"layer of {self.name}", name, self.layers)
+            raise UnknownName(f"{self.name} layer", name, self.layers)
         return name, self.layers[name]
 
 
@@ -126,14 +126,14 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     """
     if backbone.origin == "ours":
         if name != backbone.weights:
-            raise UnknownName(f"weights of {backbone.name}", name, [backbone.weights])
+            raise UnknownName(f"{backbone.name} weights", name, [backbone.weights])
         file = Path(str(resources.files("tl_pipeline") / "weights" / LENET_LETTERS))
         return NamedWeights(name, file, "", 0.25, "", LENET_PREPROCESS)
     from torchvision.models import get_model_weights  # noqa: PLC0415
 
     members = get_model_weights(backbone.name).__members__
     if name not in members:
-        raise UnknownName(f"weights of {backbone.name}", name, members)
+        raise UnknownName(f"{backbone.name} weights", name, members)
     weights = members[name].value
     file_name = weights.url.rpartition("/")[2]
     return NamedWeights(

@@ -127,7 +127,7 @@ def _explain(
         # The tag of a discriminated union is part of pydantic's place, not of the file.
         where = [part for part in error["loc"] if part not in _tags()]
         dotted = ".".join(str(part) for part in [*prefix, *where])
-        message = error["msg"]
+        message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = "unknown field"
         if error["type"] in ("union_tag_invalid", "union_tag_not_found"):

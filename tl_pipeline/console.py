@@ -136,7 +136,8 @@ class LiveProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def start(self, task: str, total: int) -> None:
         """Show a bar for ``task``; a ``total`` of 0 means unknown."""

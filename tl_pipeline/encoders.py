@@ -132,13 +132,25 @@ def load(encoder: Encoder) -> "torch.nn.Module":
     return backbones.pretrained(backbone, layer, backbones.read_state(data, file), file)
 
 
+def check_names(spec: EncoderSpec) -> Backbone:
+    """The backbone of ``spec``, if it and its layer are listed.
+
+    Raises:
+        UnknownName: one of them is not.
+    """
+    backbone = backbones.find_backbone(spec.backbone)
+    backbone.layer(spec.layer)
+    return backbone
+
+
 def fetch(spec: EncoderSpec) -> None:
     """Download the named weights of ``spec`` by torchvision's own loader if missing.
 
     Raises:
+        UnknownName: see ``check_names``.
         WeightsError: they cannot be downloaded; says which file to put where.
     """
-    backbone = backbones.find_backbone(spec.backbone)
+    backbone = check_names(spec)
     member = _member(spec.weights or backbone.weights)
     if backbone.origin == "ours" or member is None:
         return

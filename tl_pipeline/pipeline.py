@@ -61,19 +61,24 @@ def prepare(
 ) -> Work:
     """Resolve every name in ``spec`` before anything is computed or written.
 
-    With ``download`` missing named weights are fetched by torchvision; with ``verify``
-    no memo of unchanged files is trusted.
+    With ``download`` missing named weights are fetched by torchvision, and weights that
+    were never used in this store are tried on; with ``verify`` no memo of unchanged
+    files is trusted.
 
     Raises:
         CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     wanted = [heads.complete(head) for head in spec.heads]
+    for wish in spec.backbones:
+        encoders.check_names(wish)
     work: list[tuple[Encoder, list[HeadSpec]]] = []
     for wish in spec.backbones:
         if download:
             encoders.fetch(wish)
         encoder = encoders.resolve(wish, store, trust=not verify)
+        if download and not EmbeddingFolder(store, encoder.key).path.exists():
+            encoders.load(encoder)
         floor = [MAJORITY] if spec.controls and not work else []
         work.append((encoder, wanted + floor))
     if spec.controls:

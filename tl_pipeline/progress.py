@@ -42,6 +42,11 @@ def reporting(reporter: Reporter) -> Iterator[None]:
         _reporter = before
 
 
+def watched() -> bool:
+    """Whether a reporter is installed."""
+    return not isinstance(_reporter, _Silent)
+
+
 class Track:
     """The handle through which a stage reports."""
 

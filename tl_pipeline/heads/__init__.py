@@ -77,7 +77,7 @@ def complete(spec: HeadSpec) -> HeadSpec:
     row = HEADS[spec.name]
     for name in spec.params:
         if name not in row.defaults:
-            raise UnknownName(f"parameter of head {spec.name!r}", name, row.defaults)
+            raise UnknownName(f"{spec.name} parameter", name, row.defaults)
     for name, value in spec.params.items():
         default = row.defaults[name]
         sample = default[0] if isinstance(default, list) else default

@@ -34,7 +34,7 @@ def plan(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Arti
         stage="embed",
         subject=encoder.label,
         cached=not missing,
-        reason=_reason(context, encoder, folder, images, missing),
+        reason=_reason(context, encoder, images, missing),
         keys={"encoder": encoder.key},
         units=len(missing),
         seconds=time.perf_counter() - started,
@@ -101,7 +101,6 @@ def _missing(
 def _reason(
     context: Context,
     encoder: Encoder,
-    folder: EmbeddingFolder,
     images: Sequence[tuple[str, str]],
     missing: Sequence[tuple[str, str]],
 ) -> str:
@@ -110,17 +109,15 @@ def _reason(
     used = context.previous.get(("embed", encoder.label), {}).get("encoder")
     known = _ids_of_last_run(context)
     seen = sum(image_id in known for image_id, _ in missing)
-    said = []
+    total = f"{len(missing):,} of {len(images):,} images"
     if used is None:
-        said.append("new encoder" if not folder.embedded() else "new to this dataset")
-    elif used != encoder.key:
-        said.append(_encoder_changes(context, used, encoder))
-    elif seen:
-        said.append(f"the part file of {seen:,} is gone or damaged")
-    fresh = len(missing) - seen if used == encoder.key else len(missing)
-    if fresh:
-        said.append(f"{fresh:,} of {len(images):,} images are new")
-    return ": ".join(said) if used != encoder.key else "; ".join(said)
+        return f"{total} are not embedded yet"
+    if used != encoder.key:
+        return f"{_encoder_changes(context, used, encoder)}: {total}"
+    lost = f"the part files of {seen:,} images are gone or damaged" if seen else ""
+    fresh = len(missing) - seen
+    new = f"{fresh:,} of {len(images):,} images are new" if fresh else ""
+    return "; ".join(said for said in (lost, new) if said)
 
 
 def _ids_of_last_run(context: Context) -> set[str]:

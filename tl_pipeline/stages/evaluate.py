@@ -47,7 +47,7 @@ def plan(
     document = _document(context, manifest, embeddings, trained, encoder, head)
     key, subject = digest(document), f"{head.name} on {encoder.label}"
     cached = context.store.find("evaluations", key) is not None
-    reason = f"{len(trained)} configurations are scored"
+    reason = f"{len(trained)} scored already"
     if not cached:
         reason = why_not_cached(context, "evaluations", subject, "evaluation", document)
     step = Step(

@@ -45,14 +45,18 @@ def plan(
                 context, "heads", subject, heads.label(config), document
             )
             why.setdefault(said, []).append(heads.label(config))
-    reasons = [f"{', '.join(labels)}: {said}" for said, labels in why.items()]
+    due = sum(len(labels) for labels in why.values())
+    if len(documents) == due > 1 == len(why):
+        reasons = [f"all {due} configurations: {next(iter(why))}"]
+    else:
+        reasons = [f"{', '.join(labels)}: {said}" for said, labels in why.items()]
     step = Step(
         stage="train",
         subject=subject,
         cached=not why,
-        reason="; ".join(reasons) or f"{len(documents)} configurations are trained",
+        reason="; ".join(reasons) or f"{len(documents)} trained already",
         keys={heads.label(config): digest(document) for config, document in documents},
-        units=sum(len(labels) for labels in why.values()),
+        units=due,
         seconds=time.perf_counter() - started,
     )
     keys = [digest(document) for _, document in documents]

@@ -1,0 +1,167 @@
+"""A real server, a real worker, a scheduled run: what no test harness sees.
+
+With a newer sqlalchemy schedules silently never fire, with a newer fastapi no server
+starts; this is the test that would notice.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PREFECT = (sys.executable, "-m", "prefect")
+pytestmark = pytest.mark.timeout(600)
+
+
+class Server:
+    """A Prefect server on a free port of 127.0.0.1, with a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+        }
+        self._started: list[subprocess.Popen] = []
+
+    def start(self, *arguments: str) -> None:
+        self._started.append(
+            subprocess.Popen(
+                [*PREFECT, *arguments],
+                env=self.environment,
+                cwd=REPOSITORY,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*PREFECT, *arguments],
+            env=self.environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+    def post(self, path: str, body: dict) -> list[dict]:
+        request = urllib.request.Request(
+            f"{self.api}/{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def wait_until_up(self) -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"{self.api}/health", timeout=5).close()
+            except OSError:
+                time.sleep(0.5)
+            else:
+                return
+        pytest.fail("the Prefect server did not start within two minutes")
+
+    def stop(self) -> None:
+        for process in reversed(self._started):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in self._started:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("prefect"))
+    try:
+        made.start("server", "start", "--host", "127.0.0.1", "--port", str(made.port))
+        made.wait_until_up()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The deployment of prefect.yaml, due every few seconds besides its own cron."""
+    store = tmp_path_factory.mktemp("store") / "tl_store"
+    pool = server.call("work-pool", "create", "local", "--type", "process")
+    assert pool.returncode == 0, pool.stderr
+    deploy = server.call(
+        *("--no-prompt", "deploy", "--name", "nightly", "--interval", "15"),
+        *("--param", f"store={store}", "--param", 'heads=["logistic:C=0.1"]'),
+    )
+    assert deploy.returncode == 0, deploy.stdout + deploy.stderr
+    server.start("worker", "start", "--pool", "local")
+    return server
+
+
+def test_scheduled_run_completes(deployed: Server):
+    """Nobody asked for it but the clock."""
+    until = time.monotonic() + 240
+    states: list[str] = []
+    while time.monotonic() < until:
+        runs = deployed.post("flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
+        scheduled = [r for r in runs if r["auto_scheduled"]]
+        states = [r["state"]["name"] for r in scheduled]
+        if "Completed" in states:
+            return
+        assert "Failed" not in states, next(
+            r["state"]["message"] for r in scheduled if r["state"]["name"] == "Failed"
+        )
+        time.sleep(1)
+    pytest.fail(f"no scheduled run completed within four minutes: {states}")
+
+
+def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
+    """As the README says it, after the scheduled run has done the work."""
+    run = deployed.call(
+        *("deployment", "run", "transfer-learning/nightly"),
+        *("--param", "dataset=digits", "--watch"),
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "prefect.task-run.Cached" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("parameter", "named", "choice"),
+    [
+        ('backbones=["resnet5"]', "backbones", "resnet50"),
+        ('heads=["svm"]', "heads", "logistic"),
+        ("epochs=3", "epochs", "heads"),
+    ],
+)
+def test_bad_parameter_is_refused_with_its_name_and_the_choices(
+    deployed: Server, parameter: str, named: str, choice: str
+):
+    run = deployed.call(
+        *("deployment", "run", "transfer-learning/nightly", "--param", parameter)
+    )
+    said = "".join((run.stdout + run.stderr).split())
+    assert run.returncode == 1
+    assert named in said
+    assert choice in said
