@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test lint check bench clean
 
 demo: $(INSTALLED)  ## run the whole pipeline on embedded data and print where to look
 	$(BIN)/tl run digits
@@ -13,12 +13,13 @@ demo: $(INSTALLED)  ## run the whole pipeline on embedded data and print where t
 test: $(INSTALLED)  ## every test
 	$(BIN)/pytest
 
-check: $(INSTALLED)  ## all that must be green: format, lint, types, imports, tests
+lint: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+
+check: lint test  ## all that must be green
 
 bench: $(INSTALLED)  ## measure; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/cached_run.py

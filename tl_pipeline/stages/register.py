@@ -54,7 +54,7 @@ def plan(
             stage="register",
             subject=context.dataset.name,
             cached=False,
-            reason=f"{len(unscored)} evaluations to come",
+            reason=f"waits for {len(unscored)} evaluations",
             keys={},
             seconds=time.perf_counter() - started,
         )

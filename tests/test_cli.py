@@ -1,0 +1,257 @@
+"""The command line as a user meets it: output, exit codes, nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+Tl = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def tl(tmp_path: Path) -> Tl:
+    """Run ``tl`` in an empty folder that has a copy of the catalogue."""
+    shutil.copyfile(REPOSITORY / "data_catalog.yaml", tmp_path / "data_catalog.yaml")
+
+    def call(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
+            cwd=tmp_path,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
+                "TORCH_HOME": str(tmp_path / "torch"),
+                "PYTHONPATH": str(REPOSITORY),
+                "COLUMNS": "160",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+    return call
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['tl', '--help']\n"
+        "from tl_pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'sklearn', 'prefect', 'mlflow', 'duckdb', 'pandas'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "HEAVY []" in done.stdout
+    for command in ("run", "plan", "sql", "models", "backbones", "catalog", "doctor"):
+        assert command in done.stdout
+
+
+def test_run_twice_then_ask(tl: Tl, folder: Path, tmp_path: Path):
+    """Run, look, run again: everything cached; the tables answer."""
+    request = (folder, "--head", "logistic:C=0.1", "--runner", "direct")
+    planned = tl("plan", *request[:3], "--json")
+    first = tl("run", *request)
+    assert first.returncode == 0, first.stderr
+    assert "test accuracy" in first.stdout
+    assert "gain by transfer" in first.stdout
+    assert "majority" in first.stdout
+    steps = json.loads(planned.stdout)
+    assert not any(s["cached"] for s in steps)
+    again = tl("run", *request, "--json")
+    record = json.loads(again.stdout)
+    assert all(s["cached"] for s in record["steps"])
+    assert [s["subject"] for s in record["steps"]] == [s["subject"] for s in steps]
+
+    rows = json.loads(tl("sql", "FROM metrics", "--json").stdout)
+    keys = [
+        (r["run_id"], r["encoder"], r["head"], r["split"], r["metric"]) for r in rows
+    ]
+    assert len(set(keys)) == len(keys) > 0
+    tested = {r["head"] for r in rows if r["split"] == "test"}
+    assert tested == {"logistic(C=0.1)", "majority"}
+    counted = json.loads(
+        tl(
+            "sql",
+            "SELECT (SELECT count(*) FROM images) AS images, "
+            "(SELECT count(*) FROM embeddings) AS embeddings, "
+            "(SELECT count(DISTINCT len(embedding)) FROM embeddings) AS widths, "
+            "(SELECT count(*) FROM runs) AS runs",
+            "--json",
+        ).stdout
+    )
+    assert counted == [{"images": 60, "embeddings": 120, "widths": 1, "runs": 2}]
+    accuracy = json.loads(
+        tl(
+            "sql",
+            "SELECT avg(correct::INT) AS accuracy FROM predictions "
+            "WHERE role = 'best' AND split = 'test'",
+            "--json",
+        ).stdout
+    )
+    assert accuracy[0]["accuracy"] == pytest.approx(best(record)["test"]["value"])
+    models = json.loads(tl("models", "--json").stdout)
+    assert [(m["name"], m["version"], m["aliases"]) for m in models] == [
+        ("photos", 1, ["champion"])
+    ]
+    report = tmp_path / "tl_store" / "reports" / "photos" / "latest.html"
+    assert "gain by transfer" in report.read_text()
+    assert "http" not in report.read_text()
+
+
+def best(record: dict) -> dict:
+    return next(r for r in record["results"] if r["role"] == "best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["digts"], "unknown dataset 'digts'. Did you mean 'digits'?"),
+        (["digits", "--backbone", "resnet5"], "Did you mean 'resnet50'?"),
+        (["digits", "--head", "svm"], "Known: logistic, majority, mlp"),
+        (["digits", "--head", "logistic:c=1"], "unknown logistic parameter 'c'"),
+        (["digits", "--head", "logistic:C=x"], "C must be a number"),
+        (["digits", "--backbone", "vgg16:layer=fc8"], "Known: fc6, fc7"),
+        (["digits", "--backbone", "vgg16:size=3"], "Known parameters: backbone, layer"),
+        (["digits", "--weights", "no.pth"], "no.pth does not exist"),
+        (["digits", "--weights", "random:x"], "write random:SEED"),
+        (["digits", "--store", "s3://bucket"], "local folder"),
+        (["digits", "--config", "no.yaml"], "no.yaml: no such file"),
+        (["digits", "--catalog", "no.yaml"], "no.yaml: no such file"),
+        ([], "name a DATASET"),
+    ],
+)
+def test_wrong_request_is_one_message_and_exit_2(
+    tl: Tl, tmp_path: Path, arguments: list[str], said: str
+):
+    """The fault, the choices, the cure; and no store is made."""
+    done = tl("run", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "tl_store").exists()
+
+
+def test_missing_weights_tell_file_place_and_size(tl: Tl, tmp_path: Path):
+    """Planning downloads nothing; it says what is missing."""
+    done = tl("plan", "digits", "--backbone", "resnet50")
+    assert done.returncode == 2
+    assert "resnet50-0676ba61.pth (98 MB" in done.stderr
+    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    assert str(place) in done.stderr
+
+
+def test_weights_of_another_network_are_refused_before_anything_runs(
+    tl: Tl, tmp_path: Path
+):
+    letters = REPOSITORY / "tl_pipeline" / "weights" / "lenet5-letters.safetensors"
+    done = tl("run", "digits", "--backbone", "resnet18", "--weights", letters)
+    assert done.returncode == 2
+    assert "does not hold weights of resnet18" in done.stderr
+    assert not (tmp_path / "tl_store").exists()
+
+
+def test_unusable_folders_are_refused(tl: Tl, folder: Path, tmp_path: Path):
+    empty, single, words = (tmp_path / name for name in ("empty", "single", "words"))
+    empty.mkdir()
+    shutil.copytree(folder / "china", single / "china")
+    (words / "a").mkdir(parents=True)
+    (words / "a" / "x.jpg").write_text("not an image")
+    for place, said in (
+        (empty, "is empty"),
+        (single, "one class, 'china'"),
+        (words, "1 not an image"),
+    ):
+        done = tl("run", place, "--runner", "direct")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "tl_store" / "manifests").exists()
+
+
+def test_error_inside_the_flow_is_the_same_one_message(tl: Tl, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    done = tl("run", tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("DatasetError: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_too_many_refused_inputs_exit_3(tl: Tl, folder: Path):
+    """A few are quarantined and the run goes on; more than allowed stop it."""
+    (folder / "china" / "bad.jpg").write_bytes(b"\xff\xd8\xff no")
+    done = tl("run", folder, "--head", "logistic:C=1", "--runner", "direct")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(tl("sql", "FROM quarantine", "--json").stdout)
+    assert [Path(row["uri"]).name for row in rows] == ["bad.jpg"]
+    assert "1 inputs refused" in done.stdout
+    for number in range(9):
+        (folder / "china" / f"bad{number}.jpg").write_bytes(b"")
+    done = tl("run", folder, "--head", "logistic:C=1", "--runner", "direct")
+    assert done.returncode == 3
+    assert "10 of 70 inputs were refused (9 empty" in done.stderr
+
+
+def test_all_faults_of_a_catalogue_are_told_at_once(tl: Tl, tmp_path: Path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        "version: 1\n"
+        "datasets:\n"
+        "  a: {type: image_foldr, path: x}\n"
+        "  b:\n"
+        "    type: image_folder\n"
+        "    path: y\n"
+        "    lable: z\n"
+        "  c:\n"
+        "    type: digits\n"
+        "    split: {validation: 2}\n"
+    )
+    done = tl("catalog", "--catalog", bad)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert [line.split(str(bad))[1].split(":")[1] for line in lines] == ["3", "7", "10"]
+
+
+def test_config_file_and_flags_together(tl: Tl, tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(
+        "dataset: digits\n"
+        "backbones: [lenet5, {backbone: lenet5, layer: f6}]\n"
+        "heads:\n"
+        "  - {name: logistic, params: {C: [0.1, 1.0]}}\n"
+        "controls: false\n"
+    )
+    steps = json.loads(tl("plan", "--config", "run.yaml", "--json").stdout)
+    assert [s["subject"] for s in steps if s["stage"] == "embed"] == [
+        "lenet5/c5 LETTERS",
+        "lenet5/f6 LETTERS",
+    ]
+    fewer = tl("plan", "--config", "run.yaml", "--backbone", "lenet5", "--json")
+    assert len([s for s in json.loads(fewer.stdout) if s["stage"] == "embed"]) == 1
+
+
+def test_lists_are_json_for_scripts(tl: Tl):
+    names = {row["backbone"] for row in json.loads(tl("backbones", "--json").stdout)}
+    assert {"lenet5", "alexnet", "vgg16", "resnet50"} <= names
+    heads = {row["head"] for row in json.loads(tl("heads", "--json").stdout)}
+    assert heads == {"logistic", "mlp", "majority"}
+    (digits,) = json.loads(tl("catalog", "--json").stdout)
+    assert digits["dataset"] == "digits"
+
+
+def test_doctor_finds_this_machine_fit(tl: Tl):
+    done = tl("doctor", "--json")
+    checks = {row["check"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 0, [c for c in checks.values() if not c["ok"]]
+    assert checks["fastapi"]["ok"]
+    assert "operators work together" in checks["torch and torchvision"]["found"]
+    assert "can start its server" in checks["prefect server"]["found"]

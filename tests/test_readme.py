@@ -1,0 +1,91 @@
+"""The README is executed: every block that is not marked with a reason."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tl_pipeline import catalog
+
+BLOCK = re.compile(
+    r"(?:<!-- not executed: (?P<reason>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```",
+    re.DOTALL,
+)
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(kind, code) of every block to execute, in order; ``make`` is for CI."""
+    return [
+        (found["kind"], found["code"])
+        for found in BLOCK.finditer(README)
+        if not found["reason"] and not found["code"].startswith("make ")
+    ]
+
+
+@pytest.mark.timeout(600)
+def test_readme_works_from_top_to_bottom(folder: Path, tmp_path: Path):
+    """In a folder with ``photos``, a reader types every line."""
+    place = tmp_path / "reader"
+    place.mkdir()
+    shutil.copytree(folder, place / "photos")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    tl = bin_folder / "tl"
+    tl.write_text(f'#!/bin/sh\nexec {sys.executable} -m tl_pipeline.cli "$@"\n')
+    tl.chmod(0o755)
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+    }
+    executed = 0
+    for kind, code in blocks():
+        if kind == "yaml":
+            name = "data_catalog" if "version" in code else "comparison"
+            (place / f"{name}.yaml").write_text(code)
+            continue
+        if kind not in ("sh", "python"):
+            continue
+        command = ["sh", "-e"] if kind == "sh" else [sys.executable, "-"]
+        done = subprocess.run(
+            command,
+            input=code,
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        executed += 1
+    assert executed >= 7
+
+
+def test_what_is_not_executed_says_why():
+    reasons = [found["reason"] for found in BLOCK.finditer(README) if found["reason"]]
+    assert sorted(reasons) == ["needs a server", "needs weights"]
+
+
+def test_documented_options_and_commands_exist():
+    """A command of the README that was renamed is found here."""
+    told = set(re.findall(r"\btl ([a-z]+)", README))
+    shown = subprocess.run(
+        [sys.executable, "-m", "tl_pipeline.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    ).stdout
+    assert {command for command in told if command not in shown} <= {"is"}
+
+
+def test_shipped_catalogue_is_valid():
+    assert "digits" in catalog.load(REPOSITORY / "data_catalog.yaml")
