@@ -255,3 +255,19 @@ def test_doctor_finds_this_machine_fit(tl: Tl):
     assert checks["fastapi"]["ok"]
     assert "operators work together" in checks["torch and torchvision"]["found"]
     assert "can start its server" in checks["prefect server"]["found"]
+
+
+def test_predict_names_the_class_and_refuses_what_is_no_image(tl: Tl, folder: Path):
+    tl("run", folder, "--head", "logistic:C=0.1", "--runner", "direct")
+    good, bad = folder / "flower" / "000.jpg", folder / "notes.txt"
+    bad.write_text("not an image")
+    done = tl("predict", "photos", good, bad, "--json")
+    first, second = json.loads(done.stdout)
+    assert done.returncode == 3
+    assert first["label"] == "flower"
+    assert 0.5 < first["confidence"] <= 1
+    assert second["label"] is None
+    assert "not an image" in second["refused"]
+    unknown = tl("predict", "fotos", good)
+    assert unknown.returncode == 2
+    assert "Did you mean 'photos'" in unknown.stderr

@@ -4,6 +4,7 @@ Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
 """
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
@@ -129,6 +130,37 @@ def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     _show(rows, columns, json=json, empty="no models yet: tl run DATASET")
     if rows and not json:
         console.out.print(f"\nMLflow: {registry.database(Store.open(store))}")
+
+
+@app.command
+def predict(
+    name: str,
+    files: list[Path],
+    /,
+    *,
+    alias: str = "champion",
+    store: StoreOption = "tl_store",
+    json: Json = False,
+) -> None:
+    """Classify image files with a registered model.
+
+    Args:
+        name: of the model, which is that of its dataset.
+        files: the images.
+        alias: which of its versions.
+        store: folder of all artifacts.
+        json: print the predictions as JSON.
+    """
+    from dataclasses import asdict
+
+    from tl_pipeline import prediction, registry
+    from tl_pipeline.artifacts import Store
+
+    model = registry.load_model(Store.open(store), name, alias)
+    rows = [asdict(found) for found in prediction.predict(model, files)]
+    _show(rows, list(rows[0]), json=json, empty="")
+    if any(row["refused"] for row in rows):
+        sys.exit(3)
 
 
 @app.command

@@ -69,8 +69,7 @@ def embed(
         WeightsError: the network of ``encoder`` cannot be loaded.
         ValueError: the network gave values that are not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    forward = _Forward(encoder, device)
+    forward = Forward(encoder)
     done, started = Embedded(), time.perf_counter()
     workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
     with workers:
@@ -95,10 +94,16 @@ def embed(
     return done
 
 
-class _Forward:
-    """uint8 pixels (n, channels, crop, crop) -> float32 embeddings (n, width)."""
+class Forward:
+    """uint8 pixels (n, channels, crop, crop) -> float32 embeddings (n, width).
 
-    def __init__(self, encoder: Encoder, device: torch.device) -> None:
+    Raises:
+        WeightsError: the network cannot be loaded.
+        ValueError: it gave values that are not finite.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._label = encoder.label
         self._device = device
         self._module = encoders.load(encoder).to(device)

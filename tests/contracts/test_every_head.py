@@ -1,0 +1,357 @@
+"""What every row of HEADS promises; a head that is added is tested by being listed."""
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from tl_pipeline import heads
+from tl_pipeline.artifacts import digest
+from tl_pipeline.embeddings import Embeddings
+from tl_pipeline.errors import (
+    DamagedArtifact,
+    EncoderMismatch,
+    InvalidSpec,
+    UnknownName,
+    UnsafeModelFile,
+)
+from tl_pipeline.heads import HEADS, Head, fitted
+from tl_pipeline.heads.neural import MLPHead
+from tl_pipeline.specs import HeadConfig, HeadSpec
+
+ENCODER = "0123456789abcdef"
+SMALL = {"max_epochs": 5, "hidden": 16}  # of the heads that have these parameters
+
+every_head = pytest.mark.parametrize("name", list(HEADS))
+every_parameter = pytest.mark.parametrize(
+    ("name", "parameter"), [(h.name, p) for h in HEADS.values() for p in h.defaults]
+)
+
+
+def first(name: str) -> HeadConfig:
+    """The first configuration of the default grid, with few epochs."""
+    defaults = HEADS[name].defaults
+    small = {key: value for key, value in SMALL.items() if key in defaults}
+    return next(heads.complete(HeadSpec(name=name, params={**small})).grid())
+
+
+def rows(
+    classes: int, per_class: int = 8, width: int = 6, *, constant: bool = False
+) -> tuple[Embeddings, np.ndarray]:
+    """Noisy clusters, one per class, in shuffled order, with text labels."""
+    chance = np.random.default_rng(classes)
+    names = np.repeat([f"class {i:02d}" for i in range(classes)], per_class)
+    chance.shuffle(names)
+    centres = dict(
+        zip(np.unique(names), chance.normal(size=(classes, width)), strict=True)
+    )
+    vectors = np.stack([centres[name] for name in names])
+    vectors += chance.normal(scale=0.5, size=vectors.shape)
+    if constant:
+        vectors[:, 0] = 3.0
+    ids = [f"{i:04d}" for i in range(len(names))]
+    return Embeddings(ENCODER, ids, vectors.astype(np.float32)), names
+
+
+def fit(name: str, *, classes: int = 3, seed: int = 7) -> fitted.FittedHead:
+    return fitted.fit(first(name), seed, *rows(classes))
+
+
+@every_head
+def test_equal_seeds_give_equal_probabilities_whatever_runs_in_between(name: str):
+    embeddings, _ = rows(3)
+    before = fit(name).predict_proba(embeddings)
+    fit(name, classes=5, seed=99)
+    np.testing.assert_array_equal(fit(name).predict_proba(embeddings), before)
+
+
+@every_head
+def test_two_fits_at_once_do_not_disturb_each_other(name: str):
+    embeddings, _ = rows(3)
+    alone = [fit(name, seed=seed).predict_proba(embeddings) for seed in (1, 2)]
+    barrier = Barrier(2)
+
+    def together(seed: int) -> np.ndarray:
+        barrier.wait(timeout=60)
+        return fit(name, seed=seed).predict_proba(embeddings)
+
+    with ThreadPoolExecutor(2) as threads:
+        for expected, found in zip(alone, threads.map(together, (1, 2)), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@every_head
+def test_a_fit_leaves_the_global_generators_alone(name: str):
+    """Another thread may be drawing an untrained network from torch's just then."""
+    import torch
+
+    numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_before = torch.get_rng_state()
+    fit(name)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_before)
+
+
+@every_head
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(partial(rows, 2), id="2 classes"),
+        pytest.param(partial(rows, 43, 3), id="43 classes"),
+        pytest.param(partial(rows, 5, 1), id="one row per class"),
+        pytest.param(partial(rows, 2, 1), id="two rows in all"),
+        pytest.param(partial(rows, 3, constant=True), id="a constant feature"),
+        pytest.param(partial(rows, 3, width=1), id="width 1"),
+        pytest.param(partial(rows, 2, 1, 1, constant=True), id="nothing to learn from"),
+    ],
+)
+def test_probabilities_are_those_of_the_sorted_labels(name: str, made: Any):
+    embeddings, labels = made()
+    head = fitted.fit(first(name), 0, embeddings, labels)
+    found = head.predict_proba(embeddings)
+    assert head.classes == sorted(set(labels))
+    assert list(head.estimator.classes_) == head.classes
+    assert found.dtype == np.float32
+    assert found.shape == (len(labels), len(head.classes))
+    assert found.min() >= 0
+    assert found.max() <= 1
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+@every_head
+def test_a_head_that_is_no_control_learns_separable_classes(name: str):
+    embeddings, labels = rows(2, per_class=40)
+    config = heads.complete(HeadSpec(name=name, params={}))
+    head = fitted.fit(next(config.grid()), 0, embeddings, labels)
+    winners = head.predict_proba(embeddings).argmax(axis=1)
+    accuracy = np.mean(np.array(head.classes)[winners] == labels)
+    assert accuracy == 0.5 if HEADS[name].control else accuracy > 0.9
+
+
+@every_head
+def test_a_saved_head_comes_back_the_same(name: str, tmp_path: Path):
+    embeddings, _ = rows(3)
+    head = fit(name)
+    fitted.save(head, tmp_path)
+    loaded = fitted.load(tmp_path)
+    for field in ("config", "seed", "encoder_key", "classes"):
+        assert getattr(loaded, field) == getattr(head, field)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(embeddings), head.predict_proba(embeddings)
+    )
+
+
+@every_head
+def test_a_head_refuses_embeddings_of_another_encoder(name: str):
+    embeddings, _ = rows(3)
+    other = Embeddings("fedcba", embeddings.image_ids, embeddings.vectors)
+    with pytest.raises(EncoderMismatch, match=f"{ENCODER}.*fedcba"):
+        fit(name).predict_proba(other)
+
+
+@every_head
+def test_no_embeddings_give_no_probabilities_in_all_columns(name: str):
+    # EmbeddingFolder.load knows no width when it finds nothing
+    none = Embeddings(ENCODER, [], np.empty((0, 0), np.float32))
+    assert fit(name).predict_proba(none).shape == (0, 3)
+
+
+def test_an_unknown_head_is_refused_with_the_choices():
+    with pytest.raises(UnknownName, match=r"'logistics'.*Did you mean 'logistic'") as e:
+        heads.complete(HeadSpec(name="logistics"))
+    assert all(name in str(e.value) for name in HEADS)
+
+
+@every_head
+def test_an_unknown_parameter_is_refused_with_the_choices(name: str):
+    with pytest.raises(UnknownName, match="'bogus'") as error:
+        heads.complete(HeadSpec(name=name, params={"bogus": 1}))
+    assert name in str(error.value)
+    assert all(known in str(error.value) for known in HEADS[name].defaults)
+
+
+@every_parameter
+@pytest.mark.parametrize("text", ["much", "", "true", "NaN", "Infinity", "1/much"])
+def test_a_value_that_is_no_number_is_refused(name: str, parameter: str, text: str):
+    """All parameters so far are numbers; NaN and Infinity are JSON but no numbers."""
+    spec = HeadSpec.parse(f"{name}:{parameter}={text}")
+    with pytest.raises(InvalidSpec, match=rf"{name}.*{parameter} must be a .*number"):
+        heads.complete(spec)
+
+
+@every_parameter
+def test_a_fraction_is_refused_where_a_whole_number_is_due(name: str, parameter: str):
+    default = HEADS[name].defaults[parameter]
+    whole = isinstance(default, int)
+    spec = HeadSpec(name=name, params={parameter: 1.5})
+    if whole:
+        with pytest.raises(InvalidSpec, match=f"{parameter} must be a whole number"):
+            heads.complete(spec)
+    else:
+        assert heads.complete(spec).params[parameter] == 1.5
+
+
+@every_parameter
+def test_1_and_1_point_0_are_one_configuration(name: str, parameter: str):
+    """Else ``C=1`` trains again what ``C=1.0`` trained, under a second key."""
+    default = HEADS[name].defaults[parameter]
+    sample = default[0] if isinstance(default, list) else default
+    specs = [
+        HeadSpec(name=name, params={parameter: one}) for one in (1, type(sample)(1))
+    ]
+    keys = [digest(heads.complete(spec).model_dump()) for spec in specs]
+    assert keys[0] == keys[1]
+
+
+@every_head
+def test_complete_fills_in_the_defaults_and_keeps_what_is_given(name: str):
+    defaults = HEADS[name].defaults
+    assert heads.complete(HeadSpec(name=name)).params == defaults
+    for parameter, value in defaults.items():
+        given = value[-1] if isinstance(value, list) else value
+        found = heads.complete(HeadSpec(name=name, params={parameter: given})).params
+        assert found == {**defaults, parameter: given}
+
+
+@every_head
+def test_labels_tell_the_configurations_of_a_grid_apart(name: str):
+    grid = list(heads.complete(HeadSpec(name=name)).grid())
+    labels = [heads.label(config) for config in grid]
+    assert len(set(labels)) == len(grid)
+    assert all(label.startswith(name) for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        ("logistic:C=0.1", "logistic(C=0.1)"),
+        ("mlp", "mlp"),
+        ("mlp:hidden=32,dropout=0.1", "mlp(hidden=32, dropout=0.1)"),
+        ("majority", "majority"),
+    ],
+)
+def test_a_label_shows_what_is_not_plain_default(spec: str, label: str):
+    config = next(heads.complete(HeadSpec.parse(spec)).grid())
+    assert heads.label(config) == label
+
+
+def model_file(name: str) -> str:
+    return f"head.{HEADS[name].file}"
+
+
+@every_head
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("which", ["head.json", "model"])
+def test_a_truncated_head_is_damaged(
+    name: str, which: str, share: float, tmp_path: Path
+):
+    fitted.save(fit(name), tmp_path)
+    file = tmp_path / (model_file(name) if which == "model" else which)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(DamagedArtifact, match=str(tmp_path)):
+        fitted.load(tmp_path)
+
+
+@every_head
+@pytest.mark.parametrize("which", ["head.json", "model"])
+def test_a_head_without_one_of_its_files_is_damaged(
+    name: str, which: str, tmp_path: Path
+):
+    fitted.save(fit(name), tmp_path)
+    (tmp_path / (model_file(name) if which == "model" else which)).unlink()
+    with pytest.raises(DamagedArtifact, match=str(tmp_path)):
+        fitted.load(tmp_path)
+
+
+@pytest.mark.parametrize("about", ["[]", "{}", '{"config": {"name": "gone"}}'])
+def test_a_head_json_that_describes_no_head_is_damaged(about: str, tmp_path: Path):
+    fitted.save(fit("logistic"), tmp_path)
+    (tmp_path / "head.json").write_text(about)
+    with pytest.raises(DamagedArtifact, match=str(tmp_path)):
+        fitted.load(tmp_path)
+
+
+def test_tensors_of_another_shape_are_a_damaged_head(tmp_path: Path):
+    fitted.save(fit("mlp"), tmp_path)
+    file = tmp_path / "head.json"
+    about = json.loads(file.read_text())
+    about["config"]["params"]["hidden"] += 1
+    file.write_text(json.dumps(about))
+    with pytest.raises(DamagedArtifact, match=str(tmp_path)):
+        fitted.load(tmp_path)
+
+
+skops_heads = pytest.mark.parametrize(
+    "head", [row for row in HEADS.values() if row.file == "skops"], ids=lambda h: h.name
+)
+
+
+@skops_heads
+@pytest.mark.parametrize(
+    ("smuggled", "kind"),
+    [
+        (partial(print, "run"), "functools.partial"),
+        (RandomForestClassifier(2).fit([[0], [1]], [0, 1]), "sklearn.tree._tree.Tree"),
+    ],
+    ids=["partial", "forest"],
+)
+def test_types_that_no_head_writes_are_not_loaded(
+    head: Head, smuggled: Any, kind: str, tmp_path: Path
+):
+    fitted.save(fit(head.name), tmp_path)
+    skops.io.dump(smuggled, tmp_path / "head.skops")
+    with pytest.raises(UnsafeModelFile, match=kind):
+        fitted.load(tmp_path)
+
+
+@every_head
+@pytest.mark.parametrize("other", ["head.pkl", "../head.skops", "head.bin"])
+def test_a_head_json_that_names_another_file_is_unsafe(
+    name: str, other: str, tmp_path: Path
+):
+    fitted.save(fit(name), tmp_path)
+    file = tmp_path / "head.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "file": other}))
+    with pytest.raises(UnsafeModelFile, match=f"{model_file(name)}, not in {other}"):
+        fitted.load(tmp_path)
+
+
+class Trap:
+    """Unpickling it makes the file ``mark``."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@every_head
+def test_a_renamed_pickle_is_refused_and_runs_no_code(name: str, tmp_path: Path):
+    mark, trap = tmp_path / "ran", tmp_path / "trap"
+    trap.write_bytes(pickle.dumps(Trap(mark)))
+    pickle.loads(trap.read_bytes())
+    assert mark.exists()  # so the trap works
+    mark.unlink()
+    fitted.save(fit(name), tmp_path)
+    trap.replace(tmp_path / model_file(name))
+    with pytest.raises((UnsafeModelFile, DamagedArtifact), match=str(tmp_path)):
+        fitted.load(tmp_path)
+    assert not mark.exists()
+
+
+@parametrize_with_checks(
+    [MLPHead(hidden=16, dropout=0.1, learning_rate=0.02, max_epochs=40)]
+)
+def test_the_mlp_is_a_scikit_learn_classifier(estimator: Any, check: Any):
+    check(estimator)

@@ -1,0 +1,119 @@
+"""What every kind of source in SOURCES promises."""
+
+import pickle
+import typing
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tl_pipeline.images import probe
+from tl_pipeline.sources import SOURCES, Source, SourceRow, open_source
+from tl_pipeline.specs import DatasetSpec, DigitsSpec, ImageFolderSpec
+
+
+@dataclass
+class Known:
+    """A source whose images are known.
+
+    ``labels`` counts the images of every class; ``unknown`` is a uri of none of them.
+    """
+
+    spec: DatasetSpec
+    labels: dict[str, int]
+    unknown: str
+
+
+def known_folder(folder: Path) -> Known:
+    spec = ImageFolderSpec(name="photos", path=folder)
+    gone = str(folder / "china" / "gone.jpg")
+    return Known(spec, {"china": 30, "flower": 30}, gone)
+
+
+def known_digits(_: Path) -> Known:
+    spec = DigitsSpec(name="digits", type="digits")
+    counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    return Known(spec, {str(n): c for n, c in enumerate(counts)}, "digits:1797")
+
+
+# A new kind of source needs a row here: how to make one of known images.
+FACTORIES: dict[str, Callable[[Path], Known]] = {
+    "image_folder": known_folder,
+    "digits": known_digits,
+}
+
+
+@pytest.fixture(params=SOURCES, ids=lambda row: row.kind)
+def row(request: pytest.FixtureRequest) -> SourceRow:
+    return request.param
+
+
+@pytest.fixture
+def known(row: SourceRow, folder: Path) -> Known:
+    return FACTORIES[row.kind](folder)
+
+
+@pytest.fixture
+def source(known: Known) -> Source:
+    return open_source(known.spec)
+
+
+def test_every_dataset_spec_has_one_row_in_sources():
+    union, _ = typing.get_args(DatasetSpec)
+    specs = [row.spec for row in SOURCES]
+    assert Counter(specs) == Counter(typing.get_args(union))
+
+
+def test_kind_is_the_type_in_the_catalogue(row: SourceRow):
+    assert typing.get_args(row.spec.model_fields["type"].annotation) == (row.kind,)
+    assert row.summary
+
+
+def test_the_row_opens_its_spec(row: SourceRow, known: Known, source: Source):
+    assert type(known.spec) is row.spec
+    assert type(source) is row.open
+
+
+def test_every_image_is_listed_once_under_its_label(source: Source, known: Known):
+    entries = list(source.entries())
+    assert Counter(entry.label for entry in entries) == known.labels
+    assert len({entry.uri for entry in entries}) == len(entries)
+
+
+def test_listing_twice_gives_the_same(source: Source, known: Known):
+    entries = list(source.entries())
+    assert entries == list(source.entries())
+    assert entries == list(open_source(known.spec).entries())
+
+
+def test_two_listings_do_not_disturb_each_other(source: Source):
+    pairs = zip(source.entries(), source.entries(), strict=True)
+    assert all(one == other for one, other in pairs)
+
+
+def test_every_image_is_read_as_an_image(source: Source):
+    for entry in list(source.entries())[::7]:
+        width, height = probe(source.read(entry.uri))
+        assert min(width, height) >= 8
+
+
+def test_reading_does_not_need_listing(source: Source, known: Known):
+    uri = next(open_source(known.spec).entries()).uri
+    assert source.read(uri) == source.read(uri)
+
+
+def test_an_unknown_uri_is_an_os_error(source: Source, known: Known):
+    """The one kind that costs an input its row in quarantine and not the run."""
+    with pytest.raises(OSError, match=known.unknown):
+        source.read(known.unknown)
+
+
+def test_a_copy_in_another_process_is_the_same(source: Source):
+    before = pickle.loads(pickle.dumps(source))
+    entries = list(source.entries())
+    after = pickle.loads(pickle.dumps(source))
+    for copy in (before, after):
+        assert list(copy.entries()) == entries
+        assert copy.read(entries[-1].uri) == source.read(entries[-1].uri)

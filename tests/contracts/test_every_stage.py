@@ -1,0 +1,271 @@
+"""What every row of STAGES promises, on a real run over a small folder."""
+
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tl_pipeline import encoders, pipeline, tables
+from tl_pipeline.artifacts import Store
+from tl_pipeline.pipeline import STAGES, Work
+from tl_pipeline.planning import LOST, Context, Outcome, Step
+from tl_pipeline.runs import RunRecord
+from tl_pipeline.specs import RunSpec
+from tl_pipeline.tables import (
+    DUPLICATES,
+    MANIFEST,
+    METRICS,
+    PREDICTIONS,
+    QUARANTINE,
+)
+
+every_stage = pytest.mark.parametrize("stage", list(STAGES))
+
+
+@every_stage
+def test_a_stage_has_a_version(stage: str):
+    """The vectors of one encoder are versioned with it: its key names their folder."""
+    module = encoders if stage == "embed" else STAGES[stage]
+    assert isinstance(module.VERSION, int)
+    assert module.VERSION >= 1
+
+
+@every_stage
+def test_plan_and_run_take_the_same_and_give_an_outcome(stage: str):
+    plan, run = STAGES[stage].plan, STAGES[stage].run
+    assert inspect.signature(plan) == inspect.signature(run)
+    assert next(iter(inspect.signature(plan).parameters.values())).annotation is Context
+    assert "Outcome" in str(inspect.signature(run).return_annotation)
+    assert plan.__doc__
+    assert run.__doc__
+
+
+@every_stage
+def test_a_stage_says_what_it_reads_and_writes(stage: str):
+    said = STAGES[stage].__doc__ or ""
+    assert said.lower().startswith(f"{stage}: ")
+    assert "Reads " in said
+    assert "Writes " in said or "Adds " in said
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished run: the folder of its images, its store and its record."""
+
+    photos: Path
+    root: Path
+    record: RunRecord
+
+
+def work(photos: Path, store: Store) -> Work:
+    spec = RunSpec.model_validate(
+        {
+            "dataset": str(photos),
+            "backbones": ["lenet5"],
+            "heads": ["logistic:C=0.01/0.1"],
+        }
+    )
+    return pipeline.prepare(spec, store)
+
+
+@pytest.fixture(scope="session")
+def photos(
+    tmp_path_factory: pytest.TempPathFactory, crops: Callable[[str, int], Image.Image]
+) -> Path:
+    """The images of ``folder``, old enough for a memo to trust them, and one broken."""
+    root = tmp_path_factory.mktemp("stages") / "photos"
+    for label in ("china", "flower"):
+        (root / label).mkdir(parents=True)
+        for number in range(30):
+            crops(label, number).save(root / label / f"{number:03d}.jpg", quality=90)
+    (root / "china" / "broken.jpg").write_bytes(b"no image")
+    for file in root.rglob("*.jpg"):
+        os.utime(file, (1_600_000_000, 1_600_000_000))
+    return root
+
+
+@pytest.fixture(scope="session")
+def ran(photos: Path) -> Ran:
+    store = Store.open(photos.parent / "store")
+    return Ran(photos, store.root, pipeline.run(work(photos, store)))
+
+
+@pytest.fixture
+def copied(ran: Ran, tmp_path: Path) -> Store:
+    """A copy of the store after the run, to be damaged."""
+    shutil.copytree(ran.root, tmp_path / "store")
+    return Store.open(tmp_path / "store")
+
+
+def listing(root: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of modification of everything below ``root``."""
+    found = ((path, path.stat()) for path in sorted(root.rglob("*")))
+    return {
+        str(path.relative_to(root)): (stat.st_size, stat.st_mtime_ns)
+        for path, stat in found
+    }
+
+
+def test_a_first_run_carries_out_every_stage(ran: Ran):
+    assert {step.stage for step in ran.record.steps} == set(STAGES)
+    assert not any(step.cached for step in ran.record.steps)
+    assert (ran.record.images, ran.record.quarantined) == (60, 1)
+
+
+@every_stage
+def test_after_a_run_a_stage_is_planned_as_cached(ran: Ran, stage: str):
+    steps = pipeline.plan(work(ran.photos, Store.open(ran.root)))
+    mine = [step for step in steps if step.stage == stage]
+    assert mine
+    assert all(step.cached for step in mine)
+    assert [s.keys for s in mine] == [
+        s.keys for s in ran.record.steps if s.stage == stage
+    ]
+
+
+def test_plan_foretells_the_steps_of_a_run(ran: Ran, tmp_path: Path):
+    def facts(steps: list[Step]) -> list[tuple[Any, ...]]:
+        return [(s.stage, s.subject, s.cached, s.units) for s in steps]
+
+    steps = pipeline.plan(work(ran.photos, Store.open(tmp_path / "new")))
+    assert facts(steps) == facts(ran.record.steps)
+
+
+def test_a_second_run_computes_nothing(ran: Ran, copied: Store):
+    kinds = ("manifests", "embeddings", "heads", "evaluations", "models")
+    before = {kind: listing(copied.root / kind) for kind in kinds}
+    record = pipeline.run(work(ran.photos, copied))
+    assert all(step.cached for step in record.steps)
+    assert record.results == ran.record.results
+    assert {kind: listing(copied.root / kind) for kind in kinds} == before
+
+
+@pytest.mark.parametrize("state", ["absent", "created", "run"])
+def test_plan_writes_nothing(ran: Ran, copied: Store, tmp_path: Path, state: str):
+    store = copied if state == "run" else Store.open(tmp_path / "un-run")
+    if state == "created":
+        store.create()
+    prepared = work(ran.photos, store)
+    # prepare may remember what it learned of weights; plan itself may nothing
+    before = listing(tmp_path)
+    assert pipeline.plan(prepared)
+    assert listing(tmp_path) == before
+    assert store.root.exists() == (state != "absent")
+
+
+def artifacts_of(record: RunRecord, stage: str) -> Iterator[str]:
+    for step in record.steps:
+        if step.stage == stage:
+            yield from step.keys.values()
+
+
+def contents(store: Store, kind: str, key: str) -> dict[str, Any]:
+    """Tables and texts of an artifact, without what tells when it was made."""
+    folder, read = store.root / kind / key, {}
+    for table in (MANIFEST, QUARANTINE, DUPLICATES, METRICS, PREDICTIONS):
+        if (folder / table.file).exists():
+            read[table.file] = tables.read(table, folder)
+    for file in folder.glob("*.json"):
+        if file.name != "provenance.json":
+            read[file.name] = file.read_text()
+    return read
+
+
+KINDS = [
+    ("ingest", "manifests"),
+    ("train", "heads"),
+    ("evaluate", "evaluations"),
+    ("register", "models"),
+]
+
+
+@pytest.mark.parametrize(("stage", "kind"), KINDS)
+def test_a_lost_artifact_makes_exactly_its_stage_run_again(
+    ran: Ran, copied: Store, stage: str, kind: str
+):
+    key = next(artifacts_of(ran.record, stage))
+    whole = contents(copied, kind, key)
+    assert whole
+    shutil.rmtree(copied.root / kind / key)
+    others = {folder: listing(folder) for folder in (copied.root / kind).iterdir()}
+
+    prepared = work(ran.photos, copied)
+    planned = [step for step in pipeline.plan(prepared) if not step.cached]
+    assert planned[0].stage == stage
+    assert LOST in planned[0].reason
+    # what follows lost evaluations cannot be known before they are there
+    assert {step.stage for step in planned[1:]} <= {"register"}
+    assert len(planned) == (2 if stage == "evaluate" else 1)
+
+    record = pipeline.run(prepared)
+    (step,) = [step for step in record.steps if not step.cached]
+    assert step.stage == stage
+    assert LOST in step.reason
+    assert key in step.keys.values()
+    assert contents(copied, kind, key) == whole
+    assert {folder: listing(folder) for folder in others} == others
+    assert record.results == ran.record.results
+    assert record.registered.version == ran.record.registered.version
+    assert all(step.cached for step in pipeline.plan(work(ran.photos, copied)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "name"),
+    [
+        ("ingest", "manifests", MANIFEST.file),
+        ("ingest", "manifests", QUARANTINE.file),
+        ("train", "heads", "head.skops"),
+        ("evaluate", "evaluations", METRICS.file),
+        ("register", "models", "model.json"),
+    ],
+)
+def test_an_artifact_with_one_short_file_is_made_again(
+    ran: Ran, copied: Store, stage: str, kind: str, name: str
+):
+    """Existence is not completeness; and plan must not stumble over what is damaged."""
+    key = next(artifacts_of(ran.record, stage))
+    whole = contents(copied, kind, key)
+    file = copied.root / kind / key / name
+    file.write_bytes(file.read_bytes()[:-1])
+    planned = [s for s in pipeline.plan(work(ran.photos, copied)) if not s.cached]
+    assert planned[0].stage == stage
+    record = pipeline.run(work(ran.photos, copied))
+    (step,) = [step for step in record.steps if not step.cached]
+    assert step.stage == stage
+    assert LOST in step.reason
+    assert contents(copied, kind, key) == whole
+
+
+def test_a_lost_part_costs_only_its_images(ran: Ran, copied: Store):
+    key = next(artifacts_of(ran.record, "embed"))
+    (part,) = (copied.root / "embeddings" / f"encoder={key}").glob("part-*.parquet")
+    part.unlink()
+    record = pipeline.run(work(ran.photos, copied))
+    (step,) = [step for step in record.steps if not step.cached]
+    assert (step.stage, step.units) == ("embed", 60)
+    assert "60" in step.reason
+    assert "gone or damaged" in step.reason
+    assert record.results == ran.record.results
+
+
+@every_stage
+def test_a_stage_asked_alone_answers_as_in_the_run(ran: Ran, stage: str):
+    """A stage is a plain function of small references: no flow is needed."""
+    prepared = work(ran.photos, Store.open(ran.root))
+    seen: list[Outcome[Any]] = []
+
+    def call(name: str, *inputs: Any) -> Any:
+        outcome = STAGES[name].plan(*inputs)
+        if name == stage:
+            seen.append(outcome)
+            assert STAGES[name].run(*inputs).output == outcome.output
+        return outcome.output
+
+    pipeline.wire(prepared, call)
+    assert seen
