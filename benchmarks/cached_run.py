@@ -74,8 +74,8 @@ read the ratios.
 {os.linesep.join(rows)}
 
 The very first `tl run digits`, which computes everything and makes Prefect's database,
-took {first:.1f} s. The cached demo is mostly Prefect: an empty flow on a temporary server
-costs what the table says; our own share is the line with `--runner direct`.
+took {first:.1f} s. The cached demo is mostly Prefect: an empty flow on a temporary
+server costs what the table says; our own share is the line with `--runner direct`.
 """
     (HERE / "RESULTS.md").write_text(text)
     print(text)

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -99,7 +99,8 @@ class Store:
             raise StoreError(f"{root} is a file; a store is a folder")
         marker = root / "store.json"
         if marker.exists():
-            found = json.loads(marker.read_text())["format"]
+            about = _read_json(marker)
+            found = about.get("format") if isinstance(about, dict) else None
             if found != FORMAT:
                 raise StoreError(
                     f"{root} has store format {found}, this version reads {FORMAT}: "
@@ -138,10 +139,11 @@ class Store:
 
     def path(self, artifact: Artifact) -> Path:
         """The folder of ``artifact``."""
-        real = self.root / artifact.kind / artifact.key
-        if self._scratch and not real.exists():
-            return self._scratch / artifact.kind / artifact.key
-        return real
+        place = Path(artifact.kind, artifact.key)
+        # An overlay builds what the root has not, or has only damaged.
+        if self._scratch and (self._scratch / place).exists():
+            return self._scratch / place
+        return self.root / place
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """The artifact of that key if it is there *and whole*, else None."""
@@ -191,7 +193,7 @@ class Store:
                 **(extra or {}),
             }
             (building / PROVENANCE).write_text(json.dumps(provenance, indent=1))
-            _publish(building, home / kind / key)
+            self._publish(building, home / kind / key)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         made = self.find(kind, key)
@@ -211,6 +213,18 @@ class Store:
                 f"{self.path(artifact)} has no {PROVENANCE}; run again"
             )
         return found
+
+    def _publish(self, building: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with nullcontext() if self._scratch else self.lock("publish"):
+            found = _read_json(target / PROVENANCE)
+            if found and _whole(target, found["files"]):
+                return
+            if target.exists():
+                # Damaged: kept for whoever wants to know why.
+                aside = f".damaged-{target.name}-{uuid.uuid4().hex[:8]}"
+                target.rename(target.with_name(aside))
+            building.rename(target)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -235,21 +249,6 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in LIBRARIES}
 
 
-def _publish(building: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        building.rename(target)
-    except OSError:
-        found = _read_json(target / PROVENANCE)
-        if found and _whole(target, found["files"]):
-            return
-        # What lies there is damaged: keep it for whoever wants to know why.
-        target.rename(
-            target.with_name(f".damaged-{target.name}-{uuid.uuid4().hex[:8]}")
-        )
-        building.rename(target)
-
-
 def _file_facts(path: Path) -> dict[str, Any]:
     with path.open("rb") as handle:
         sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -268,5 +267,5 @@ def _size(path: Path) -> int | None:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or no JSON
         return None

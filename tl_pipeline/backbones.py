@@ -3,23 +3,19 @@
 To add a torchvision network: a row in ``BACKBONES`` with the graph nodes of its layers
 (``torchvision.models.feature_extraction.get_graph_node_names`` lists them). Input size,
 means and weights come from torchvision itself; the width of an embedding is read off.
-Torch is imported only where a network is built, so that listing stays fast.
+Nothing here imports torch, so that listing and planning stay fast; ``networks`` does.
 """
 
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from tl_pipeline.errors import UnknownName, WeightsError
+from tl_pipeline.errors import UnknownName
 from tl_pipeline.images import Preprocess
-
-if TYPE_CHECKING:
-    import torch
 
 Pooling = Literal["none", "mean"]
 
@@ -143,123 +139,6 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
         megabytes=weights.meta["_file_size"],
         sha256_prefix=file_name.rpartition("-")[2].partition(".")[0],
         preprocess=_recorded(weights.transforms()),
-    )
-
-
-def read_state(data: bytes, origin: Path) -> "dict[str, torch.Tensor]":
-    """The state dict in the bytes of a weights file; ``origin`` names it in errors.
-
-    Raises:
-        WeightsError: truncated, not a state dict, or a pickle that holds code.
-    """
-    import torch  # noqa: PLC0415
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import load as load_safetensors  # noqa: PLC0415
-
-    try:
-        if origin.suffix == ".safetensors":
-            return load_safetensors(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise WeightsError(f"{origin}: not a whole safetensors file: {error}") from None
-    # torch raises errors of many kinds for damaged files; all mean the same here.
-    except Exception as error:  # noqa: BLE001
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{origin}: cannot be read as a state dict ({reason}). Expected what "
-            "torch.save(model.state_dict(), FILE) writes, or a .safetensors file"
-        ) from None
-    tensors = isinstance(state, dict) and all(map(torch.is_tensor, state.values()))
-    if not tensors or not state:
-        raise WeightsError(f"{origin}: holds no state dict of tensors")
-    return state
-
-
-def pretrained(
-    backbone: Backbone, layer: Layer, state: "dict[str, torch.Tensor]", origin: Path
-) -> "torch.nn.Module":
-    """The frozen network up to ``layer`` with the weights ``state``, in eval mode.
-
-    It maps a normalised float32 batch (n, channels, crop, crop) to float32 (n, width).
-
-    Raises:
-        WeightsError: names or shapes do not fit the network; they are listed.
-    """
-    import torch  # noqa: PLC0415
-
-    with torch.device("meta"):
-        network = _network(backbone, classes=None)
-        # Weights of a fine-tuned network end in another number of classes, and are as
-        # good an encoder.
-        last = next(reversed(list(network.named_parameters())))[0]
-        if last in state and state[last].ndim == 1:
-            network = _network(backbone, classes=len(state[last]))
-    expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in state.items()}
-    if expected != given:
-        raise WeightsError(
-            f"{origin} does not hold weights of {backbone.name}: "
-            + _difference(expected, given)
-        )
-    network.load_state_dict(state, strict=True, assign=True)
-    return _cut(network, layer)
-
-
-def untrained(backbone: Backbone, layer: Layer, seed: int) -> "torch.nn.Module":
-    """The network up to ``layer`` as it is before any training, drawn from ``seed``."""
-    import torch  # noqa: PLC0415
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _cut(_network(backbone, classes=None), layer)
-
-
-def _network(backbone: Backbone, classes: int | None) -> "torch.nn.Module":
-    if backbone.origin == "ours":
-        from tl_pipeline.lenet import LeNet5  # noqa: PLC0415
-
-        return LeNet5() if classes is None else LeNet5(classes)
-    from torchvision.models import get_model  # noqa: PLC0415
-
-    extra: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    return get_model(backbone.name, weights=None, **extra)
-
-
-def _cut(network: "torch.nn.Module", layer: Layer) -> "torch.nn.Module":
-    from torch import nn  # noqa: PLC0415
-    from torchvision.models.feature_extraction import (  # noqa: PLC0415
-        create_feature_extractor,
-    )
-
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = create_feature_extractor(network.eval(), {layer.node: "out"})
-
-        def forward(self, batch: "torch.Tensor") -> "torch.Tensor":
-            out = self.body(batch)["out"]
-            return out.mean(dim=(2, 3)) if layer.pooling == "mean" else out
-
-    return Encoder().eval().requires_grad_(False)
-
-
-def _difference(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
-) -> str:
-    """Which names are missing or strange, and which shapes differ: three of each."""
-    faults = {
-        "missing": [name for name in expected if name not in given],
-        "unknown": [name for name in given if name not in expected],
-        "of another shape": [
-            f"{name} {given[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in given and given[name] != shape
-        ],
-    }
-    return "; ".join(
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-        for what, names in faults.items()
-        if names
     )
 
 

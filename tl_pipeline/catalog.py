@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tl_pipeline.errors import CatalogError, InvalidSpec, UnknownName
 from tl_pipeline.specs import DatasetSpec, ImageFolderSpec, RunSpec
@@ -99,6 +99,9 @@ def _parse(path: Path) -> CommentedMap:
         line = mark.line + 1 if mark else 1
         reason = " ".join(str(error.problem or error.context).split())
         raise CatalogError(f"{path}:{line}: {reason}") from None
+    except YAMLError as error:  # bytes that are no text
+        reason = str(error).partition("\n")[0]
+        raise CatalogError(f"{path}:1: {reason}") from None
     if not isinstance(document, CommentedMap):
         raise CatalogError(f"{path}:1: expected a mapping of fields")
     return document

@@ -25,6 +25,7 @@ _REFUSED = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
+_IDS = pa.schema([_REFUSED.field("image_id")])
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class EmbeddingFolder:
         """Image id -> (reason, detail) of every image that could not be decoded."""
         rows: dict[str, tuple[str, str]] = {}
         for file, _ in self._parts("refused-*.parquet"):
-            for row in pq.read_table(file).to_pylist():
+            table = _read(file, _REFUSED)
+            for row in [] if table is None else table.to_pylist():
                 rows[row["image_id"]] = (row["reason"], row["detail"])
         return rows
 
@@ -102,7 +104,7 @@ class EmbeddingFolder:
         for file, part_ids in self._parts("part-*.parquet"):
             rows = [i for i, part_id in enumerate(part_ids) if part_id in wanted]
             if rows:
-                blocks.append(self._vectors(file)[rows])
+                blocks.append(self._vectors(file, len(part_ids))[rows])
                 ids += [part_ids[i] for i in rows]
                 wanted.difference_update(part_ids)
         order = np.argsort(np.array(ids, dtype=str), kind="stable")
@@ -116,7 +118,8 @@ class EmbeddingFolder:
             for left in self.path.glob(".writing-*"):
                 left.unlink()
             for file in [*self.path.glob("part-*"), *self.path.glob("refused-*")]:
-                if _ids(file) is None:
+                schema = _REFUSED if file.name.startswith("refused-") else _IDS
+                if _read(file, schema) is None:
                     _set_aside(file)
             yield
 
@@ -126,12 +129,14 @@ class EmbeddingFolder:
             if ids is not None:
                 yield file, ids
 
-    def _vectors(self, file: Path) -> np.ndarray:
+    def _vectors(self, file: Path, rows: int) -> np.ndarray:
         try:
             column = pq.read_table(
                 file, columns=["embedding"], page_checksum_verification=True
             )["embedding"]
-        except (OSError, pa.ArrowInvalid) as error:
+            if not pa.types.is_fixed_size_list(column.type) or len(column) != rows:
+                raise pa.ArrowInvalid(f"holds {len(column)} values of {column.type}")
+        except (OSError, KeyError, pa.ArrowException) as error:
             aside = _set_aside(file)
             raise DamagedArtifact(
                 f"{file}: {error}. It was set aside as {aside.name}; run again to "
@@ -143,6 +148,7 @@ class EmbeddingFolder:
         )
 
     def _publish(self, table: pa.Table, name: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         beside = self.path / f".writing-{uuid.uuid4().hex}"
         # No dictionary and no compression for floats: twice as fast to write and read.
         pq.write_table(
@@ -158,13 +164,20 @@ class EmbeddingFolder:
 
 def _ids(file: Path) -> list[str] | None:
     """The ids in a part, or None if it is truncated or damaged there."""
+    table = _read(file, _IDS)
+    return None if table is None else table["image_id"].to_pylist()
+
+
+def _read(file: Path, schema: pa.Schema) -> pa.Table | None:
+    """The columns of ``schema``, or None if they are truncated or damaged."""
     try:
         table = pq.read_table(
-            file, columns=["image_id"], page_checksum_verification=True
-        )
-    except (OSError, pa.ArrowInvalid):
+            file, columns=schema.names, page_checksum_verification=True
+        ).cast(schema)
+        table.validate(full=True)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
-    return table["image_id"].to_pylist()
+    return table
 
 
 def _set_aside(file: Path) -> Path:

@@ -119,17 +119,19 @@ def load(encoder: Encoder) -> "torch.nn.Module":
     Raises:
         WeightsError: the file changed since it was resolved, or does not fit.
     """
+    from tl_pipeline import networks  # noqa: PLC0415 - torch, which planning can spare
+
     backbone = backbones.find_backbone(encoder.backbone)
     layer = backbones.Layer(encoder.node, encoder.pooling)
     if encoder.weights.seed is not None:
-        return backbones.untrained(backbone, layer, encoder.weights.seed)
+        return networks.untrained(backbone, layer, encoder.weights.seed)
     file = encoder.weights.file
     if file is None or not file.exists():
         raise WeightsError(f"the weights {encoder.label} are no longer at {file}")
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != encoder.weights.sha256:
         raise WeightsError(f"{file} changed while this run was under way; run again")
-    return backbones.pretrained(backbone, layer, backbones.read_state(data, file), file)
+    return networks.pretrained(backbone, layer, networks.read_state(data, file), file)
 
 
 def check_names(spec: EncoderSpec) -> Backbone:
@@ -168,18 +170,22 @@ def fetch(spec: EncoderSpec) -> None:
 def _member(asked: str) -> str | None:
     """``asked`` if it names a member of torchvision's weights; None for the rest."""
     is_file = asked.endswith(_FILE_ENDINGS) or "/" in asked
-    return None if is_file or asked.startswith("random") else asked
+    return None if is_file or _is_random(asked) else asked
+
+
+def _is_random(asked: str) -> bool:
+    return asked.partition(":")[0] == "random"
 
 
 def _weights(asked: str, named: NamedWeights, memo: "_Remembered") -> Weights:
-    if asked.startswith("random"):
+    if _is_random(asked):
         seed = asked.partition(":")[2]
-        if not seed.isdigit():
+        if not seed.isdecimal() or int(seed) >= 2**64:
             raise InvalidSpec(f"weights {asked!r}: write random:SEED, a whole number")
         # The draw depends on torch's own initialisation and generator.
-        drawn = f"random:{seed} torch {metadata.version('torch')}"
+        drawn = f"random:{int(seed)} torch {metadata.version('torch')}"
         sha256 = hashlib.sha256(drawn.encode()).hexdigest()
-        return Weights(name=f"random:{seed}", sha256=sha256, seed=int(seed))
+        return Weights(name=f"random:{int(seed)}", sha256=sha256, seed=int(seed))
     if _member(asked) is None:
         file = Path(asked).expanduser().resolve()
         if not file.is_file():
@@ -239,7 +245,9 @@ class _Remembered:
         self._trust = trust
         try:
             self._known = json.loads(self._file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # bytes that are no JSON, or no text
+            self._known = {}
+        if not isinstance(self._known, dict):
             self._known = {}
         self._before = dict(self._known)
 

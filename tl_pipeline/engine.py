@@ -114,7 +114,10 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Embed one batch."""
+        # Decoded pixels are channels-last already, the layout convolutions like best.
         values = torch.from_numpy(batch).to(self._device)
+        values = values.contiguous(memory_format=torch.channels_last)
         # The order of torchvision's preset: to [0, 1], then normalise.
         values = (values.to(torch.float32) / 255 - self._mean) / self._std
         vectors = self._module(values).cpu().numpy()

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import uuid
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -73,7 +74,9 @@ class Memo:
 
     def save(self) -> None:
         """Write what was seen since the start, if that differs and a store exists."""
-        if self._seen == self._known or not (self._store.root / "store.json").exists():
+        if self._seen == self._known or self._store.planning:
+            return
+        if not (self._store.root / "store.json").exists():
             return
         rows = [(uri, version, *astuple(f)) for uri, (version, f) in self._seen.items()]
         arrays = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
@@ -85,15 +88,16 @@ class Memo:
             schema=_COLUMNS,
         )
         self._file.parent.mkdir(exist_ok=True)
-        beside = self._file.with_suffix(".writing")
-        pq.write_table(table, beside)
+        beside = self._file.with_suffix(f".{uuid.uuid4().hex}")
+        pq.write_table(table, beside, write_page_checksum=True)
         beside.replace(self._file)
 
 
 def _load(file: Path) -> dict[str, tuple[str, Facts]]:
     try:
-        columns = pq.read_table(file).select(_COLUMNS.names)
-    except (OSError, pa.ArrowInvalid, KeyError):
+        columns = pq.read_table(file, page_checksum_verification=True)
+        columns = columns.select(_COLUMNS.names).cast(_COLUMNS)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
         return {}  # a memo that cannot be read is forgotten; the files are read instead
     uri, version, *facts = (column.to_pylist() for column in columns.columns)
     return {

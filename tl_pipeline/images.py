@@ -5,12 +5,16 @@ import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 # PIL warns of decompression bombs from 89 Mpixel and refuses from twice that. Photos of
 # 100 Mpixel exist, so only the refusal counts here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# "Corrupt EXIF data" and the like name no file: nobody could act on them.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+_ORIENTATION, _LYING = ExifTags.Base.Orientation, (5, 6, 7, 8)
+_MOST_PIXELS = 2 * 89_478_485  # where PIL refuses to decode
 
 
 class RefusedImage(Exception):
@@ -40,13 +44,15 @@ class Preprocess(BaseModel):
 
 
 def probe(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the header alone.
+    """Width and height in pixels of the upright image, from the header alone.
 
     Raises:
         RefusedImage: empty, not an image, zero-sized, or over the pixel limit.
     """
     with _opened(data) as image:
         width, height = image.size
+        if image.getexif().get(_ORIENTATION, 1) in _LYING:
+            width, height = height, width
     if width < 1 or height < 1:
         raise RefusedImage("zero-sized", f"{width}x{height} pixels")
     return width, height
@@ -107,10 +113,10 @@ def _opened(data: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit files arrive as I;16 or, from PNG before Pillow 11, as I.
-        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 1 else 1.0
-        grey = np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        grey = np.clip(
+            np.rint(values * (255.0 / _white(image.mode, values))), 0, 255
+        ).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -119,12 +125,30 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _white(mode: str, values: np.ndarray) -> float:
+    """The value that means white in a grey image of more than 8 bits.
+
+    Modes that begin with ``I;16`` say so; 32-bit integers and floats do not, and are
+    read as the smallest of 1, 8-bit and 16-bit white that holds all their values.
+    """
+    if mode.startswith("I;16"):
+        return 65535.0
+    top = values.max(initial=0)
+    whites = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    return next((white for white in whites if top <= white), float(top))
+
+
 def _resize(image: Image.Image, how: Preprocess) -> Image.Image:
     # As torchvision: the longer side is truncated, not rounded.
     short, long = sorted(image.size)
     if short == how.resize:
         return image
     stretched = int(how.resize * long / short)
+    if how.resize * stretched > _MOST_PIXELS:
+        raise RefusedImage(
+            "too many pixels",
+            f"{image.width}x{image.height} would become {how.resize}x{stretched}",
+        )
     size = (how.resize, stretched)
     width, height = size if image.width <= image.height else size[::-1]
     method = Image.Resampling[how.interpolation.upper()]

@@ -95,18 +95,28 @@ def _number_or_text(text: str) -> Scalar:
     return value if isinstance(value, bool | int | float) else text
 
 
+def _text(value: Scalar) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
 def _parse_short(text: str) -> tuple[str, dict[str, str]]:
     """Split ``NAME:a=1,b=2`` into the name and its parameters."""
     name, colon, rest = text.partition(":")
     pairs = [part.partition("=") for part in rest.split(",")] if colon else []
-    if not name or any(not key or not equals for key, equals, _ in pairs):
+    params = {key.strip(): value.strip() for key, _, value in pairs}
+    wrong = not name or any(not key or not equals for key, equals, _ in pairs)
+    if wrong or len(params) < len(pairs):
         raise InvalidSpec(
-            f"{text!r} is not of the form NAME or NAME:param=value,param=value"
+            f"{text!r} is not of the form NAME or NAME:param=value,param=value, "
+            "each parameter once"
         )
-    return name, {key.strip(): value.strip() for key, _, value in pairs}
+    return name, params
 
 
 def _short(name: str, params: dict[str, Any]) -> str:
+    for key, value in params.items():
+        if "," in str(value):
+            raise InvalidSpec(f"{name}: {key} must not hold a comma: {value!r}")
     shown = ",".join(f"{key}={value}" for key, value in params.items())
     return f"{name}:{shown}" if shown else name
 
@@ -151,7 +161,7 @@ class HeadSpec(Spec):
     """A head and its grid: a list of values for a parameter is searched."""
 
     name: str
-    params: dict[str, Scalar | list[Scalar]] = {}
+    params: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] = {}
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -172,7 +182,7 @@ class HeadSpec(Spec):
     def short(self) -> str:
         """The text that ``parse`` reads back to this."""
         shown = {
-            name: "/".join(map(str, value)) if isinstance(value, list) else value
+            name: "/".join(map(_text, value if isinstance(value, list) else [value]))
             for name, value in self.params.items()
         }
         return _short(self.name, shown)
@@ -186,11 +196,18 @@ class HeadSpec(Spec):
 
 
 def _encoder(value: Any) -> Any:
-    return EncoderSpec.parse(value) if isinstance(value, str) else value
+    return _parsed(EncoderSpec, value)
 
 
 def _head(value: Any) -> Any:
-    return HeadSpec.parse(value) if isinstance(value, str) else value
+    return _parsed(HeadSpec, value)
+
+
+def _parsed(cls: type[EncoderSpec | HeadSpec], value: Any) -> Any:
+    try:
+        return cls.parse(value) if isinstance(value, str) else value
+    except InvalidSpec as fault:
+        raise ValueError(str(fault)) from None  # for pydantic, which adds the place
 
 
 class RunSpec(Spec):

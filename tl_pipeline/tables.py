@@ -116,6 +116,9 @@ def write(table: Table, data: pa.Table, folder: Path) -> None:
         ValueError: a column is missing or null, or the key is not unique; that is an
             error of this package and not of its user.
     """
+    missing = [name for name in table.schema.names if name not in data.column_names]
+    if missing:
+        raise ValueError(f"{table.file}: no column {', '.join(missing)}")
     data = data.select(table.schema.names).cast(table.schema)
     for field in table.schema:
         if not field.nullable and data[field.name].null_count:
@@ -141,5 +144,12 @@ def read(table: Table, folder: Path, columns: Sequence[str] | None = None) -> pa
 
 
 def count(table: Table, folder: Path) -> int:
-    """How many rows the file of ``table`` in ``folder`` has; reads only its footer."""
-    return pq.read_metadata(folder / table.file).num_rows
+    """How many rows the file of ``table`` in ``folder`` has; reads only its footer.
+
+    Raises:
+        DamagedArtifact: the file is missing or not whole.
+    """
+    try:
+        return pq.read_metadata(folder / table.file).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamagedArtifact(f"{folder / table.file}: {error}; run again") from None

@@ -13,7 +13,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import get_graph_node_names
 from torchvision.transforms import v2
 
-from tl_pipeline import backbones
+from tl_pipeline import backbones, networks
 from tl_pipeline.backbones import BACKBONES, Backbone, Layer
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.images import pixels
@@ -49,7 +49,7 @@ class Pair:
     def drawn(self, seed: int) -> nn.Module:
         """The network drawn from ``seed``."""
         gc.collect()
-        return backbones.untrained(self.backbone, self.layer, seed)
+        return networks.untrained(self.backbone, self.layer, seed)
 
     @torch.inference_mode()
     def embed(self, network: nn.Module) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What every row of HEADS promises; a head that is added is tested by being listed."""
 
 import json
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -180,9 +181,10 @@ def test_an_unknown_parameter_is_refused_with_the_choices(name: str):
 
 
 @every_parameter
-@pytest.mark.parametrize("text", ["much", "", "true", "NaN", "Infinity", "1/much"])
+@pytest.mark.parametrize("text", ["much", "", "true", "NaN", "Infinity", "0.9/much"])
 def test_a_value_that_is_no_number_is_refused(name: str, parameter: str, text: str):
     """All parameters so far are numbers; NaN and Infinity are JSON but no numbers."""
+    text = text.replace("0.9", str(HEADS[name].limits[parameter][1]))
     spec = HeadSpec.parse(f"{name}:{parameter}={text}")
     with pytest.raises(InvalidSpec, match=rf"{name}.*{parameter} must be a .*number"):
         heads.complete(spec)
@@ -192,12 +194,12 @@ def test_a_value_that_is_no_number_is_refused(name: str, parameter: str, text: s
 def test_a_fraction_is_refused_where_a_whole_number_is_due(name: str, parameter: str):
     default = HEADS[name].defaults[parameter]
     whole = isinstance(default, int)
-    spec = HeadSpec(name=name, params={parameter: 1.5})
+    spec = HeadSpec(name=name, params={parameter: 0.5})
     if whole:
         with pytest.raises(InvalidSpec, match=f"{parameter} must be a whole number"):
             heads.complete(spec)
     else:
-        assert heads.complete(spec).params[parameter] == 1.5
+        assert heads.complete(spec).params[parameter] == 0.5
 
 
 @every_parameter
@@ -205,11 +207,27 @@ def test_1_and_1_point_0_are_one_configuration(name: str, parameter: str):
     """Else ``C=1`` trains again what ``C=1.0`` trained, under a second key."""
     default = HEADS[name].defaults[parameter]
     sample = default[0] if isinstance(default, list) else default
+    one = min(1, math.floor(HEADS[name].limits[parameter][1]))
     specs = [
-        HeadSpec(name=name, params={parameter: one}) for one in (1, type(sample)(1))
+        HeadSpec(name=name, params={parameter: same})
+        for same in (one, type(sample)(one))
     ]
     keys = [digest(heads.complete(spec).model_dump()) for spec in specs]
     assert keys[0] == keys[1]
+
+
+@every_parameter
+def test_a_value_out_of_its_limits_is_refused_with_both_of_them(
+    name: str, parameter: str
+):
+    """Before hours of embedding, and not by an error of a library in the middle."""
+    least, most = HEADS[name].limits[parameter]
+    for value in (least - 1, most * 2 + 1):
+        default = HEADS[name].defaults[parameter]
+        whole = isinstance(default, int)
+        spec = HeadSpec(name=name, params={parameter: int(value) if whole else value})
+        with pytest.raises(InvalidSpec, match=f"{parameter} must lie between"):
+            heads.complete(spec)
 
 
 @every_head

@@ -6,8 +6,10 @@ row in ``HEADS``. A default that is a list is a grid: each of its values is trai
 """
 
 import importlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from tl_pipeline.errors import InvalidSpec, UnknownName
@@ -20,12 +22,14 @@ class Head:
 
     ``factory`` is ``module:function`` below this package, called with the parameters
     and a seed; naming it keeps scikit-learn and torch unimported until it is needed.
+    ``limits`` are the least and the greatest value of each parameter that is a number.
     """
 
     name: str
     summary: str
     factory: str
     defaults: Mapping[str, Scalar | list[Scalar]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     file: Literal["skops", "safetensors"] = "skops"
     control: bool = False
 
@@ -38,6 +42,7 @@ HEADS: dict[str, Head] = {
             "standardised multinomial logistic regression",
             "classical:logistic",
             {"C": [0.001, 0.01, 0.1, 1.0]},
+            {"C": (1e-12, 1e12)},
         ),
         Head(
             "mlp",
@@ -51,6 +56,15 @@ HEADS: dict[str, Head] = {
                 "max_epochs": 200,
                 "patience": 20,
                 "batch_size": 256,
+            },
+            {
+                "hidden": (1, 65536),
+                "dropout": (0, 0.99),
+                "learning_rate": (1e-9, 10),
+                "weight_decay": (0, 10),
+                "max_epochs": (1, 100_000),
+                "patience": (0, 100_000),
+                "batch_size": (1, 1 << 20),
             },
             file="safetensors",
         ),
@@ -78,12 +92,14 @@ def complete(spec: HeadSpec) -> HeadSpec:
     for name in spec.params:
         if name not in row.defaults:
             raise UnknownName(f"{spec.name} parameter", name, row.defaults)
+    given = {}
     for name, value in spec.params.items():
         default = row.defaults[name]
         sample = default[0] if isinstance(default, list) else default
-        for given in value if isinstance(value, list) else [value]:
-            _check_kind(spec.name, name, given, sample)
-    return HeadSpec(name=spec.name, params={**row.defaults, **spec.params})
+        convert = partial(_like, spec.name, name, sample)
+        many = isinstance(value, list)
+        given[name] = [convert(v) for v in value] if many else convert(value)
+    return HeadSpec(name=spec.name, params={**row.defaults, **given})
 
 
 def label(config: HeadConfig) -> str:
@@ -104,10 +120,18 @@ def build(config: HeadConfig, seed: int) -> Any:
     return factory(**config.params, random_state=seed)
 
 
-def _check_kind(head: str, name: str, given: Scalar, sample: Scalar) -> None:
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if isinstance(sample, int | float) and not number:
+def _like(head: str, name: str, sample: Scalar, given: Scalar) -> Scalar:
+    """``given`` as the kind of number that ``sample`` is: 1 and 1.0 have one key."""
+    if isinstance(sample, str | bool):
+        return given
+    if isinstance(given, str | bool) or not math.isfinite(given):
         raise InvalidSpec(f"head {head!r}: {name} must be a number, not {given!r}")
-    whole = isinstance(given, int)
-    if isinstance(sample, int) and not whole:
+    if isinstance(sample, int) and not isinstance(given, int):
         raise InvalidSpec(f"head {head!r}: {name} must be a whole number, not {given}")
+    least, most = HEADS[head].limits[name]
+    if not least <= given <= most:
+        raise InvalidSpec(
+            f"head {head!r}: {name} must lie between {least:g} and {most:g}, "
+            f"not {given}"
+        )
+    return float(given) if isinstance(sample, float) else given

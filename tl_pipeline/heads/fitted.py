@@ -14,7 +14,12 @@ import numpy as np
 
 from tl_pipeline import heads
 from tl_pipeline.embeddings import Embeddings
-from tl_pipeline.errors import DamagedArtifact, EncoderMismatch, UnsafeModelFile
+from tl_pipeline.errors import (
+    DamagedArtifact,
+    EncoderMismatch,
+    TransferLearningError,
+    UnsafeModelFile,
+)
 from tl_pipeline.specs import HeadConfig
 
 # Types beyond skops's own defaults that a head may hold; each with the head's name.
@@ -94,12 +99,16 @@ def load(folder: Path) -> FittedHead:
         config = HeadConfig.model_validate(about["config"])
         kind = heads.HEADS[config.name].file
         if about["file"] != f"head.{kind}":
-            raise UnsafeModelFile(
+            raise UnsafeModelFile(  # noqa: TRY301 - passed on just below
                 f"{folder}: a {config.name} head is kept in head.{kind}, "
                 f"not in {about['file']}"
             )
         estimator = _estimator(folder / about["file"], config, about)
-    except (OSError, KeyError, ValueError) as error:
+    except TransferLearningError:
+        raise
+    # zipfile, skops, safetensors and torch raise errors of many kinds for damaged
+    # files; all mean the same here.
+    except Exception as error:  # noqa: BLE001
         raise DamagedArtifact(f"{folder}: no whole head ({error}); run again") from None
     return FittedHead(
         config, about["seed"], about["encoder_key"], about["classes"], estimator

@@ -1,11 +1,13 @@
 """A neural head that is a scikit-learn classifier."""
 
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 from torch.nn import functional
@@ -52,6 +54,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - sklearn's names
         """Learn from ``X`` of shape (n, width) and the labels ``y`` of shape (n,)."""
         X, y = validate_data(self, X, y, dtype=np.float32)  # noqa: N806
+        check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("MLPHead needs at least two classes; got 1 class")
@@ -146,8 +149,10 @@ class MLPHead(ClassifierMixin, BaseEstimator):
 
 def _network(width: int, hidden: int, classes: int) -> nn.Sequential:
     """Two parts, so that dropout can be put between them in training."""
-    first = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
-    return nn.Sequential(first, nn.Linear(hidden, classes))
+    # nn.Linear would draw weights, which are replaced, from the global generator
+    linear = partial(nn.utils.skip_init, nn.Linear)
+    first = nn.Sequential(linear(width, hidden), nn.ReLU())
+    return nn.Sequential(first, linear(hidden, classes))
 
 
 def _initialise(network: nn.Module, chance: torch.Generator) -> None:

@@ -30,7 +30,10 @@ class Digits:
 
     def read(self, uri: str) -> bytes:
         """The digit as PGM, its 17 grey levels spread over 0..255."""
-        levels = self._rows[int(uri.removeprefix("digits:")), :64]
+        index = int(uri.removeprefix("digits:"))
+        if index not in range(len(self._rows)):
+            raise FileNotFoundError(f"{uri}: there are {len(self._rows)} digits")
+        levels = self._rows[index, :64]
         return b"P5\n8 8\n255\n" + np.rint(levels * 255 / 16).astype(np.uint8).tobytes()
 
     @cached_property

@@ -39,7 +39,7 @@ class ImageFolder:
         if not self._root.is_dir():
             raise DatasetError(f"{self._root} is not a folder; check 'path'")
         top = _children(self._root.resolve())
-        folders = {child.name for child in top if child.is_dir()}
+        folders = {child.name for child in top if _is_folder(child)}
         if not top:
             raise DatasetError(
                 f"{self._root} is empty; expected root/class/image files"
@@ -54,7 +54,7 @@ class ImageFolder:
                 for name, split in splits.items()
             }
         for child in top:
-            if child.is_dir():
+            if _is_folder(child):
                 yield from _classes(_children(Path(child.path)), splits[child.name])
             else:
                 yield _file(child, label=None, split=None)
@@ -66,7 +66,7 @@ class ImageFolder:
 
 def _classes(children: list[os.DirEntry[str]], split: str | None) -> Iterator[Entry]:
     for child in children:
-        if child.is_dir():
+        if _is_folder(child):
             yield from _files(Path(child.path), child.name, split)
         else:
             yield _file(child, label=None, split=split)
@@ -74,19 +74,21 @@ def _classes(children: list[os.DirEntry[str]], split: str | None) -> Iterator[En
 
 def _files(folder: Path, label: str, split: str | None) -> Iterator[Entry]:
     for child in _children(folder):
-        if child.is_dir():
+        if _is_folder(child):
             yield from _files(Path(child.path), label, split)
         else:
             yield _file(child, label, split)
 
 
 def _file(child: os.DirEntry[str], label: str | None, split: str | None) -> Entry:
+    # A name that is no UTF-8 fits no table: escaped, it cannot be read, and is refused.
+    uri = child.path.encode(errors="backslashreplace").decode()
     try:
         stat = child.stat()
     except OSError:  # a dangling link: reading it will tell
-        return Entry(uri=child.path, label=label, split=split)
+        return Entry(uri=uri, label=label, split=split)
     return Entry(
-        uri=child.path,
+        uri=uri,
         label=label,
         version=f"{stat.st_size}:{stat.st_mtime_ns}",
         split=split,
@@ -98,3 +100,16 @@ def _children(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as found:
         visible = (child for child in found if not child.name.startswith("."))
         return sorted(visible, key=lambda child: child.name)
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    """A folder to walk into; a link that leads round in a circle is none."""
+    try:
+        if not child.is_dir():
+            return False
+    except OSError:  # a link to itself: reading it will tell
+        return False
+    if not child.is_symlink():
+        return True
+    here = Path(child.path).parent.resolve()
+    return Path(child.path).resolve() not in (here, *here.parents)
