@@ -56,6 +56,11 @@ def main() -> None:
         for _ in range(rounds):
             for name, command in COMMANDS.items():
                 times[name].append(seconds(command, environment))
+    machine = (
+        f"{os.cpu_count()} cores {platform.machine()}, Python "
+        f"{platform.python_version()}, prefect {metadata.version('prefect')}, "
+        f"torch {metadata.version('torch')}"
+    )
     rows = [
         f"| `{name}` | {statistics.median(t):.2f} | {min(t):.2f} | {max(t):.2f} |"
         for name, t in times.items()
@@ -64,10 +69,8 @@ def main() -> None:
 
 ## Nothing to do: whole processes, the digits demo, everything cached
 
-`make bench`, {rounds} rounds in turn, on {datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()}
-cores, {platform.machine()}, Python {platform.python_version()}, prefect
-{metadata.version("prefect")}, torch {metadata.version("torch")}. The machine is shared:
-read the ratios.
+`make bench`, {rounds} rounds in turn, on {datetime.now(UTC):%Y-%m-%d}, on a shared
+machine (read the ratios): {machine}.
 
 | command | median s | min | max |
 |---|---|---|---|
