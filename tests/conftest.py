@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tl_pipeline.artifacts import Store
+from tl_pipeline.images import as_ppm
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -52,6 +53,22 @@ def crops() -> Callable[[str, int], Image.Image]:
         return photos[label].crop((left, top, left + side, top + side))
 
     return crop
+
+
+@pytest.fixture(scope="session")
+def two_hundred(
+    crops: Callable[[str, int], Image.Image],
+) -> list[tuple[bytes, str]]:
+    """(encoded bytes, label) of 200 different images of 32x32, as binary PPM.
+
+    Every kind of source must give them back with these bytes and labels; PPM, because
+    sources of arrays encode so.
+    """
+    return [
+        (as_ppm(np.asarray(crops(label, number).resize((32, 32)))), label)
+        for label in ("china", "flower")
+        for number in range(100)
+    ]
 
 
 @pytest.fixture

@@ -5,15 +5,9 @@ from pathlib import Path
 import pytest
 
 from tl_pipeline import catalog
+from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec, SplitSpec
 from tl_pipeline.errors import CatalogError, UnknownName
-from tl_pipeline.specs import (
-    DigitsSpec,
-    EncoderSpec,
-    HeadSpec,
-    ImageFolderSpec,
-    RunSpec,
-    SplitSpec,
-)
+from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 GOOD = """\
 version: 1

@@ -10,6 +10,7 @@ import torch
 
 from tl_pipeline import encoders, engine
 from tl_pipeline.artifacts import Store
+from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import WeightsError
@@ -17,7 +18,7 @@ from tl_pipeline.identity import image_id
 from tl_pipeline.images import pixels
 from tl_pipeline.progress import reporting, track
 from tl_pipeline.sources.digits import Digits
-from tl_pipeline.specs import DigitsSpec, EncoderSpec
+from tl_pipeline.specs import EncoderSpec
 
 Images = list[tuple[str, str]]
 

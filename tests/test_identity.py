@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tl_pipeline.artifacts import Store
+from tl_pipeline.datasets import ImageFolderSpec
 from tl_pipeline.identity import Memo, image_id
 from tl_pipeline.scan import Scan, scan
 from tl_pipeline.sources import Entry
 from tl_pipeline.sources.image_folder import ImageFolder
-from tl_pipeline.specs import ImageFolderSpec
 
 HOUR = 3_600_000_000_000
 

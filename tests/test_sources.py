@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.images import decode
 from tl_pipeline.sources import Entry
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.sources.image_folder import ImageFolder
-from tl_pipeline.specs import DigitsSpec, ImageFolderSpec
 
 
 def tree(root: Path, *names: str) -> dict[str, Entry]:

@@ -9,8 +9,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from tl_pipeline.datasets import DatasetSpec, ImageFolderSpec
 from tl_pipeline.errors import CatalogError, InvalidSpec, UnknownName
-from tl_pipeline.specs import DatasetSpec, ImageFolderSpec, RunSpec
+from tl_pipeline.specs import RunSpec
 
 _ENTRY: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 DEFAULT = Path("data_catalog.yaml")
@@ -41,7 +42,7 @@ def load(path: Path) -> dict[str, DatasetSpec]:
     specs: dict[str, DatasetSpec] = {}
     for name, entry in entries.items():
         try:
-            specs[str(name)] = _rooted(_entry(str(name), entry), path.parent)
+            specs[str(name)] = _entry(str(name), entry).rooted(path.parent)
         except ValidationError as errors:
             faults += _explain(errors, path, document, ["datasets", name])
         except InvalidSpec as fault:
@@ -113,12 +114,6 @@ def _entry(name: str, entry: Any) -> DatasetSpec:
     if "name" in entry:
         raise InvalidSpec(f"dataset {name!r}: its key is its name; remove 'name'")
     return _ENTRY.validate_python({**entry, "name": name})
-
-
-def _rooted(spec: DatasetSpec, root: Path) -> DatasetSpec:
-    if not isinstance(spec, ImageFolderSpec):
-        return spec
-    return spec.model_copy(update={"path": root / spec.path.expanduser()})
 
 
 def _explain(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = App(
     name="tl",
     help="Transfer learning on images: embed once, compare heads, register the best.",
+    suppress_keyboard_interrupt=False,  # main() says what was kept
     version_flags=["--version"],
 )
 

@@ -96,6 +96,17 @@ def pixels(data: bytes, how: Preprocess) -> np.ndarray:
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
+def as_ppm(values: np.ndarray) -> bytes:
+    """Pixels as a binary PGM or PPM: uint8 of shape (height, width) or (..., 3).
+
+    For sources that hold arrays and not files: unlike PNG, its bytes do not depend on
+    the version of a compressor, so neither do image ids.
+    """
+    grey = values.ndim == 2
+    header = f"{'P5' if grey else 'P6'}\n{values.shape[1]} {values.shape[0]}\n255\n"
+    return header.encode() + np.ascontiguousarray(values, np.uint8).tobytes()
+
+
 def _opened(data: bytes) -> Image.Image:
     if not data:
         raise RefusedImage("empty", "no bytes")

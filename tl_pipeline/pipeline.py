@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from tl_pipeline import catalog, encoders, heads, query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
+from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.planning import Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import DatasetSpec, HeadSpec, RunSpec
+from tl_pipeline.specs import HeadSpec, RunSpec
 from tl_pipeline.stages import embed, evaluate, ingest, register, train
 from tl_pipeline.stages.register import Best
 from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from tl_pipeline.artifacts import KeyDocument, Store, digest
+from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.errors import DamagedArtifact
-from tl_pipeline.specs import DatasetSpec
 
 OutputT = TypeVar("OutputT")
 LOST = "its artifact is missing or damaged"

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tl_pipeline import splits
+from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.identity import Facts, Memo, image_id
 from tl_pipeline.images import RefusedImage, probe
 from tl_pipeline.progress import track
 from tl_pipeline.sources import Entry, Source
-from tl_pipeline.specs import DatasetSpec
+from tl_pipeline.splits import Unassigned
 
 Row = dict[str, Any]
 
@@ -53,8 +54,17 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
         (entry, facts), *others = sorted(same, key=_preference)
         kept.append((entry, facts))
         duplicates += [_duplicate(other, entry, facts) for other, _ in others]
-    present = frozenset(entry.split for entry, _ in kept if entry.split)
-    rows = [_row(entry, facts, present, dataset) for entry, facts in kept]
+    sides = splits.assign(
+        [
+            Unassigned(facts.image_id, str(entry.label), entry.group, entry.split)
+            for entry, facts in kept
+        ],
+        dataset.split,
+    )
+    rows = [
+        _row(entry, facts, side)
+        for (entry, facts), side in zip(kept, sides, strict=True)
+    ]
     return Scan(
         sorted(rows, key=lambda row: row["image_id"]),
         sorted(quarantine, key=lambda row: row["uri"]),
@@ -97,10 +107,7 @@ def _preference(copy: tuple[Entry, Facts]) -> tuple[int, str]:
     return rank.get(copy[0].split or "", 2), copy[0].uri
 
 
-def _row(
-    entry: Entry, facts: Facts, present: frozenset[str], dataset: DatasetSpec
-) -> Row:
-    split = splits.assign(facts.image_id, entry.split, present, dataset.split)
+def _row(entry: Entry, facts: Facts, split: str) -> Row:
     return {
         "image_id": facts.image_id,
         "uri": entry.uri,

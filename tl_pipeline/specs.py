@@ -1,4 +1,4 @@
-"""What is wanted, as frozen values: datasets, splits, encoders, heads, a whole run.
+"""What is wanted, as frozen values: encoders, heads, a whole run.
 
 Pure: nothing here reads a file or knows which networks exist. The short form
 ``NAME:param=value,param=value`` of the command line is parsed here too.
@@ -7,7 +7,6 @@ Pure: nothing here reads a file or knows which networks exist. The short form
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -17,7 +16,6 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 
 from tl_pipeline.errors import InvalidSpec
@@ -32,59 +30,6 @@ class Spec(BaseModel):
 
 
 _SpecT = TypeVar("_SpecT", bound=Spec)
-
-
-class SplitSpec(Spec):
-    """Which images are learned from, chosen on, and looked at once.
-
-    ``auto`` takes the splits that the source declares and draws the missing ones;
-    ``predefined`` demands declared splits; ``stable`` ignores them and draws all three.
-    Drawn shares are expectations: each image is drawn by a hash of its own content.
-    """
-
-    strategy: Literal["auto", "predefined", "stable"] = "auto"
-    validation: float = Field(default=0.2, gt=0, lt=1)
-    test: float = Field(default=0.2, gt=0, lt=1)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> Self:
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation ({self.validation}) and test ({self.test}) leave nothing "
-                "to train on: their sum must be below 1"
-            )
-        return self
-
-
-class _Dataset(Spec):
-    """What every entry of the catalogue may say, whatever its type."""
-
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the entry's own key"
-    )
-    description: str = ""
-    licence: str = ""
-    split: SplitSpec = SplitSpec()
-    max_quarantined: float = Field(
-        default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"
-    )
-
-
-class ImageFolderSpec(_Dataset):
-    """``root/class/*`` or ``root/{train,val,test}/class/*``."""
-
-    type: Literal["image_folder"] = "image_folder"
-    path: Path
-
-
-class DigitsSpec(_Dataset):
-    """The 1,797 handwritten digits that scikit-learn ships, 8x8 grey."""
-
-    type: Literal["digits"]
-
-
-DatasetSpec = Annotated[ImageFolderSpec | DigitsSpec, Field(discriminator="type")]
 
 
 def _number_or_text(text: str) -> Scalar:

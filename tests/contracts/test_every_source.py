@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tl_pipeline.datasets import DatasetSpec, DigitsSpec, ImageFolderSpec
 from tl_pipeline.images import probe
 from tl_pipeline.sources import SOURCES, Source, SourceRow, open_source
-from tl_pipeline.specs import DatasetSpec, DigitsSpec, ImageFolderSpec
 
 
 @dataclass

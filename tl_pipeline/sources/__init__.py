@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tl_pipeline.datasets import DatasetSpec, DigitsSpec, ImageFolderSpec
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.image_folder import ImageFolder
-from tl_pipeline.specs import DatasetSpec, DigitsSpec, ImageFolderSpec
 
 __all__ = ["SOURCES", "Entry", "Source", "SourceRow", "open_source"]
 

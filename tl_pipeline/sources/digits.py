@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.images import as_ppm
 from tl_pipeline.sources.entry import Entry
-from tl_pipeline.specs import DigitsSpec
 
 
 class Digits:
     """1,797 grey images of 8x8 pixels, ten classes, no declared split.
 
-    An image is given as a binary PGM: unlike PNG its bytes do not depend on the version
-    of a compressor, so neither do the image ids.
+    An image is given as a binary PGM (see ``images.as_ppm``).
     """
 
     def __init__(self, spec: DigitsSpec) -> None:
@@ -34,7 +34,7 @@ class Digits:
         if index not in range(len(self._rows)):
             raise FileNotFoundError(f"{uri}: there are {len(self._rows)} digits")
         levels = self._rows[index, :64]
-        return b"P5\n8 8\n255\n" + np.rint(levels * 255 / 16).astype(np.uint8).tobytes()
+        return as_ppm(np.rint(levels * 255 / 16).astype(np.uint8).reshape(8, 8))
 
     @cached_property
     def _rows(self) -> np.ndarray:

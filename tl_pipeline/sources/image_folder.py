@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tl_pipeline.datasets import ImageFolderSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.sources.entry import Entry
-from tl_pipeline.specs import ImageFolderSpec
 
 SPLIT_FOLDERS = {
     "train": "train",

@@ -14,13 +14,13 @@ from typing import Any
 
 from tl_pipeline import splits, tables
 from tl_pipeline.artifacts import Artifact, digest, key_document
+from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.errors import DatasetError, TooManyRefused
 from tl_pipeline.identity import Memo
 from tl_pipeline.planning import LOST, Context, Outcome, Step
 from tl_pipeline.scan import Row, Scan
 from tl_pipeline.scan import scan as look
 from tl_pipeline.sources import open_source
-from tl_pipeline.specs import DatasetSpec
 from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE
 
 # Bump when the same inputs must give other rows.
@@ -96,6 +96,7 @@ def _check(dataset: DatasetSpec, scan: Scan) -> None:
             f"{name}: all {inputs} images are of one class, {next(iter(classes))!r}; "
             "a classifier needs two. Expected root/class/image files"
         )
+    _check_expected(dataset, len(scan.manifest), len(classes))
     sizes = Counter(row["split"] for row in scan.manifest)
     learned = {row["label"] for row in scan.manifest if row["split"] == splits.TRAIN}
     empty = [split for split in splits.SPLITS if not sizes[split]]
@@ -105,6 +106,20 @@ def _check(dataset: DatasetSpec, scan: Scan) -> None:
             f"{name}: {len(scan.manifest)} images split into {shares}, with "
             f"{len(learned)} classes to learn; every split needs images. Add images "
             "or change split.validation, split.test or split.seed"
+        )
+
+
+def _check_expected(dataset: DatasetSpec, images: int, classes: int) -> None:
+    found = {"images": images, "classes": classes}
+    wrong = [
+        f"{found[name]:,} {name} instead of {number:,}"
+        for name, number in dataset.expect
+        if number is not None and number != found[name]
+    ]
+    if wrong:
+        raise DatasetError(
+            f"{dataset.name} holds {' and '.join(wrong)}. Look at what changed, or "
+            "correct 'expect' in the catalogue"
         )
 
 
@@ -135,7 +150,9 @@ def _changes(context: Context, key: str, scan: Scan) -> str:
 
 def _summary(scan: Scan) -> str:
     classes = len({row["label"] for row in scan.manifest})
-    said = f"{len(scan.manifest):,} images of {classes} classes"
+    sizes = Counter(row["split"] for row in scan.manifest)
+    shares = ", ".join(f"{split} {sizes[split]:,}" for split in splits.SPLITS)
+    said = f"{len(scan.manifest):,} images of {classes} classes ({shares})"
     if scan.quarantine:
         said += f", {len(scan.quarantine):,} refused"
     if scan.duplicates:

@@ -1,0 +1,153 @@
+"""The entries of the data catalogue as frozen values, one class per kind of source."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tl_pipeline.specs import Spec
+
+
+class SplitSpec(Spec):
+    """Which images are learned from, chosen on, and looked at once.
+
+    - ``auto``: keep the splits that the source declares and draw the missing ones;
+      where the source gives groups, whole groups are drawn.
+    - ``predefined``: the same, but the source must declare splits.
+    - ``group``: the same as ``auto``, but the source must give groups.
+    - ``stable``: ignore declarations and groups, draw every image by its own hash.
+    - ``stratified``: like ``stable``, but with the exact shares in every class. The
+      price is that new images may move old ones to another side.
+
+    Shares are fractions of all images; of the training images where a test split is
+    declared. But for ``stratified`` they are expectations: an image (or its group) is
+    drawn by a hash of its content (or name), so that new images never move old ones.
+    """
+
+    strategy: Literal["auto", "predefined", "group", "stable", "stratified"] = "auto"
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing "
+                "to train on: their sum must be below 1"
+            )
+        return self
+
+
+class Expected(Spec):
+    """What a dataset is known to hold; a mismatch stops the run with both numbers."""
+
+    images: int | None = Field(default=None, ge=1)
+    classes: int | None = Field(default=None, ge=2)
+
+
+class _Dataset(Spec):
+    """What every entry of the catalogue may say, whatever its type."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the entry's own key"
+    )
+    description: str = ""
+    licence: str = ""
+    split: SplitSpec = SplitSpec()
+    expect: Expected = Expected()
+    max_quarantined: float = Field(
+        default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"
+    )
+
+    def rooted(self, folder: Path) -> Self:
+        """The same entry with relative paths starting at ``folder``."""
+        relative = {
+            name: folder / value.expanduser()
+            for name, value in self
+            if isinstance(value, Path)
+        }
+        return self.model_copy(update=relative)
+
+
+class DigitsSpec(_Dataset):
+    """The 1,797 handwritten digits that scikit-learn ships, 8x8 grey."""
+
+    type: Literal["digits"]
+
+
+class ImageFolderSpec(_Dataset):
+    """``root/class/*`` or ``root/{train,val,test}/class/*``."""
+
+    type: Literal["image_folder"] = "image_folder"
+    path: Path
+
+
+class TableSpec(_Dataset):
+    """A CSV, TSV or Parquet file with one row per image.
+
+    ``image_column`` holds a path (relative to ``root``, by default the table's own
+    folder), or the encoded bytes, or a struct of ``bytes`` and ``path``. ``path`` may
+    hold wildcards where several files make one table.
+    """
+
+    type: Literal["table"]
+    path: Path
+    root: Path | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    group_column: str | None = None
+    split_column: str | None = None
+
+
+class ArchiveSpec(_Dataset):
+    """A zip, tar or tar.gz file of a folder laid out as for ``image_folder``."""
+
+    type: Literal["archive"]
+    path: Path
+
+
+class WebDatasetSpec(_Dataset):
+    """Tar shards in WebDataset's convention: files of one stem are one sample.
+
+    ``path`` may hold wildcards and ``{000..015}``. ``image`` lists the endings an image
+    may have; ``label`` is the ending of the label's file, ``cls`` (text), or
+    ``json:field`` for a field of a JSON file.
+    """
+
+    type: Literal["webdataset"]
+    path: Path
+    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "tif", "tiff")
+    label: str = "cls"
+
+
+class TorchvisionSpec(_Dataset):
+    """A classification dataset of ``torchvision.datasets`` by its class name.
+
+    ``path`` is torchvision's ``root``. Official splits are kept. With ``crop`` the box
+    that the dataset gives (GTSRB's sign) is cut out.
+    """
+
+    type: Literal["torchvision"]
+    dataset: str
+    path: Path
+    download: bool = False
+    crop: bool = False
+
+
+class PickleSpec(_Dataset):
+    """Pickled dictionaries of arrays: ``features`` (n, height, width, 3), ``labels``.
+
+    As the notebooks on traffic signs keep them: ``train.p``, ``valid.p``, ``test.p``.
+    Nothing but numpy arrays and plain values is unpickled.
+    """
+
+    type: Literal["pickle"]
+    train: Path
+    validation: Path | None = None
+    test: Path | None = None
+    features: str = "features"
+    labels: str = "labels"
+
+
+DatasetSpec = Annotated[DigitsSpec | ImageFolderSpec, Field(discriminator="type")]
