@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 
@@ -271,3 +272,34 @@ def test_predict_names_the_class_and_refuses_what_is_no_image(tl: Tl, folder: Pa
     unknown = tl("predict", "fotos", good)
     assert unknown.returncode == 2
     assert "Did you mean 'photos'" in unknown.stderr
+
+
+def test_catalog_check_schema_and_show(tl: Tl, folder: Path, tmp_path: Path):
+    """A dataset can be looked at before anything is run on it."""
+    assert "no faults" in tl("catalog", "check").stdout
+    schema = json.loads(tl("catalog", "schema").stdout)
+    assert {"DigitsSpec", "ImageFolderSpec"} <= schema["$defs"].keys()
+    (folder / "china" / "copy.jpg").write_bytes((folder / "china/001.jpg").read_bytes())
+    (folder / "china" / "bad.jpg").write_text("no image")
+    done = tl("catalog", "show", folder, "--sheet", "sheet.png", "--json")
+    found = json.loads(done.stdout)
+    assert (found["images"], found["duplicates"]) == (60, 1)
+    assert found["refused"] == "1 not an image"
+    assert [row["all"] for row in found["classes"]] == [30, 30]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 700
+        assert len(sheet.getcolors(1 << 20) or []) > 1000
+    assert not (tmp_path / "tl_store").exists()
+
+
+def test_unexpected_counts_are_an_error_with_both_numbers(
+    tl: Tl, folder: Path, tmp_path: Path
+):
+    (tmp_path / "data_catalog.yaml").write_text(
+        "version: 1\n"
+        "datasets:\n"
+        f"  few: {{type: image_folder, path: {folder}, expect: {{images: 61}}}}\n"
+    )
+    done = tl("plan", "few")
+    assert done.returncode == 2
+    assert "60 images instead of 61" in done.stderr

@@ -73,6 +73,28 @@ def find(name: str, path: Path | None = None) -> DatasetSpec:
     raise UnknownName("dataset", name, known)
 
 
+def schema() -> dict[str, Any]:
+    """The JSON schema of a catalogue, which editors complete and check by."""
+    entry = _ENTRY.json_schema()
+    definitions = entry.pop("$defs")
+    for definition in definitions.values():
+        if "name" in definition.get("required", []):  # the key of the entry says it
+            definition["required"].remove("name")
+            definition["properties"].pop("name")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "data_catalog.yaml of tl-pipeline",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["version", "datasets"],
+        "properties": {
+            "version": {"const": 1},
+            "datasets": {"type": "object", "additionalProperties": entry},
+        },
+        "$defs": definitions,
+    }
+
+
 def load_run(path: Path, **overrides: Any) -> RunSpec:
     """Read a run's YAML file; ``overrides`` that are not None replace its fields.
 

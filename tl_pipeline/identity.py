@@ -3,7 +3,7 @@
 import hashlib
 import time
 import uuid
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,7 +78,10 @@ class Memo:
             return
         if not (self._store.root / "store.json").exists():
             return
-        rows = [(uri, version, *astuple(f)) for uri, (version, f) in self._seen.items()]
+        rows = [
+            (uri, version, facts.image_id, facts.width, facts.height, facts.bytes)
+            for uri, (version, facts) in self._seen.items()
+        ]
         arrays = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
         table = pa.Table.from_arrays(
             [

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
+from tl_pipeline.headers import jpeg_size
+
 # PIL warns of decompression bombs from 89 Mpixel and refuses from twice that. Photos of
 # 100 Mpixel exist, so only the refusal counts here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -49,10 +51,9 @@ def probe(data: bytes) -> tuple[int, int]:
     Raises:
         RefusedImage: empty, not an image, zero-sized, or over the pixel limit.
     """
-    with _opened(data) as image:
-        width, height = image.size
-        if image.getexif().get(_ORIENTATION, 1) in _LYING:
-            width, height = height, width
+    width, height = jpeg_size(data) or _size(data)
+    if width * height > _MOST_PIXELS:
+        raise RefusedImage("too many pixels", f"{width}x{height}")
     if width < 1 or height < 1:
         raise RefusedImage("zero-sized", f"{width}x{height} pixels")
     return width, height
@@ -120,6 +121,15 @@ def _opened(data: bytes) -> Image.Image:
         raise RefusedImage("too many pixels", str(error)) from None
     except Exception as error:  # noqa: BLE001 - see decode
         raise RefusedImage("undecodable", f"{error}"[:200]) from None
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    with _opened(data) as image:
+        width, height = image.size
+        told = "exif" in image.info or image.format == "TIFF"
+        if told and image.getexif().get(_ORIENTATION, 1) in _LYING:
+            width, height = height, width
+    return width, height
 
 
 def _rgb(image: Image.Image) -> Image.Image:

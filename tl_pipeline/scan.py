@@ -13,6 +13,8 @@ from tl_pipeline.sources import Entry, Source
 from tl_pipeline.splits import Unassigned
 
 Row = dict[str, Any]
+# Telling the console of each file would cost as much as reading it.
+_REPORT_EVERY = 256
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
     """Read what ``memo`` does not know of ``source`` and draw the splits."""
     accepted: dict[str, list[tuple[Entry, Facts]]] = defaultdict(list)
     quarantine: list[Row] = []
+    unreported = 0
     with track(f"ingest {dataset.name}", total=0) as progress:
         for entry in source.entries():
             try:
@@ -43,7 +46,11 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
                 accepted[facts.image_id].append((entry, facts))
             except RefusedImage as refusal:
                 quarantine.append(_refused(entry, refusal.reason, refusal.detail))
-            progress.advance()
+            unreported += 1
+            if unreported == _REPORT_EVERY:
+                progress.advance(unreported)
+                unreported = 0
+        progress.advance(unreported)
     memo.save()
     kept: list[tuple[Entry, Facts]] = []
     duplicates: list[Row] = []
