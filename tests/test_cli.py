@@ -246,7 +246,7 @@ def test_lists_are_json_for_scripts(tl: Tl):
     heads = {row["head"] for row in json.loads(tl("heads", "--json").stdout)}
     assert heads == {"logistic", "mlp", "majority"}
     (digits,) = json.loads(tl("catalog", "--json").stdout)
-    assert digits["dataset"] == "digits"
+    assert digits["name"] == "digits"
 
 
 def test_doctor_finds_this_machine_fit(tl: Tl):

@@ -5,12 +5,13 @@ Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from tl_pipeline import catalog_commands
 from tl_pipeline.errors import TransferLearningError
-from tl_pipeline.request import CatalogOption, Request, StoreOption
+from tl_pipeline.request import Json, Request, StoreOption
 
 if TYPE_CHECKING:
     from tl_pipeline.artifacts import Store
@@ -23,7 +24,8 @@ app = App(
     version_flags=["--version"],
 )
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+app.command(catalog_commands.app)
+
 NOTHING = Request()
 
 
@@ -128,7 +130,7 @@ def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     rows = registry.models(Store.open(store))
     columns = ["name", "version", "aliases", "encoder", "head"]
     columns += ["validation_accuracy", "test_accuracy", "folder"]
-    _show(rows, columns, json=json, empty="no models yet: tl run DATASET")
+    console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
     if rows and not json:
         console.out.print(f"\nMLflow: {registry.database(Store.open(store))}")
 
@@ -154,12 +156,12 @@ def predict(
     """
     from dataclasses import asdict
 
-    from tl_pipeline import prediction, registry
+    from tl_pipeline import console, prediction, registry
     from tl_pipeline.artifacts import Store
 
     model = registry.load_model(Store.open(store), name, alias)
     rows = [asdict(found) for found in prediction.predict(model, files)]
-    _show(rows, list(rows[0]), json=json, empty="")
+    console.show(rows, list(rows[0]), as_json=json)
     if any(row["refused"] for row in rows):
         sys.exit(3)
 
@@ -167,6 +169,7 @@ def predict(
 @app.command
 def backbones(*, json: Json = False) -> None:
     """List the pretrained networks, their layers, and whether weights are on disk."""
+    from tl_pipeline import console
     from tl_pipeline.backbones import BACKBONES, named_weights
 
     rows = []
@@ -182,12 +185,13 @@ def backbones(*, json: Json = False) -> None:
                 "file": str(named.file),
             }
         )
-    _show(rows, list(rows[0]), json=json, empty="")
+    console.show(rows, list(rows[0]), as_json=json)
 
 
 @app.command
 def heads(*, json: Json = False) -> None:
     """List the heads and their default parameters; a list is a grid."""
+    from tl_pipeline import console
     from tl_pipeline.heads import HEADS
 
     rows = [
@@ -200,76 +204,7 @@ def heads(*, json: Json = False) -> None:
         }
         for row in HEADS.values()
     ]
-    _show(rows, list(rows[0]), json=json, empty="")
-
-
-catalog_app = App(name="catalog", help="The data catalogue: list, check, look.")
-app.command(catalog_app)
-
-
-@catalog_app.default
-def catalog(*, catalog: CatalogOption = None, json: Json = False) -> None:
-    """Check the data catalogue and list its datasets."""
-    from tl_pipeline import catalog as entries
-
-    found = entries.load(catalog or entries.DEFAULT).values()
-    rows = [entry.model_dump(mode="json") for entry in found]
-    shown = [{**row, "path": row.get("path", "")} for row in rows]
-    columns = ["name", "type", "path", "licence", "description"]
-    empty = "the catalogue has no datasets"
-    _show(rows if json else shown, columns, json=json, empty=empty)
-
-
-@catalog_app.command
-def check(*, catalog: CatalogOption = None) -> None:
-    """Report every fault of the catalogue with file and line; exit code 2 if any."""
-    from tl_pipeline import catalog as entries
-    from tl_pipeline import console
-
-    file = catalog or entries.DEFAULT
-    console.out.print(f"{file}: {len(entries.load(file))} datasets, no faults")
-
-
-@catalog_app.command
-def schema() -> None:
-    """Print the JSON schema of the catalogue, for editors."""
-    from tl_pipeline import catalog as entries
-    from tl_pipeline import console
-
-    console.print_json(entries.schema())
-
-
-@catalog_app.command
-def show(
-    dataset: str,
-    /,
-    *,
-    sheet: Path | None = None,
-    catalog: CatalogOption = None,
-    json: Json = False,
-) -> None:
-    """Look at a dataset: counts, sizes, what is refused, a contact sheet.
-
-    Args:
-        dataset: a name in the catalogue, or a folder of images.
-        sheet: where to write the contact sheet; default: ./DATASET.png.
-        catalog: the data catalogue.
-        json: print the counts as JSON.
-    """
-    from tl_pipeline import catalog as entries
-    from tl_pipeline import console, overview
-
-    spec = entries.find(dataset, catalog)
-    found = overview.look(spec)
-    file = sheet or Path(f"{spec.name}.png")
-    found.sheet.save(file)
-    if json:
-        console.print_json({**found.totals, "classes": found.classes})
-        return
-    console.print_rows(found.classes, list(found.classes[0]))
-    for name, value in found.totals.items():
-        console.out.print(f"{name:12} {value}")
-    console.out.print(f"{'sheet':12} {file}")
+    console.show(rows, list(rows[0]), as_json=json)
 
 
 @app.command
@@ -278,12 +213,13 @@ def doctor(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     from dataclasses import asdict
 
     from flows import launch
+    from tl_pipeline import console
     from tl_pipeline import doctor as checks
 
     found = checks.examine(store, launch.server_can_start)
     rows = [asdict(check) for check in found]
     shown = rows if json else [{**r, "ok": "ok" if r["ok"] else "FAULT"} for r in rows]
-    _show(shown, ["ok", "check", "found", "cure"], json=json, empty="")
+    console.show(shown, ["ok", "check", "found", "cure"], as_json=json)
     if not all(check.ok for check in found):
         sys.exit(1)
 
@@ -330,17 +266,6 @@ def _prepare(request: Request = NOTHING, *, download: bool) -> "tuple[Work, Stor
         download=download,
     )
     return work, store
-
-
-def _show(rows: list[Any], columns: list[str], *, json: bool, empty: str) -> None:
-    from tl_pipeline import console
-
-    if json:
-        console.print_json(rows)
-    elif rows:
-        console.print_rows(rows, columns)
-    else:
-        console.out.print(empty)
 
 
 def _estimate(seconds: float | None, size: int | None) -> str:

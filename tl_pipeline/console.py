@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_pipeline.runs import RunRecord, Score
-from tl_pipeline.specs import Spec
 
 # Where there is no terminal, tables are as wide as they need to be.
 _WIDTH = None if sys.stdout.isatty() else 160
@@ -58,6 +57,15 @@ def percent(score: Score) -> str:
 
 def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
     """Print a finished run: its stages, its results, where to look."""
+    _print_stages(record)
+    out.print()
+    _print_results(record)
+    _print_findings(record)
+    for name, place in places.items():
+        out.print(f"{name:10} {place}")
+
+
+def _print_stages(record: RunRecord) -> None:
     print_rows(
         [
             {
@@ -70,7 +78,9 @@ def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
         ],
         ["stage", "subject", "time", "why"],
     )
-    out.print()
+
+
+def _print_results(record: RunRecord) -> None:
     print_rows(
         [
             {
@@ -84,6 +94,9 @@ def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
         ],
         ["", "encoder", "head", "validation", "test [95 % interval]"],
     )
+
+
+def _print_findings(record: RunRecord) -> None:
     best, entry = record.best, record.registered
     out.print(
         f"\n[bold]{record.dataset}: test accuracy {_literal(percent(best.test))}[/] on "
@@ -104,13 +117,22 @@ def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
     out.print(
         f"model {entry.name} version {entry.version}, {rank}: {_literal(entry.reason)}"
     )
-    for name, place in places.items():
-        out.print(f"{name:10} {place}")
 
 
-def as_rows(specs: Iterable[Spec]) -> list[dict[str, Any]]:
-    """Specs as plain rows."""
-    return [spec.model_dump(mode="json") for spec in specs]
+def show(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    empty: str = "",
+) -> None:
+    """Print ``rows`` whole as JSON, or their ``columns``, or that there are none."""
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_rows(rows, columns)
+    else:
+        out.print(empty)
 
 
 class LiveProgress:

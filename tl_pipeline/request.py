@@ -10,6 +10,7 @@ from tl_pipeline import catalog
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 StoreOption = Annotated[
     str, Parameter(name="--store", env_var="TL_STORE", help="Folder of all artifacts.")
 ]

@@ -1,0 +1,189 @@
+"""The small tables of the catalogue: rows made from run records and the store."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from tl_pipeline import registry, runs
+from tl_pipeline.artifacts import Store
+from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.encoders import Encoder
+from tl_pipeline.runs import RunRecord
+from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE
+
+Row = Mapping[str, Any]
+
+
+class SmallTable(NamedTuple):
+    """A table's rows, columns, and what one row is."""
+
+    rows: Iterable[Row]
+    schema: pa.Schema
+    comment: str
+
+
+def small_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
+    """Every small table by its name."""
+    return {**_of_runs(store, records), **_of_store(store)}
+
+
+def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
+    latest = {record.dataset: record for record in records}
+    return {
+        "runs": SmallTable(
+            map(_run, records),
+            _schema(
+                "run_id dataset manifest best_encoder best_head:s",
+                "started finished:t",
+                "images quarantined duplicates:i",
+                "seconds test_accuracy gain_by_transfer:f",
+            ),
+            "One row per finished run.",
+        ),
+        "stages": SmallTable(
+            [_step(record, step) for record in records for step in record.steps],
+            _schema("run_id dataset stage subject reason:s", "cached:b", "seconds:f"),
+            "One row per run, stage and subject: what was cached, what ran, and why.",
+        ),
+        "latest_manifests": SmallTable(
+            [_manifest(store, record) for record in latest.values()],
+            _schema("dataset run_id manifest_file quarantine_file duplicates_file:s"),
+            "One row per dataset: the files of its latest run.",
+        ),
+        "run_evaluations": SmallTable(
+            [
+                _evaluation(record, result, latest[record.dataset])
+                for record in records
+                for result in record.results
+            ],
+            _schema("run_id dataset evaluation encoder head role:s", "latest:b"),
+            "One row per run and evaluation: best, candidate or control.",
+        ),
+    }
+
+
+def _of_store(store: Store) -> dict[str, SmallTable]:
+    return {
+        "models": SmallTable(
+            registry.models(store),
+            _schema(
+                "name:s",
+                "version:i",
+                "aliases:l",
+                "encoder head:s",
+                "validation_accuracy test_accuracy:f",
+                "folder model:s",
+            ),
+            "One row per registered model version; aliases may hold champion.",
+        ),
+        "encoders": SmallTable(
+            _encoders(store),
+            _schema("encoder_key encoder backbone layer weights weights_sha256:s"),
+            "One row per encoder that has embeddings in the store.",
+        ),
+        "refused": SmallTable(
+            _refused(store),
+            _schema("encoder_key image_id reason detail:s"),
+            "One row per encoder and image that could not be decoded.",
+        ),
+    }
+
+
+def _evaluation(record: RunRecord, result: runs.Result, latest: RunRecord) -> Row:
+    return {
+        "run_id": record.run_id,
+        "dataset": record.dataset,
+        "evaluation": result.evaluation,
+        "encoder": result.encoder,
+        "head": result.head,
+        "role": result.role,
+        "latest": latest.run_id == record.run_id,
+    }
+
+
+def _run(record: RunRecord) -> Row:
+    best = record.best
+    return {
+        "run_id": record.run_id,
+        "dataset": record.dataset,
+        "manifest": record.manifest,
+        "started": record.started,
+        "finished": record.finished,
+        "seconds": (record.finished - record.started).total_seconds(),
+        "images": record.images,
+        "quarantined": record.quarantined,
+        "duplicates": record.duplicates,
+        "best_encoder": best.encoder,
+        "best_head": best.head,
+        "test_accuracy": best.test.value,
+        "gain_by_transfer": record.gain.value if record.gain else None,
+    }
+
+
+def _step(record: RunRecord, step: runs.Step) -> Row:
+    return {
+        "run_id": record.run_id,
+        "dataset": record.dataset,
+        "stage": step.stage,
+        "subject": step.subject,
+        "reason": step.reason,
+        "cached": step.cached,
+        "seconds": step.seconds,
+    }
+
+
+def _manifest(store: Store, record: RunRecord) -> Row:
+    folder = store.root / "manifests" / record.manifest
+    return {
+        "dataset": record.dataset,
+        "run_id": record.run_id,
+        "manifest_file": str(folder / MANIFEST.file),
+        "quarantine_file": str(folder / QUARANTINE.file),
+        "duplicates_file": str(folder / DUPLICATES.file),
+    }
+
+
+def _encoders(store: Store) -> Iterable[Row]:
+    for file in sorted((store.root / "embeddings").glob("encoder=*/encoder.json")):
+        encoder = Encoder.model_validate(json.loads(file.read_text()))
+        yield {
+            "encoder_key": encoder.key,
+            "encoder": encoder.label,
+            "backbone": encoder.backbone,
+            "layer": encoder.layer,
+            "weights": encoder.weights.name,
+            "weights_sha256": encoder.weights.sha256,
+        }
+
+
+def _refused(store: Store) -> Iterable[Row]:
+    for row in _encoders(store):
+        folder = EmbeddingFolder(store, row["encoder_key"])
+        for image_id, (reason, detail) in folder.refused().items():
+            yield {
+                "encoder_key": row["encoder_key"],
+                "image_id": image_id,
+                "reason": reason,
+                "detail": detail,
+            }
+
+
+_KINDS = {
+    "s": pa.string(),
+    "i": pa.int64(),
+    "f": pa.float64(),
+    "b": pa.bool_(),
+    "t": pa.timestamp("us", "UTC"),
+    "l": pa.list_(pa.string()),
+}
+
+
+def _schema(*groups: str) -> pa.Schema:
+    """``"a b:s"`` means the columns a and b, both strings."""
+    fields = []
+    for group in groups:
+        names, _, kind = group.partition(":")
+        fields += [(name, _KINDS[kind]) for name in names.split()]
+    return pa.schema(fields)
