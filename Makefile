@@ -23,6 +23,7 @@ check: lint test  ## all that must be green
 
 bench: $(INSTALLED)  ## measure; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/cached_run.py
+	$(BIN)/python benchmarks/ingest.py
 
 clean:  ## forget the environment, not the store
 	rm -rf $(VENV)

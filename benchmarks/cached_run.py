@@ -6,15 +6,14 @@ process, in turn, several rounds; writes medians to RESULTS.md beside this file.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
+
+from results import machine, record
 
 HERE = Path(__file__).parent
 TL = (sys.executable, "-m", "tl_pipeline.cli")
@@ -56,32 +55,19 @@ def main() -> None:
         for _ in range(rounds):
             for name, command in COMMANDS.items():
                 times[name].append(seconds(command, environment))
-    machine = (
-        f"{os.cpu_count()} cores {platform.machine()}, Python "
-        f"{platform.python_version()}, prefect {metadata.version('prefect')}, "
-        f"torch {metadata.version('torch')}"
-    )
-    rows = [
+    rows = "\n".join(
         f"| `{name}` | {statistics.median(t):.2f} | {min(t):.2f} | {max(t):.2f} |"
         for name, t in times.items()
-    ]
-    text = f"""# Results
-
-## Nothing to do: whole processes, the digits demo, everything cached
-
-`make bench`, {rounds} rounds in turn, on {datetime.now(UTC):%Y-%m-%d}, on a shared
-machine (read the ratios): {machine}.
-
-| command | median s | min | max |
-|---|---|---|---|
-{os.linesep.join(rows)}
-
-The very first `tl run digits`, which computes everything and makes Prefect's database,
-took {first:.1f} s. The cached demo is mostly Prefect: an empty flow on a temporary
-server costs what the table says; our own share is the line with `--runner direct`.
-"""
-    (HERE / "RESULTS.md").write_text(text)
-    print(text)
+    )
+    record(
+        "Nothing to do: whole processes, the digits demo, everything cached",
+        f"`make bench`, {rounds} rounds in turn; {machine()}.\n\n"
+        f"| command | median s | min | max |\n|---|---|---|---|\n{rows}\n\n"
+        "The very first `tl run digits`, which computes everything and makes Prefect's "
+        f"database, took {first:.1f} s. The cached demo is mostly Prefect: an empty "
+        "flow on a temporary server costs what the table says; our own share is the "
+        "line with `--runner direct`.",
+    )
 
 
 if __name__ == "__main__":
