@@ -13,8 +13,9 @@ class SplitSpec(Spec):
 
     - ``auto``: keep the splits that the source declares and draw the missing ones;
       where the source gives groups, whole groups are drawn.
-    - ``predefined``: the same, but the source must declare splits.
-    - ``group``: the same as ``auto``, but the source must give groups.
+    - ``group``: the same, but the source must give groups.
+    - ``predefined``: the source must declare splits; what is missing is drawn image by
+      image, whatever the groups.
     - ``stable``: ignore declarations and groups, draw every image by its own hash.
     - ``stratified``: like ``stable``, but with the exact shares in every class. The
       price is that new images may move old ones to another side.
@@ -59,6 +60,10 @@ class _Dataset(Spec):
     max_quarantined: float = Field(
         default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"
     )
+
+    def offline(self) -> Self:
+        """The same entry, but nothing is downloaded for it."""
+        return self
 
     def rooted(self, folder: Path) -> Self:
         """The same entry with relative paths starting at ``folder``."""
@@ -134,6 +139,10 @@ class TorchvisionSpec(_Dataset):
     download: bool = False
     crop: bool = False
 
+    def offline(self) -> Self:
+        """The same dataset as it is on disk."""
+        return self.model_copy(update={"download": False})
+
 
 class PickleSpec(_Dataset):
     """Pickled dictionaries of arrays: ``features`` (n, height, width, 3), ``labels``.
@@ -150,4 +159,13 @@ class PickleSpec(_Dataset):
     labels: str = "labels"
 
 
-DatasetSpec = Annotated[DigitsSpec | ImageFolderSpec, Field(discriminator="type")]
+DatasetSpec = Annotated[
+    DigitsSpec
+    | ImageFolderSpec
+    | TableSpec
+    | ArchiveSpec
+    | WebDatasetSpec
+    | TorchvisionSpec
+    | PickleSpec,
+    Field(discriminator="type"),
+]

@@ -1,5 +1,6 @@
 """Encoded bytes to pixels: probe, decode, preprocess."""
 
+import contextlib
 import io
 import warnings
 from typing import Literal
@@ -71,7 +72,8 @@ def decode(data: bytes) -> Image.Image:
     with _opened(data) as image:
         try:
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            _turn_upright(image)
+            return _rgb(image)
         except Image.DecompressionBombError as error:
             raise RefusedImage("too many pixels", str(error)) from None
         # Decoders of damaged data raise what they please; each is this image's fault.
@@ -126,13 +128,30 @@ def _opened(data: bytes) -> Image.Image:
 def _size(data: bytes) -> tuple[int, int]:
     with _opened(data) as image:
         width, height = image.size
-        told = "exif" in image.info or image.format == "TIFF"
-        if told and image.getexif().get(_ORIENTATION, 1) in _LYING:
+        if _lies_on_its_side(image):
             width, height = height, width
     return width, height
 
 
+def _lies_on_its_side(image: Image.Image) -> bool:
+    if "exif" not in image.info and image.format != "TIFF":
+        return False
+    # Damaged EXIF raises what it pleases; as in a viewer, it then says nothing.
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in _LYING
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _turn_upright(image: Image.Image) -> None:
+    # In place: a copy of a photo of 100 Mpixel is 400 MB. Damaged EXIF: as above.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode.startswith(("I", "F")):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         grey = np.clip(

@@ -80,11 +80,14 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
 
 
 def _facts(entry: Entry, source: Source, memo: Memo) -> Facts:
+    facts = memo.get(entry) or _read(entry, source, memo)
+    # Last, so that what is no image at all is refused for that.
     if not entry.label:
         raise RefusedImage("no label", "the source tells no class for it")
-    known = memo.get(entry)
-    if known:
-        return known
+    return facts
+
+
+def _read(entry: Entry, source: Source, memo: Memo) -> Facts:
     try:
         data = source.read(entry.uri)
     except OSError as error:

@@ -73,7 +73,7 @@ def _assign(
     """Keep a declared split; else, and in a declared train, draw the missing ones."""
     if image.declared in declared and image.declared != TRAIN:
         return str(image.declared)
-    grouped = image.group is not None and spec.strategy != "stable"
+    grouped = image.group is not None and spec.strategy in ("auto", "group")
     share = draw(f"group {image.group}" if grouped else image.image_id, spec.seed)
     if share < test:
         return TEST

@@ -1,15 +1,30 @@
 """What every kind of source in SOURCES promises."""
 
+import io
 import pickle
+import shutil
+import tarfile
 import typing
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tl_pipeline.datasets import DatasetSpec, DigitsSpec, ImageFolderSpec
+from tl_pipeline.datasets import (
+    ArchiveSpec,
+    DatasetSpec,
+    DigitsSpec,
+    ImageFolderSpec,
+    PickleSpec,
+    TableSpec,
+    TorchvisionSpec,
+    WebDatasetSpec,
+)
 from tl_pipeline.images import probe
 from tl_pipeline.sources import SOURCES, Source, SourceRow, open_source
 
@@ -38,10 +53,70 @@ def known_digits(_: Path) -> Known:
     return Known(spec, {str(n): c for n, c in enumerate(counts)}, "digits:1797")
 
 
+def known_table(folder: Path) -> Known:
+    table = folder.parent / "photos.csv"
+    rows = [
+        f"photos/{file.parent.name}/{file.name},{file.parent.name}"
+        for file in photos(folder)
+    ]
+    table.write_text("\n".join(["image,label", *rows]))
+    spec = TableSpec(name="photos", type="table", path=table)
+    return Known(spec, {"china": 30, "flower": 30}, str(folder / "gone.jpg"))
+
+
+def known_archive(folder: Path) -> Known:
+    made = folder.parent / "photos.zip"
+    with zipfile.ZipFile(made, "w") as archive:
+        for file in photos(folder):
+            archive.write(file, file.relative_to(folder))
+    spec = ArchiveSpec(name="photos", type="archive", path=made)
+    return Known(spec, {"china": 30, "flower": 30}, f"{made}#china/gone.jpg")
+
+
+def known_shards(folder: Path) -> Known:
+    shard = folder.parent / "shard-000.tar"
+    with tarfile.open(shard, "w") as archive:
+        for number, file in enumerate(photos(folder)):
+            archive.add(file, f"{number:04d}.jpg")
+            label = tarfile.TarInfo(f"{number:04d}.cls")
+            label.size = len(file.parent.name)
+            archive.addfile(label, io.BytesIO(file.parent.name.encode()))
+    spec = WebDatasetSpec(name="photos", type="webdataset", path=shard)
+    return Known(spec, {"china": 30, "flower": 30}, f"{shard}#gone.jpg")
+
+
+def known_torchvision(folder: Path) -> Known:
+    root = folder.parent / "root"
+    shutil.copytree(folder, root / "eurosat" / "2750")
+    spec = TorchvisionSpec(
+        name="photos", type="torchvision", dataset="EuroSAT", path=root
+    )
+    return Known(spec, {"china": 30, "flower": 30}, str(root / "gone.jpg"))
+
+
+def known_pickle(folder: Path) -> Known:
+    made = folder.parent / "train.p"
+    pixels = [np.asarray(Image.open(f).resize((32, 32))) for f in photos(folder)]
+    labels = np.array([file.parent.name for file in photos(folder)])
+    with made.open("wb") as file:
+        pickle.dump({"features": np.stack(pixels), "labels": labels}, file)
+    spec = PickleSpec(name="photos", type="pickle", train=made)
+    return Known(spec, {"china": 30, "flower": 30}, f"{made}#60")
+
+
+def photos(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.jpg"))
+
+
 # A new kind of source needs a row here: how to make one of known images.
 FACTORIES: dict[str, Callable[[Path], Known]] = {
     "image_folder": known_folder,
     "digits": known_digits,
+    "table": known_table,
+    "archive": known_archive,
+    "webdataset": known_shards,
+    "torchvision": known_torchvision,
+    "pickle": known_pickle,
 }
 
 

@@ -11,10 +11,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tl_pipeline.datasets import DatasetSpec, DigitsSpec, ImageFolderSpec
+from tl_pipeline.datasets import (
+    ArchiveSpec,
+    DatasetSpec,
+    DigitsSpec,
+    ImageFolderSpec,
+    PickleSpec,
+    TableSpec,
+    TorchvisionSpec,
+    WebDatasetSpec,
+)
+from tl_pipeline.sources.archive import Archive
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.image_folder import ImageFolder
+from tl_pipeline.sources.pickled import Pickled
+from tl_pipeline.sources.table import Table
+from tl_pipeline.sources.torchvision_dataset import TorchvisionDataset
+from tl_pipeline.sources.webdataset import WebDataset
 
 __all__ = ["SOURCES", "Entry", "Source", "SourceRow", "open_source"]
 
@@ -52,6 +66,13 @@ class SourceRow:
 SOURCES = (
     SourceRow("image_folder", ImageFolderSpec, ImageFolder, "root/[split/]class/image"),
     SourceRow("digits", DigitsSpec, Digits, "scikit-learn's 1,797 handwritten digits"),
+    SourceRow("table", TableSpec, Table, "CSV, TSV or Parquet: paths or encoded bytes"),
+    SourceRow("archive", ArchiveSpec, Archive, "zip or tar of an image folder"),
+    SourceRow("webdataset", WebDatasetSpec, WebDataset, "tar shards of samples"),
+    SourceRow(
+        "torchvision", TorchvisionSpec, TorchvisionDataset, "by name: GTSRB, ..."
+    ),
+    SourceRow("pickle", PickleSpec, Pickled, "train.p: features and labels"),
 )
 
 

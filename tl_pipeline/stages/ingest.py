@@ -9,6 +9,7 @@ was moved causes no further work.
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ VERSION = 1
 
 def plan(context: Context) -> Outcome[Artifact]:
     """Scan the source into the overlay of ``context.store``: it is cheap enough."""
-    return run(context)
+    return run(replace(context, dataset=context.dataset.offline()))
 
 
 def run(context: Context) -> Outcome[Artifact]:
