@@ -15,6 +15,7 @@ from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
+from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.planning import Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import HeadSpec, RunSpec
@@ -71,6 +72,11 @@ def prepare(
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     wanted = [heads.complete(head) for head in spec.heads]
+    if all(heads.HEADS[head.name].control for head in wanted):
+        raise InvalidSpec(
+            f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
+            "name a head to compare with it"
+        )
     for wish in spec.backbones:
         encoders.check_names(wish)
     work: list[tuple[Encoder, list[HeadSpec]]] = []

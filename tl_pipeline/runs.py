@@ -72,8 +72,10 @@ class RunRecord(BaseModel):
 
 
 def new_run_id() -> str:
-    """Sorts by time; two runs of one second still differ."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    """Sorts by time, to the millisecond; two runs of one still differ."""
+    now = datetime.now(UTC)
+    milliseconds = now.microsecond // 1000
+    return f"{now:%Y%m%dT%H%M%S}{milliseconds:03d}-{uuid.uuid4().hex[:6]}"
 
 
 def write(store: Store, record: RunRecord) -> Path:

@@ -46,14 +46,17 @@ def ask(store: Store, sql: str) -> pa.Table:
     """The rows that ``sql`` gives.
 
     Raises:
-        InvalidSpec: DuckDB refuses the query; its message says where.
+        InvalidSpec: DuckDB refuses the query, or it gives no rows.
         StoreError: see ``connect``.
     """
     with connect(store) as connection:
         try:
-            return connection.sql(sql).to_arrow_table()
+            found = connection.sql(sql)
+            if found is not None:
+                return found.to_arrow_table()
         except duckdb.Error as error:
             raise InvalidSpec(f"{error}") from None
+    raise InvalidSpec(f"{sql!r} gives no rows; ask with SELECT or FROM")
 
 
 def show(rows: pa.Table) -> None:

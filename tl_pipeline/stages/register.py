@@ -63,7 +63,11 @@ def plan(
     document = _document(context, best)
     key = digest(document)
     whole = context.store.find("models", key) is not None
-    registered = (context.store.root / "registry" / f"{key}.json").exists()
+    root = context.store.root
+    # MLflow's database may be deleted: it is made again from the folders.
+    registered = all(
+        (root / file).exists() for file in (f"registry/{key}.json", "mlflow.db")
+    )
     reason = "the best candidate is registered"
     if not (whole and registered):
         subject = context.dataset.name
