@@ -290,3 +290,19 @@ def test_a_run_without_a_file_or_dataset_is_a_fault(file: Path):
     file.write_text("seed: 3\n")
     with pytest.raises(CatalogError, match=r"yaml:1: dataset: Field required"):
         catalog.load_run(file)
+
+
+def test_a_yaml_bomb_is_refused_unexploded(tmp_path: Path):
+    """Ten aliases in ten aliases ...: ten thousand million words, if written out."""
+    lines = ["version: 1", "x0: &x0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    for level in range(1, 10):
+        ten = ", ".join([f"*x{level - 1}"] * 10)
+        lines.append(f"x{level}: &x{level} [{ten}]")
+    lines += ["datasets:", "  a: {type: digits, description: *x9}"]
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(CatalogError) as refusal:
+        catalog.load(file)
+    said = str(refusal.value).splitlines()
+    assert len(said) == 11
+    assert said[-1].startswith(f"{file}:13: datasets.a.description: ")
