@@ -190,7 +190,7 @@ from tl_pipeline.stages import embed, ingest
 
 def megabytes():
     if not Path("/proc/self/status").exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     # On Linux what getrusage tells a child begins with the size of its parent.
     (line,) = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
@@ -314,7 +314,7 @@ from tl_pipeline.images import decode, probe
 
 def megabytes():
     if not Path("/proc/self/status").exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     # On Linux what getrusage tells a child begins with the size of its parent.
     (line,) = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
