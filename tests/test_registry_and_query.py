@@ -104,11 +104,8 @@ def test_a_model_folder_works_where_it_was_moved_to(
 
 def test_a_model_refuses_embeddings_of_another_encoder(folder: Path, store: Store):
     run(folder, store, "logistic:C=1")
-    other = run(folder, store, "logistic:C=1", layer="f6")
+    run(folder, store, "logistic:C=1", layer="f6")
     model = registry.load_model(store, "photos")
-    theirs = {"c5", "f6"} - {model.encoder.layer}
-    keys = {s.subject: s.keys for s in other.steps if s.stage == "embed"}
-    assert theirs
     from tl_pipeline.embeddings import EmbeddingFolder
 
     folders = (store.root / "embeddings").iterdir()
@@ -118,7 +115,6 @@ def test_a_model_refuses_embeddings_of_another_encoder(folder: Path, store: Stor
     vectors = EmbeddingFolder(store, stranger)
     with pytest.raises(EncoderMismatch, match=stranger):
         model.head.predict_proba(vectors.load(vectors.embedded()))
-    assert keys
 
 
 def test_unknown_models_and_aliases_name_the_choices(folder: Path, store: Store):
