@@ -10,7 +10,8 @@ class Entry:
     ``version`` changes whenever the bytes behind ``uri`` may have changed (size and
     modification time of a file, the ETag of an object); None means "always read".
     ``modified_ns`` is that modification time where there is one (nanoseconds since
-    1970). ``label`` is None where the source cannot tell one.
+    1970). ``label`` is None where the source cannot tell one. ``weight`` is how much
+    the image counts while training; None is 1.
     """
 
     uri: str
@@ -19,3 +20,4 @@ class Entry:
     split: str | None = None
     group: str | None = None
     modified_ns: int | None = None
+    weight: float | None = None
