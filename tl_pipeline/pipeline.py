@@ -184,6 +184,7 @@ def finish(
         quarantined=_rows(store, wired.manifest, QUARANTINE)
         + _refused(work, wired.manifest),
         duplicates=_rows(store, wired.manifest, DUPLICATES),
+        split_report=runs.splits(store, wired.manifest, work.context.dataset.name),
         manifest=wired.manifest.key,
         results=found,
         gain=gain,

@@ -6,22 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from tl_pipeline import tables
+from tl_pipeline import split_report, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.planning import Step
+from tl_pipeline.score import Score
 from tl_pipeline.specs import RunSpec
-from tl_pipeline.tables import METRICS, PREDICTIONS
-
-
-class Score(BaseModel):
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
+from tl_pipeline.split_report import SplitReport
+from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS
 
 
 class Result(BaseModel):
@@ -47,7 +42,10 @@ class Registered(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it."""
+    """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
+
+    Records of older versions have no ``split_report``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,6 +59,7 @@ class RunRecord(BaseModel):
     images: int
     quarantined: int
     duplicates: int
+    split_report: SplitReport | None = None
     results: list[Result]
     gain: Score | None
     registered: Registered
@@ -102,6 +101,25 @@ def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, st
     """(stage, subject) -> keys of ``record``: see ``planning.Context.previous``."""
     steps = record.steps if record else []
     return {(step.stage, step.subject): step.keys for step in steps}
+
+
+def splits(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
+    """How ``manifest`` is split, and what changed since the last run on ``dataset``.
+
+    Call it before ``write``. If the last run's manifest is gone, it is as if there had
+    been no run.
+    """
+    last = latest(store, dataset)
+    before = store.find("manifests", last.manifest) if last else None
+
+    def images(of: Artifact) -> pa.Table:
+        return tables.read(MANIFEST, store.path(of), split_report.COLUMNS)
+
+    return split_report.describe(
+        images(manifest),
+        tables.read(DUPLICATES, store.path(manifest)),
+        images(before) if before else None,
+    )
 
 
 def results(
