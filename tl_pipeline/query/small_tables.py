@@ -47,6 +47,24 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             _schema("run_id dataset stage subject reason:s", "cached:b", "seconds:f"),
             "One row per run, stage and subject: what was cached, what ran, and why.",
         ),
+        "splits": SmallTable(
+            [row for record in records for row in _splits(record)],
+            _schema(
+                "run_id dataset split:s",
+                "images groups:i",
+                "share distance_from_train:f",
+                "entered left_ moved_in relabelled:i",
+            ),
+            "One row per run and split: its size, how far its class shares are from "
+            "those of train (total variation distance), and what changed since the "
+            "run before, null where that is unknown.",
+        ),
+        "class_counts": SmallTable(
+            [row for record in latest.values() for row in _class_counts(record)],
+            _schema("dataset label split:s", "images:i", "share:f"),
+            "One row per dataset, class and split, as of its latest run; share is "
+            "that of the split's images.",
+        ),
         "latest_manifests": SmallTable(
             [_manifest(store, record) for record in latest.values()],
             _schema("dataset run_id manifest_file quarantine_file duplicates_file:s"),
@@ -132,6 +150,38 @@ def _step(record: RunRecord, step: runs.Step) -> Row:
         "cached": step.cached,
         "seconds": step.seconds,
     }
+
+
+def _splits(record: RunRecord) -> Iterable[Row]:
+    report = record.split_report
+    for split, size in report.splits.items() if report else ():
+        change = report.since[split] if report and report.since else None
+        yield {
+            "run_id": record.run_id,
+            "dataset": record.dataset,
+            "split": split,
+            "images": size.images,
+            "groups": size.groups,
+            "share": size.share,
+            "distance_from_train": size.distance,
+            "entered": change.entered if change else None,
+            "left_": change.left if change else None,
+            "moved_in": sum(change.came_from.values()) if change else None,
+            "relabelled": change.relabelled if change else None,
+        }
+
+
+def _class_counts(record: RunRecord) -> Iterable[Row]:
+    for label, split, images, share in (
+        record.split_report.shares() if record.split_report else ()
+    ):
+        yield {
+            "dataset": record.dataset,
+            "label": label,
+            "split": split,
+            "images": images,
+            "share": share,
+        }
 
 
 def _manifest(store: Store, record: RunRecord) -> Row:

@@ -1,6 +1,7 @@
 -- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
--- {name} is replaced by a list of files or a glob; the tables runs, stages, models,
--- encoders, refused, latest_manifests, run_evaluations come from small_tables.py.
+-- {name} is replaced by a list of files or a glob; the tables runs, stages, splits,
+-- class_counts, models, encoders, refused, latest_manifests, run_evaluations come from
+-- small_tables.py.
 
 CREATE VIEW images AS
 SELECT f.dataset, i.* EXCLUDE (filename)
