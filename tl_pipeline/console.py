@@ -21,7 +21,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from tl_pipeline.runs import RunRecord, Score
+from tl_pipeline import split_findings
+from tl_pipeline.runs import RunRecord
+from tl_pipeline.score import Score
+from tl_pipeline.split_report import SplitReport
 
 # Where there is no terminal, tables are as wide as they need to be.
 _WIDTH = None if sys.stdout.isatty() else 160
@@ -113,10 +116,27 @@ def _print_findings(record: RunRecord) -> None:
             f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
             "files: `tl sql 'FROM quarantine'`, `tl sql 'FROM duplicates'`"
         )
+    if record.split_report:
+        _print_split(record.split_report)
     rank = "champion" if entry.champion else "not champion"
     out.print(
         f"model {entry.name} version {entry.version}, {rank}: {_literal(entry.reason)}"
     )
+
+
+def _print_split(report: SplitReport) -> None:
+    """At most three lines: sizes and changes, leaks, the control of the split."""
+    out.print(f"split: {_literal(split_findings.summary(report))}")
+    leaks = split_findings.open_leaks(report)
+    closed = split_findings.closed_leaks(report)
+    said = [f"[yellow]leaks: {_literal('; '.join(leaks))}[/]"] if leaks else []
+    said += [f"leaks closed: {_literal('; '.join(closed))}"] if closed else []
+    if said:
+        out.print("; ".join(said))
+    if report.leakage:
+        sentence = _literal(split_findings.leakage(report.leakage))
+        colour = "yellow" if report.leakage.certain else "default"
+        out.print(f"[{colour}]{sentence}[/]")
 
 
 def show(

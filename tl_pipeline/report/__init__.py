@@ -3,17 +3,25 @@
 from collections import Counter
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from tl_pipeline import tables
+from tl_pipeline import split_findings, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.tables import MANIFEST, PREDICTIONS
+from tl_pipeline.split_report import FEW, SplitReport
+from tl_pipeline.tables import PREDICTIONS
 
 # A larger confusion matrix is not readable as a table; the worst pairs are listed.
 _MATRIX_CLASSES = 20
 _WORST_PAIRS = 12
+# Of more classes only the largest and the smallest are listed.
+_LISTED_CLASSES = 40
+_EXTREME_CLASSES = 12
+_TEMPLATES = jinja2.FunctionLoader(
+    lambda name: (resources.files(__name__) / name).read_text()
+)
 
 
 def write(store: Store, record: RunRecord) -> Path:
@@ -39,25 +47,39 @@ def render(store: Store, record: RunRecord) -> str:
         (row["label"], row["predicted"]) for row in rows if row["split"] == "test"
     )
     classes = sorted({name for pair in pairs for name in pair})
-    manifest = Artifact("manifests", record.manifest, "")
-    images = tables.read(MANIFEST, store.path(manifest), ["label", "split"])
-    counts = Counter(
-        zip(images["label"].to_pylist(), images["split"].to_pylist(), strict=True)
-    )
     worst = [(*pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(
-        (resources.files(__name__) / "report.html").read_text()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=_TEMPLATES
     )
-    return template.render(
+    return environment.get_template("report.html").render(
         run=record,
         best=record.best,
         classes=classes if len(classes) <= _MATRIX_CLASSES else [],
         pairs=pairs,
         rows_of={name: sum(pairs[name, p] for p in classes) for name in classes},
         worst=worst[:_WORST_PAIRS],
-        counts=counts,
-        labels=sorted({label for label, _ in counts}),
-        splits=("train", "validation", "test"),
-        lowest=min(r.test.low or 0 for r in record.results),
+        split=record.split_report,
+        **(_split(record.split_report) if record.split_report else {}),
     )
+
+
+def _split(report: SplitReport) -> dict[str, Any]:
+    """What ``splits.html`` shows of ``report`` beside the report itself."""
+    found = {
+        "few": FEW,
+        "tiny_classes": split_findings.tiny_classes(report),
+        "open_leaks": split_findings.open_leaks(report),
+        "closed_leaks": split_findings.closed_leaks(report),
+        "leakage": report.leakage and split_findings.leakage(report.leakage),
+        "largest_class": max(map(sum, report.classes.values())),
+    }
+    if len(report.classes) <= _LISTED_CLASSES:
+        return {**found, "shown": list(report.classes), "cut": None}
+    by_size = sorted(report.classes, key=lambda label: -sum(report.classes[label]))
+    hidden = by_size[_EXTREME_CLASSES:-_EXTREME_CLASSES]
+    return {
+        **found,
+        "shown": by_size[:_EXTREME_CLASSES] + by_size[-_EXTREME_CLASSES:],
+        "cut": _EXTREME_CLASSES,
+        "hidden_sizes": [sum(report.classes[hidden[place]]) for place in (-1, 0)],
+    }
