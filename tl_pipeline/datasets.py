@@ -1,9 +1,9 @@
 """The entries of the data catalogue as frozen values, one class per kind of source."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tl_pipeline.specs import Spec
 
@@ -40,6 +40,35 @@ class SplitSpec(Spec):
         return self
 
 
+class NearDuplicatesSpec(Spec):
+    """What is done about images that are almost the same as another.
+
+    - ``report``: they are found, and those on two sides are reported as leakage.
+    - ``keep_together``: a cluster of them is drawn as one group. Images that resemble
+      a declared test or validation image, but are not declared to be with it, are
+      ``excluded``: on no side, so that an official split keeps its images.
+    - ``ignore``: they are not looked for.
+
+    They are looked for in the embeddings of ``backbone``, by default the first one of
+    the run; name it where splits must not change when other networks are compared. A
+    ``ratio`` (see ``near_duplicates.find``) replaces the calibrated one. New images may
+    join two clusters, and so move old ones.
+    """
+
+    action: Literal["report", "keep_together", "ignore"] = "report"
+    backbone: str | None = None
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    most_images: int = Field(
+        default=100_000,
+        ge=1,
+        description="all pairs are compared; with more images than this, none",
+    )
+
+
+def _near_duplicates(value: Any) -> Any:
+    return {"action": value} if isinstance(value, str) else value
+
+
 class Expected(Spec):
     """What a dataset is known to hold; a mismatch stops the run with both numbers."""
 
@@ -56,10 +85,34 @@ class _Dataset(Spec):
     description: str = ""
     licence: str = ""
     split: SplitSpec = SplitSpec()
+    near_duplicates: Annotated[
+        NearDuplicatesSpec, BeforeValidator(_near_duplicates)
+    ] = NearDuplicatesSpec()
     expect: Expected = Expected()
     max_quarantined: float = Field(
         default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"
     )
+
+    @model_validator(mode="after")
+    def _draw_whole_clusters(self) -> Self:
+        together = self.near_duplicates.action == "keep_together"
+        if together and self.split.strategy == "stratified":
+            raise ValueError(
+                "near_duplicates: keep_together draws whole clusters, and "
+                "split.strategy: stratified single images; choose another strategy"
+            )
+        return self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the source gives groups, as far as the entry alone can tell."""
+        return self.split.strategy == "group"
+
+    @property
+    def drawn_together(self) -> bool:
+        """Whether images are drawn in groups or clusters, and not one by one."""
+        by_group = self.grouped and self.split.strategy in ("auto", "group")
+        return by_group or self.near_duplicates.action == "keep_together"
 
     def offline(self) -> Self:
         """The same entry, but nothing is downloaded for it."""

@@ -5,44 +5,45 @@ each what it would do, and the Prefect flow submits them as tasks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl_pipeline import catalog, encoders, heads, query, report, runs, tables
+from tl_pipeline import query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
-from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.planning import Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import HeadSpec, RunSpec
-from tl_pipeline.stages import embed, evaluate, ingest, register, train
+from tl_pipeline.specs import HeadSpec
+from tl_pipeline.stages import (
+    audit,
+    embed,
+    evaluate,
+    ingest,
+    register,
+    shuffle,
+    train,
+)
 from tl_pipeline.stages.register import Best
 from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE
+from tl_pipeline.work import Work, prepare
+
+__all__ = ["STAGES", "Wired", "Work", "finish", "plan", "prepare", "run", "wire"]
 
 STAGES = {
     "ingest": ingest,
     "embed": embed,
+    "audit": audit,
+    "shuffle": shuffle,
     "train": train,
     "evaluate": evaluate,
     "register": register,
 }
-MAJORITY = HeadSpec(name="majority")
+ONE_BY_ONE = "split image by image"
 
 # call(stage name, *inputs) -> a handle to its output, fit to be another's input
 Call = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Work:
-    """A run with every name resolved: the heads to train on each encoder."""
-
-    spec: RunSpec
-    context: Context
-    heads: list[tuple[Encoder, list[HeadSpec]]]
 
 
 class Wired(NamedTuple):
@@ -53,71 +54,36 @@ class Wired(NamedTuple):
     registered: Any
 
 
-def prepare(
-    spec: RunSpec,
-    store: Store,
-    *,
-    catalog_file: Path | None = None,
-    verify: bool = False,
-    download: bool = False,
-) -> Work:
-    """Resolve every name in ``spec`` before anything is computed or written.
-
-    With ``download`` missing named weights are fetched by torchvision, and weights that
-    were never used in this store are tried on; with ``verify`` no memo of unchanged
-    files is trusted.
-
-    Raises:
-        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
-    """
-    dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
-    wanted = [heads.complete(head) for head in spec.heads]
-    if all(heads.HEADS[head.name].control for head in wanted):
-        raise InvalidSpec(
-            f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
-            "name a head to compare with it"
-        )
-    for wish in spec.backbones:
-        encoders.check_names(wish)
-    work: list[tuple[Encoder, list[HeadSpec]]] = []
-    for wish in spec.backbones:
-        if download:
-            encoders.fetch(wish)
-        encoder = encoders.resolve(wish, store, trust=not verify)
-        if download and not EmbeddingFolder(store, encoder.key).path.exists():
-            encoders.load(encoder)
-        floor = [MAJORITY] if spec.controls and not work else []
-        work.append((encoder, wanted + floor))
-    if spec.controls:
-        for wish in spec.backbones:
-            twin = encoders.untrained_twin(wish, spec.seed)
-            encoder = encoders.resolve(twin, store, control=True)
-            if encoder.key not in {known.key for known, _ in work}:
-                work.append((encoder, wanted))
-    context = Context(
-        store=store,
-        dataset=dataset,
-        seed=spec.seed,
-        part_rows=spec.part_rows,
-        trust_memo=not verify,
-        previous=runs.keys_used(runs.latest(store, dataset.name)),
-    )
-    return Work(spec, context, work)
-
-
 def wire(work: Work, call: Call) -> Wired:
     """Every head on every encoder, then the best; in the order of the README."""
     context = work.context
-    manifest = call("ingest", context)
+    ingested = manifest = call("ingest", context)
+    embedded: dict[str, Any] = {}
     evaluations, used = [], []
+
+    def embed(encoder: Encoder) -> Any:
+        if encoder.key not in embedded:
+            embedded[encoder.key] = call("embed", context, ingested, encoder)
+        return embedded[encoder.key]
+
+    def score(context: Context, rows: Any, encoder: Encoder, head: HeadSpec) -> None:
+        given = (rows, embed(encoder))
+        trained = call("train", context, *given, encoder, head)
+        scored = call("evaluate", context, *given, trained, encoder, head)
+        evaluations.append(scored)
+        used.append(encoder)
+
+    if work.eye:
+        manifest = call("audit", context, ingested, embed(work.eye), work.eye)
     for encoder, specs in work.heads:
-        embedded = call("embed", context, manifest, encoder)
         for head in specs:
-            given = (manifest, embedded)
-            trained = call("train", context, *given, encoder, head)
-            scored = call("evaluate", context, *given, trained, encoder, head)
-            evaluations.append(scored)
-            used.append(encoder)
+            score(context, manifest, encoder, head)
+    if work.leakage:
+        encoder, specs = work.leakage
+        control = replace(context, control=ONE_BY_ONE)
+        shuffled = call("shuffle", control, manifest)
+        for head in specs:
+            score(control, shuffled, encoder, head)
     return Wired(manifest, evaluations, call("register", context, evaluations, used))
 
 
@@ -129,14 +95,14 @@ def plan(work: Work) -> list[Step]:
     """
     steps: list[Step] = []
     with work.context.store.overlay() as overlay:
-        context = Context(**{**vars(work.context), "store": overlay})
+        context = replace(work.context, store=overlay)
 
         def call(stage: str, *inputs: Any) -> Any:
             outcome = STAGES[stage].plan(*inputs)
             steps.append(outcome.step)
             return outcome.output
 
-        wire(Work(work.spec, context, work.heads), call)
+        wire(replace(work, context=context), call)
     return steps
 
 

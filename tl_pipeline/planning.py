@@ -49,7 +49,8 @@ class Context:
     """What every stage needs to know of the run it belongs to.
 
     ``previous`` maps (stage, subject) to the keys of the last finished run on this
-    dataset: only reasons come from it, never a decision.
+    dataset: only reasons come from it, never a decision. ``control`` names what makes
+    everything done in this context a control, such as ``split image by image``.
     """
 
     store: Store
@@ -58,6 +59,11 @@ class Context:
     part_rows: int = 512
     trust_memo: bool = True
     previous: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    control: str = ""
+
+    def named(self, encoder: str) -> str:
+        """The label of an encoder as people read it in this context."""
+        return f"{encoder} ({self.control})" if self.control else encoder
 
 
 def why_not_cached(

@@ -45,7 +45,7 @@ def plan(
     """Look whether these heads were scored on these rows."""
     started = time.perf_counter()
     document = _document(context, manifest, embeddings, trained, encoder, head)
-    key, subject = digest(document), f"{head.name} on {encoder.label}"
+    key, subject = digest(document), f"{head.name} on {context.named(encoder.label)}"
     cached = context.store.find("evaluations", key) is not None
     reason = f"{len(trained)} scored already"
     if not cached:
@@ -103,9 +103,11 @@ def _document(
         "evaluate",
         VERSION,
         {
-            "encoder": encoder.label,
+            "encoder": context.named(encoder.label),
             "family": head.name,
-            "control": encoder.control or heads.HEADS[head.name].control,
+            "control": encoder.control
+            or heads.HEADS[head.name].control
+            or bool(context.control),
             "seed": context.seed,
         },
         {

@@ -37,7 +37,7 @@ def plan(
     """Name every configuration of ``head`` and look which are trained already."""
     started = time.perf_counter()
     documents = _documents(context, manifest, embeddings, head)
-    subject = f"{head.name} on {encoder.label}"
+    subject = f"{head.name} on {context.named(encoder.label)}"
     why: dict[str, list[str]] = {}
     for config, document in documents:
         if context.store.find("heads", digest(document)) is None:

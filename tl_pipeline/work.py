@@ -1,0 +1,108 @@
+"""A run with every name resolved, before anything is computed or written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tl_pipeline import catalog, encoders, heads, runs
+from tl_pipeline.artifacts import Store
+from tl_pipeline.datasets import DatasetSpec
+from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.encoders import Encoder
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.planning import Context
+from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+
+MAJORITY = HeadSpec(name="majority")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does: the heads to train on each encoder, candidates first.
+
+    ``eye`` is the encoder in whose embeddings near duplicates are looked for, None to
+    ignore them.
+    """
+
+    spec: RunSpec
+    context: Context
+    heads: list[tuple[Encoder, list[HeadSpec]]]
+    eye: Encoder | None
+
+    @property
+    def leakage(self) -> tuple[Encoder, list[HeadSpec]] | None:
+        """What is also run on a split image by image, where images belong together."""
+        if not (self.spec.controls and self.context.dataset.drawn_together):
+            return None
+        encoder, specs = self.heads[0]
+        return encoder, [head for head in specs if not heads.HEADS[head.name].control]
+
+
+def prepare(
+    spec: RunSpec,
+    store: Store,
+    *,
+    catalog_file: Path | None = None,
+    verify: bool = False,
+    download: bool = False,
+) -> Work:
+    """Resolve every name in ``spec``.
+
+    With ``download`` missing named weights are fetched by torchvision, and weights that
+    were never used in this store are tried on; with ``verify`` no memo of unchanged
+    files is trusted.
+
+    Raises:
+        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
+    """
+    dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
+    wanted = [heads.complete(head) for head in spec.heads]
+    if all(heads.HEADS[head.name].control for head in wanted):
+        raise InvalidSpec(
+            f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
+            "name a head to compare with it"
+        )
+    near = dataset.near_duplicates
+    looker = EncoderSpec.parse(near.backbone) if near.backbone else spec.backbones[0]
+    for wish in (*spec.backbones, looker):
+        encoders.check_names(wish)
+
+    def resolve(wish: EncoderSpec) -> Encoder:
+        return _resolve(wish, store, verify=verify, download=download)
+
+    work = [(resolve(wish), list(wanted)) for wish in spec.backbones]
+    eye = None if near.action == "ignore" else resolve(looker)
+    if spec.controls:
+        work[0][1].append(MAJORITY)
+        work += _untrained(spec, store, wanted, {encoder.key for encoder, _ in work})
+    context = Context(
+        store=store,
+        dataset=dataset,
+        seed=spec.seed,
+        part_rows=spec.part_rows,
+        trust_memo=not verify,
+        previous=runs.keys_used(runs.latest(store, dataset.name)),
+    )
+    return Work(spec, context, work, eye)
+
+
+def _resolve(
+    wish: EncoderSpec, store: Store, *, verify: bool, download: bool
+) -> Encoder:
+    if download:
+        encoders.fetch(wish)
+    encoder = encoders.resolve(wish, store, trust=not verify)
+    if download and not EmbeddingFolder(store, encoder.key).path.exists():
+        encoders.load(encoder)
+    return encoder
+
+
+def _untrained(
+    spec: RunSpec, store: Store, wanted: list[HeadSpec], known: set[str]
+) -> list[tuple[Encoder, list[HeadSpec]]]:
+    """The untrained twin of every backbone, once."""
+    twins: dict[str, Encoder] = {}
+    for wish in spec.backbones:
+        twin = encoders.untrained_twin(wish, spec.seed)
+        encoder = encoders.resolve(twin, store, control=True)
+        twins.setdefault(encoder.key, encoder)
+    return [(twin, wanted) for key, twin in twins.items() if key not in known]
