@@ -212,6 +212,51 @@ class PickleSpec(_Dataset):
     labels: str = "labels"
 
 
+class _Boxed(_Dataset):
+    """What sources of annotated objects may say.
+
+    ``margin`` enlarges a box on each side by this fraction of its width and height, as
+    far as the photo reaches.
+    """
+
+    margin: float = Field(default=0.0, ge=0, le=1)
+
+
+class VocObjectsSpec(_Boxed):
+    """The objects of Pascal VOC, each cut out of its photo by its box.
+
+    ``path`` is torchvision's ``root``, with ``VOCdevkit/VOC2012`` in it. The objects
+    that VOC marks as difficult are left out, as in its own evaluation, unless
+    ``difficult`` is true.
+    """
+
+    type: Literal["voc_objects"]
+    path: Path
+    year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012
+    download: bool = False
+    difficult: bool = False
+
+    def offline(self) -> Self:
+        """The same dataset as it is on disk."""
+        return self.model_copy(update={"download": False})
+
+
+class CocoObjectsSpec(_Boxed):
+    """The objects of COCO's ``instances_*.json``, each cut out of its photo by its box.
+
+    ``images`` is the folder of the photos; by default that beside ``annotations`` which
+    the file is named after (``train2017``), else the file's own folder. A box of a
+    crowd (``iscrowd``) holds many objects: it is left out unless ``crowd`` is true.
+    """
+
+    type: Literal["coco_objects"]
+    train: Path
+    validation: Path | None = None
+    test: Path | None = None
+    images: Path | None = None
+    crowd: bool = False
+
+
 DatasetSpec = Annotated[
     DigitsSpec
     | ImageFolderSpec
@@ -219,6 +264,8 @@ DatasetSpec = Annotated[
     | ArchiveSpec
     | WebDatasetSpec
     | TorchvisionSpec
-    | PickleSpec,
+    | PickleSpec
+    | VocObjectsSpec
+    | CocoObjectsSpec,
     Field(discriminator="type"),
 ]

@@ -1,6 +1,7 @@
 """What every kind of source in SOURCES promises."""
 
 import io
+import json
 import pickle
 import shutil
 import tarfile
@@ -17,12 +18,14 @@ from PIL import Image
 
 from tl_pipeline.datasets import (
     ArchiveSpec,
+    CocoObjectsSpec,
     DatasetSpec,
     DigitsSpec,
     ImageFolderSpec,
     PickleSpec,
     TableSpec,
     TorchvisionSpec,
+    VocObjectsSpec,
     WebDatasetSpec,
 )
 from tl_pipeline.images import probe
@@ -104,6 +107,50 @@ def known_pickle(folder: Path) -> Known:
     return Known(spec, {"china": 30, "flower": 30}, f"{made}#60")
 
 
+def known_voc(folder: Path) -> Known:
+    """Every photo is one object, whose box is the whole photo."""
+    root = folder.parent / "root"
+    base = root / "VOCdevkit" / "VOC2012"
+    for part in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (base / part).mkdir(parents=True)
+    lists: dict[str, str] = {"train": "", "val": ""}
+    for number, file in enumerate(photos(folder)):
+        width, height = probe(file.read_bytes())
+        shutil.copy(file, base / "JPEGImages" / f"{number:06d}.jpg")
+        ends = f"<xmin>1</xmin><ymin>1</ymin><xmax>{width}</xmax><ymax>{height}</ymax>"
+        (base / "Annotations" / f"{number:06d}.xml").write_text(
+            f"<annotation><object><name>{file.parent.name}</name>"
+            f"<bndbox>{ends}</bndbox></object></annotation>"
+        )
+        lists["val" if number % 5 == 0 else "train"] += f"{number:06d}\n"
+    for name, lines in lists.items():
+        (base / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
+    spec = VocObjectsSpec(name="photos", type="voc_objects", path=root)
+    gone = f"{base}/JPEGImages/gone.jpg#box=0,0,9,9"
+    return Known(spec, {"china": 30, "flower": 30}, gone)
+
+
+def known_coco(folder: Path) -> Known:
+    """Every photo is one object, whose box is the whole photo."""
+    made = folder.parent / "instances.json"
+    images, annotations = [], []
+    for number, file in enumerate(photos(folder)):
+        width, height = probe(file.read_bytes())
+        name = str(file.relative_to(folder))
+        images.append({"id": number, "file_name": name})
+        told = {"image_id": number, "category_id": len(file.parent.name)}
+        annotations.append({**told, "bbox": [0.0, 0.0, width, height]})
+    categories = [{"id": len(name), "name": name} for name in ("china", "flower")]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    made.write_text(json.dumps(document))
+    spec = CocoObjectsSpec(
+        name="photos", type="coco_objects", train=made, images=folder
+    )
+    return Known(
+        spec, {"china": 30, "flower": 30}, f"{folder}/china/gone.jpg#box=0,0,9,9"
+    )
+
+
 def photos(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*.jpg"))
 
@@ -117,6 +164,8 @@ FACTORIES: dict[str, Callable[[Path], Known]] = {
     "webdataset": known_shards,
     "torchvision": known_torchvision,
     "pickle": known_pickle,
+    "voc_objects": known_voc,
+    "coco_objects": known_coco,
 }
 
 

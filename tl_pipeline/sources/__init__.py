@@ -4,7 +4,7 @@ A source lists its inputs cheaply (``entries``) and hands out the bytes of one o
 on demand (``read``). It filters nothing: what is not an image is refused later, with a
 reason, by whoever looks at the bytes.
 
-To add one: a spec in ``specs.py``, a module here, a row in ``SOURCES``.
+To add one: a spec in ``datasets.py``, a module here, a row in ``SOURCES``.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,21 +13,25 @@ from typing import Any, Protocol
 
 from tl_pipeline.datasets import (
     ArchiveSpec,
+    CocoObjectsSpec,
     DatasetSpec,
     DigitsSpec,
     ImageFolderSpec,
     PickleSpec,
     TableSpec,
     TorchvisionSpec,
+    VocObjectsSpec,
     WebDatasetSpec,
 )
 from tl_pipeline.sources.archive import Archive
+from tl_pipeline.sources.coco_objects import CocoObjects
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.sources.pickled import Pickled
 from tl_pipeline.sources.table import Table
 from tl_pipeline.sources.torchvision_dataset import TorchvisionDataset
+from tl_pipeline.sources.voc_objects import VocObjects
 from tl_pipeline.sources.webdataset import WebDataset
 
 __all__ = ["SOURCES", "Entry", "Source", "SourceRow", "open_source"]
@@ -73,6 +77,8 @@ SOURCES = (
         "torchvision", TorchvisionSpec, TorchvisionDataset, "by name: GTSRB, ..."
     ),
     SourceRow("pickle", PickleSpec, Pickled, "train.p: features and labels"),
+    SourceRow("voc_objects", VocObjectsSpec, VocObjects, "Pascal VOC, box by box"),
+    SourceRow("coco_objects", CocoObjectsSpec, CocoObjects, "COCO, box by box"),
 )
 
 

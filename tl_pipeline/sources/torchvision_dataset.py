@@ -23,6 +23,12 @@ Part = tuple[list[str | None], list[Path], Callable[[int], np.ndarray] | None]
 
 
 _ENDS = ("X1", "Y1", "X2", "Y2")
+_OBJECTS = {
+    "VOC": "voc_objects",
+    "VOCDetection": "voc_objects",
+    "COCO": "coco_objects",
+    "CocoDetection": "coco_objects",
+}
 
 
 class TorchvisionDataset:
@@ -35,6 +41,11 @@ class TorchvisionDataset:
     """
 
     def __init__(self, spec: TorchvisionSpec) -> None:
+        if spec.dataset in _OBJECTS:
+            raise InvalidSpec(
+                f"{spec.dataset} labels the objects of a photo, not the photo: use "
+                f"'type: {_OBJECTS[spec.dataset]}'"
+            )
         if spec.dataset not in DATASETS:
             raise UnknownName("torchvision dataset", spec.dataset, DATASETS)
         self._row = DATASETS[spec.dataset]
