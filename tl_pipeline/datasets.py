@@ -257,6 +257,39 @@ class CocoObjectsSpec(_Boxed):
     crowd: bool = False
 
 
+class HuggingFaceSpec(_Dataset):
+    """A dataset of the library ``datasets``, by ``path`` or by ``dataset``.
+
+    ``path`` is a folder written by ``save_to_disk``, ``dataset`` a name on the hub such
+    as ``ylecun/mnist``, with its ``config`` and the full hash of a commit as
+    ``revision``; without ``download`` it is read from the library's own cache.
+    ``splits`` maps their names of splits to ours and leaves the others out.
+    """
+
+    type: Literal["huggingface"]
+    path: Path | None = None
+    dataset: str | None = Field(default=None, pattern=r"^\w[\w.-]*/\w[\w.-]*$")
+    config: str | None = None
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    download: bool = False
+    image_column: str = "image"
+    label_column: str = "label"
+    group_column: str | None = None
+    splits: dict[str, Literal["train", "validation", "test"]] | None = None
+
+    @model_validator(mode="after")
+    def _name_one_place(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either 'path' (a folder) or 'dataset' (a hub name)")
+        if self.path and (self.config or self.revision or self.download):
+            raise ValueError("'config', 'revision' and 'download' go with 'dataset'")
+        return self
+
+    def offline(self) -> Self:
+        """The same dataset as it is on disk."""
+        return self.model_copy(update={"download": False})
+
+
 DatasetSpec = Annotated[
     DigitsSpec
     | ImageFolderSpec
@@ -266,6 +299,7 @@ DatasetSpec = Annotated[
     | TorchvisionSpec
     | PickleSpec
     | VocObjectsSpec
-    | CocoObjectsSpec,
+    | CocoObjectsSpec
+    | HuggingFaceSpec,
     Field(discriminator="type"),
 ]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tl_pipeline.datasets import (
     CocoObjectsSpec,
     DatasetSpec,
     DigitsSpec,
+    HuggingFaceSpec,
     ImageFolderSpec,
     PickleSpec,
     TableSpec,
@@ -151,6 +153,20 @@ def known_coco(folder: Path) -> Known:
     )
 
 
+def known_saved(folder: Path) -> Known:
+    library: Any = pytest.importorskip("datasets", reason="no extra 'huggingface'")
+    made = folder.parent / "saved"
+    rows = {
+        "image": [{"bytes": f.read_bytes(), "path": None} for f in photos(folder)],
+        "label": [file.parent.name for file in photos(folder)],
+    }
+    names = library.ClassLabel(names=["flower", "china"])
+    features = library.Features({"image": library.Image(), "label": names})
+    library.Dataset.from_dict(rows, features=features).save_to_disk(str(made))
+    spec = HuggingFaceSpec(name="photos", type="huggingface", path=made)
+    return Known(spec, {"china": 30, "flower": 30}, f"{made}#all:60")
+
+
 def photos(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*.jpg"))
 
@@ -166,6 +182,7 @@ FACTORIES: dict[str, Callable[[Path], Known]] = {
     "pickle": known_pickle,
     "voc_objects": known_voc,
     "coco_objects": known_coco,
+    "huggingface": known_saved,
 }
 
 

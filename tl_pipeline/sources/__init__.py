@@ -16,6 +16,7 @@ from tl_pipeline.datasets import (
     CocoObjectsSpec,
     DatasetSpec,
     DigitsSpec,
+    HuggingFaceSpec,
     ImageFolderSpec,
     PickleSpec,
     TableSpec,
@@ -27,6 +28,7 @@ from tl_pipeline.sources.archive import Archive
 from tl_pipeline.sources.coco_objects import CocoObjects
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.huggingface import HuggingFace
 from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.sources.pickled import Pickled
 from tl_pipeline.sources.table import Table
@@ -79,6 +81,7 @@ SOURCES = (
     SourceRow("pickle", PickleSpec, Pickled, "train.p: features and labels"),
     SourceRow("voc_objects", VocObjectsSpec, VocObjects, "Pascal VOC, box by box"),
     SourceRow("coco_objects", CocoObjectsSpec, CocoObjects, "COCO, box by box"),
+    SourceRow("huggingface", HuggingFaceSpec, HuggingFace, "save_to_disk, or the hub"),
 )
 
 
