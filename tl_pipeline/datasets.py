@@ -106,13 +106,14 @@ class _Dataset(Spec):
     @property
     def grouped(self) -> bool:
         """Whether the source gives groups, as far as the entry alone can tell."""
-        return self.split.strategy == "group"
+        return False
 
     @property
     def drawn_together(self) -> bool:
         """Whether images are drawn in groups or clusters, and not one by one."""
-        by_group = self.grouped and self.split.strategy in ("auto", "group")
-        return by_group or self.near_duplicates.action == "keep_together"
+        by_group = self.split.strategy == "auto" and self.grouped
+        together = self.near_duplicates.action == "keep_together"
+        return by_group or together or self.split.strategy == "group"
 
     def offline(self) -> Self:
         """The same entry, but nothing is downloaded for it."""
@@ -157,6 +158,11 @@ class TableSpec(_Dataset):
     group_column: str | None = None
     split_column: str | None = None
 
+    @property
+    def grouped(self) -> bool:
+        """Whether a column of groups is named."""
+        return self.group_column is not None
+
 
 class ArchiveSpec(_Dataset):
     """A zip, tar or tar.gz file of a folder laid out as for ``image_folder``."""
@@ -192,6 +198,11 @@ class TorchvisionSpec(_Dataset):
     download: bool = False
     crop: bool = False
 
+    @property
+    def grouped(self) -> bool:
+        """GTSRB's frames belong to tracks."""
+        return self.dataset == "GTSRB"
+
     def offline(self) -> Self:
         """The same dataset as it is on disk."""
         return self.model_copy(update={"download": False})
@@ -220,6 +231,11 @@ class _Boxed(_Dataset):
     """
 
     margin: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def grouped(self) -> bool:
+        """The objects of a photo belong together."""
+        return True
 
 
 class VocObjectsSpec(_Boxed):
@@ -284,6 +300,11 @@ class HuggingFaceSpec(_Dataset):
         if self.path and (self.config or self.revision or self.download):
             raise ValueError("'config', 'revision' and 'download' go with 'dataset'")
         return self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a column of groups is named."""
+        return self.group_column is not None
 
     def offline(self) -> Self:
         """The same dataset as it is on disk."""
