@@ -1,5 +1,6 @@
 """A run with every name resolved, before anything is computed or written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,14 +64,9 @@ def prepare(
         )
     near = dataset.near_duplicates
     looker = EncoderSpec.parse(near.backbone) if near.backbone else spec.backbones[0]
-    for wish in (*spec.backbones, looker):
-        encoders.check_names(wish)
-
-    def resolve(wish: EncoderSpec) -> Encoder:
-        return _resolve(wish, store, verify=verify, download=download)
-
-    work = [(resolve(wish), list(wanted)) for wish in spec.backbones]
-    eye = None if near.action == "ignore" else resolve(looker)
+    wishes = [*spec.backbones, *([] if near.action == "ignore" else [looker])]
+    found = resolve(wishes, store, verify=verify, download=download)
+    work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
     if spec.controls:
         work[0][1].append(MAJORITY)
         work += _untrained(spec, store, wanted, {encoder.key for encoder, _ in work})
@@ -82,18 +78,33 @@ def prepare(
         trust_memo=not verify,
         previous=runs.keys_used(runs.latest(store, dataset.name)),
     )
+    eye = None if near.action == "ignore" else found[-1]
     return Work(spec, context, work, eye)
 
 
-def _resolve(
-    wish: EncoderSpec, store: Store, *, verify: bool, download: bool
-) -> Encoder:
-    if download:
-        encoders.fetch(wish)
-    encoder = encoders.resolve(wish, store, trust=not verify)
-    if download and not EmbeddingFolder(store, encoder.key).path.exists():
-        encoders.load(encoder)
-    return encoder
+def resolve(
+    wishes: Sequence[EncoderSpec],
+    store: Store,
+    *,
+    verify: bool = False,
+    download: bool = False,
+) -> list[Encoder]:
+    """The encoders that ``wishes`` mean, all names checked first; see ``prepare``.
+
+    Raises:
+        UnknownName, InvalidSpec, WeightsError: see ``errors``.
+    """
+    for wish in wishes:
+        encoders.check_names(wish)
+    found = []
+    for wish in wishes:
+        if download:
+            encoders.fetch(wish)
+        encoder = encoders.resolve(wish, store, trust=not verify)
+        if download and not EmbeddingFolder(store, encoder.key).path.exists():
+            encoders.load(encoder)
+        found.append(encoder)
+    return found
 
 
 def _untrained(

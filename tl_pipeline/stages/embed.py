@@ -8,27 +8,49 @@ is (encoder key, set of image ids) and not the bits of the floats.
 import json
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from tl_pipeline import tables
 from tl_pipeline.artifacts import Artifact, digest, write_atomically
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.planning import Context, Outcome, Step, field_changes
-from tl_pipeline.progress import track
+from tl_pipeline.progress import Track, track
 from tl_pipeline.sources import open_source
 from tl_pipeline.tables import MANIFEST
 
+if TYPE_CHECKING:
+    from tl_pipeline.engine import Embedded
+
 # Images whose refusal said nothing about them are tried again.
 _RETRIED = ("unreadable", "changed")
+# A pace is taken once the network is warm, over images enough to outweigh those that
+# were decoded meanwhile.
+_TIMED = 128
+
+
+class Speed(NamedTuple):
+    """How fast an encoder embeds on this machine, and the floats of an embedding."""
+
+    images_per_second: float
+    width: int
+
+
+class Filled(NamedTuple):
+    """What ``fill`` did; ``speed`` is None where it told nothing new."""
+
+    images: int
+    refused: int
+    speed: Speed | None
 
 
 def plan(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Artifact]:
     """Count the images of ``manifest`` that have no embedding under ``encoder``."""
     started = time.perf_counter()
     folder = EmbeddingFolder(context.store, encoder.key)
-    images = _images(context, manifest)
-    missing = _missing(folder, images)
-    speed = _speed(folder)
+    images = images_of(context, manifest)
+    missing = unsettled(folder, images)
+    speed = known_speed(folder)
     ids = sorted({image_id for image_id, _ in images} - folder.refused().keys())
     step = Step(
         stage="embed",
@@ -38,8 +60,8 @@ def plan(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Arti
         keys={"encoder": encoder.key},
         units=len(missing),
         seconds=time.perf_counter() - started,
-        estimated_seconds=len(missing) / speed[0] if speed else None,
-        estimated_bytes=len(missing) * speed[1] * 4 if speed else None,
+        estimated_seconds=len(missing) / speed.images_per_second if speed else None,
+        estimated_bytes=len(missing) * speed.width * 4 if speed else None,
     )
     fingerprint = digest([encoder.key, ids])
     return Outcome(Artifact("embeddings", encoder.key, fingerprint), step)
@@ -54,26 +76,7 @@ def run(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Artif
     started, planned = time.perf_counter(), plan(context, manifest, encoder)
     if planned.step.cached:
         return planned
-    # torch is imported only when there is something to embed
-    from tl_pipeline import engine  # noqa: PLC0415
-
-    folder = EmbeddingFolder(context.store, encoder.key)
-    context.store.create()
-    folder.describe(encoder.model_dump_json(indent=1))
-    with folder.writing():
-        # another run may have embedded them while we waited
-        missing = _missing(folder, _images(context, manifest))
-        with track(f"embed {encoder.label}", len(missing)) as progress:
-            done = engine.embed(
-                encoder,
-                missing,
-                open_source(context.dataset).read,
-                folder,
-                context.part_rows,
-                progress,
-            )
-        if done.images:
-            _remember_speed(folder, done.images / done.seconds, done.width)
+    done = fill(context, encoder, images_of(context, manifest))
     refused = f"; {done.refused:,} refused" if done.refused else ""
     # planned anew: what was refused is known only now
     return plan(context, manifest, encoder).ran(
@@ -83,15 +86,78 @@ def run(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Artif
     )
 
 
-def _images(context: Context, manifest: Artifact) -> list[tuple[str, str]]:
+def fill(
+    context: Context, encoder: Encoder, images: Sequence[tuple[str, str]]
+) -> Filled:
+    """Embed those of ``images`` that are missing, as the only writer of the encoder.
+
+    ``images`` are pairs of (image_id, uri) of ``context.dataset``.
+
+    Raises:
+        WeightsError: the network cannot be loaded.
+    """
+    # torch is imported only when there is something to embed
+    from tl_pipeline import engine  # noqa: PLC0415
+
+    folder = EmbeddingFolder(context.store, encoder.key)
+    context.store.create()
+    folder.describe(encoder.model_dump_json(indent=1))
+    with folder.writing():
+        # another run may have embedded them while we waited
+        missing = unsettled(folder, images)
+        with track(f"embed {encoder.label}", len(missing)) as progress:
+            pace = _Pace(progress)
+            done = engine.embed(
+                encoder,
+                missing,
+                open_source(context.dataset).read,
+                folder,
+                context.part_rows,
+                pace,
+            )
+        speed = _measured(done, pace, known_speed(folder))
+        if speed:
+            _remember_speed(folder, speed)
+    return Filled(done.images, done.refused, speed)
+
+
+def _measured(done: "Embedded", pace: "_Pace", known: Speed | None) -> Speed | None:
+    """The speed of the warm network; of all there was, if nothing better is known."""
+    if not done.images:
+        return None
+    if pace.images >= _TIMED:
+        return Speed(pace.images / pace.seconds, done.width)
+    return None if known else Speed(done.images / done.seconds, done.width)
+
+
+class _Pace(Track):
+    """Takes the time from the end of the first batch to the end of the last."""
+
+    def __init__(self, progress: Track) -> None:
+        self._progress = progress
+        self._first: float | None = None
+        self.images, self.seconds = 0, 0.0
+
+    def advance(self, done: int = 1) -> None:
+        """Report ``done`` more images as finished."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now
+        else:
+            self.images, self.seconds = self.images + done, now - self._first
+        self._progress.advance(done)
+
+
+def images_of(context: Context, manifest: Artifact) -> list[tuple[str, str]]:
     """(image_id, uri) of every image, in the order of the ids."""
     rows = tables.read(MANIFEST, context.store.path(manifest), ["image_id", "uri"])
     return list(zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
 
 
-def _missing(
+def unsettled(
     folder: EmbeddingFolder, images: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
+    """Those of ``images`` that have no embedding and were not refused for good."""
     refused = folder.refused().items()
     final = {image_id for image_id, (why, _) in refused if why not in _RETRIED}
     settled = folder.embedded() | final
@@ -123,7 +189,7 @@ def _reason(
 def _ids_of_last_run(context: Context) -> set[str]:
     key = context.previous.get(("ingest", context.dataset.name), {}).get("manifest")
     found = context.store.find("manifests", key) if key else None
-    return {image_id for image_id, _ in _images(context, found)} if found else set()
+    return {image_id for image_id, _ in images_of(context, found)} if found else set()
 
 
 def _encoder_changes(context: Context, used: str, encoder: Encoder) -> str:
@@ -137,15 +203,18 @@ def _encoder_changes(context: Context, used: str, encoder: Encoder) -> str:
     return ", ".join(field_changes(before, now))
 
 
-def _speed(folder: EmbeddingFolder) -> tuple[float, int] | None:
-    """Images a second and floats an image, as last measured with this encoder."""
+def known_speed(folder: EmbeddingFolder) -> Speed | None:
+    """What was last measured with this encoder, on whatever dataset."""
     try:
         known = json.loads((folder.path / "speed.json").read_text())
-        return known["images_per_second"], known["width"]
+        return Speed(known["images_per_second"], known["width"])
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
 
 
-def _remember_speed(folder: EmbeddingFolder, rate: float, width: int) -> None:
-    known = {"images_per_second": round(rate, 2), "width": width}
+def _remember_speed(folder: EmbeddingFolder, speed: Speed) -> None:
+    known = {
+        "images_per_second": round(speed.images_per_second, 2),
+        "width": speed.width,
+    }
     write_atomically(folder.path / "speed.json", json.dumps(known))
