@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from tl_pipeline import catalog_commands
+from tl_pipeline import catalog_commands, rank_command
 from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.request import Json, Request, StoreOption
 
@@ -25,6 +25,7 @@ app = App(
 )
 
 app.command(catalog_commands.app)
+app.command(rank_command.rank)
 
 NOTHING = Request()
 
