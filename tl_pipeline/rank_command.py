@@ -76,9 +76,9 @@ def rank(
 
 def duration(seconds: float) -> str:
     """``0.4 s``, ``52 s``, ``1 min 40 s``, ``3 h 05 min``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
