@@ -64,7 +64,7 @@ def test_a_column_that_never_changes_is_no_trouble():
 
 
 def test_what_only_names_the_group_is_not_taken_for_knowledge():
-    """Each unit has a feature of its own: perfect by memory, worthless for new units."""
+    """Each unit has features of its own: perfect by memory, worthless for new ones."""
     rows = rows_of(40, each=10)
     own = np.repeat(np.random.default_rng(1).normal(size=(40, 200)), 10, axis=0)
     assert rows.grouped

@@ -242,7 +242,7 @@ def test_the_speed_is_measured_warm_and_few_images_do_not_replace_it(
 
 
 def test_the_time_before_the_first_batch_does_not_count(
-    monkeypatch: pytest.MonkeyPatch, store: Store
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """128 images in the 2 s after the first batch, whatever that took."""
     clock = iter([100.0, 101.0, 102.0])
@@ -281,21 +281,27 @@ FAR = ranked("far", 0.80, (-0.15, -0.2, -0.1), 0.001)
         (
             [BEST, CLOSE, FAR],
             "close",
-            "close is the cheapest of 2 that cannot be told apart: -1.0 points "
-            "[-2.0, +0.3] against best; a full pass over 3,212 images costs 32 s "
-            "instead of 1 min 36 s",
+            (
+                "close is the cheapest of 2 that cannot be told apart: -1.0 "
+                "[-2.0, +0.3] points to best; a full pass over 3,212 images costs 32 s "
+                "instead of 1 min 36 s"
+            ),
         ),
         (
             [BEST, FAR],
             "best",
-            "best is the best, 15.0 points before far; a full pass over 3,212 images "
-            "costs 1 min 36 s",
+            (
+                "best is the best, 15.0 points before far; a full pass over 3,212 "
+                "images costs 1 min 36 s"
+            ),
         ),
         (
             [BEST, ranked("as dear", 0.94, (-0.01, -0.02, 0.003), 0.029)],
             "best",
-            "best is the best of 2 that cannot be told apart; a full pass over 3,212 "
-            "images costs 1 min 36 s",
+            (
+                "best is the best of 2 that cannot be told apart; a full pass "
+                "over 3,212 images costs 1 min 36 s"
+            ),
         ),
         (
             [ranked("alone", 0.9, None, None)],

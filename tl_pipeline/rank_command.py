@@ -105,7 +105,7 @@ def _row(place: int, row: "Ranked") -> dict[str, Any]:
         "encoder": row.encoder,
         "LogME": f"{row.logme.score:.3f}",
         "probe [95 % interval]": console.percent(accuracy),
-        "against the best": f"{_points(row)}{tie}" if row.behind else "",
+        "points to the best": f"{_points(row)}{tie}" if row.behind else "",
         "ms/image": each,
         "full pass": whole,
         "width": row.width,
@@ -113,12 +113,12 @@ def _row(place: int, row: "Ranked") -> dict[str, Any]:
 
 
 def _points(row: "Ranked") -> str:
-    """``-0.4 points [-1.2, +0.3]``."""
+    """``-0.4 [-1.2, +0.3]``."""
     behind = row.behind
     if behind is None:
         return ""
     low, high = 100 * behind.low, 100 * behind.high
-    return f"{100 * behind.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{100 * behind.value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _sample(found: "Ranking") -> str:
@@ -148,7 +148,7 @@ def _conclusion(found: "Ranking") -> str:
     if pick is not best:
         return (
             f"{pick.encoder} is the cheapest of {ties} that cannot be told apart: "
-            f"{_points(pick)} against {best.encoder}; {cost} instead of{_price(best)}"
+            f"{_points(pick)} points to {best.encoder}; {cost} instead of{_price(best)}"
         )
     if len(found.rows) == 1:
         return f"{best.encoder} stands alone; {cost}"
@@ -156,7 +156,7 @@ def _conclusion(found: "Ranking") -> str:
         return f"{best.encoder} is the best of {ties} that cannot be told apart; {cost}"
     second = found.rows[1]
     lead = _points(second).removeprefix("-").partition(" [")[0]
-    return f"{best.encoder} is the best, {lead} before {second.encoder}; {cost}"
+    return f"{best.encoder} is the best, {lead} points before {second.encoder}; {cost}"
 
 
 def _price(row: "Ranked") -> str:
