@@ -3,8 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from tl_pipeline.locations import (
+    LocalPath,
+    Location,
+    StorageSpec,
+    UrlPrefix,
+    is_url,
+    on_web,
+)
 from tl_pipeline.specs import Spec
 
 
@@ -129,34 +137,62 @@ class _Dataset(Spec):
         return self.model_copy(update=relative)
 
 
+class _Stored(_Dataset):
+    """What an entry may say besides where its data may be behind a URL."""
+
+    # A fault must not print what may be a secret in the wrong place.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    storage: StorageSpec = StorageSpec()
+
+    @model_validator(mode="after")
+    def _storage_fits(self) -> Self:
+        self.storage.check(value for _, value in self)
+        return self
+
+
 class DigitsSpec(_Dataset):
     """The 1,797 handwritten digits that scikit-learn ships, 8x8 grey."""
 
     type: Literal["digits"]
 
 
-class ImageFolderSpec(_Dataset):
+class ImageFolderSpec(_Stored):
     """``root/class/*`` or ``root/{train,val,test}/class/*``."""
 
     type: Literal["image_folder"] = "image_folder"
-    path: Path
+    path: Location
+
+    @model_validator(mode="after")
+    def _can_be_listed(self) -> Self:
+        if is_url(self.path) and on_web(self.path):
+            raise ValueError(
+                "https has no folders to list; use type archive, webdataset or table"
+            )
+        return self
 
 
-class TableSpec(_Dataset):
+class TableSpec(_Stored):
     """A CSV, TSV or Parquet file with one row per image.
 
     ``image_column`` holds a path (relative to ``root``, by default the table's own
     folder), or the encoded bytes, or a struct of ``bytes`` and ``path``. ``path`` may
-    hold wildcards where several files make one table.
+    hold wildcards where several files make one table. A row may hold a URL if it lies
+    below ``root`` or begins as one of ``allowed_urls`` (``https://`` allows every
+    host). ``separator`` is that of text files, by default a comma in .csv, else a tab.
+    ``weight_column`` holds how much an image counts while training, a number >= 0.
     """
 
     type: Literal["table"]
-    path: Path
-    root: Path | None = None
+    path: Location
+    root: Location | None = None
+    allowed_urls: tuple[UrlPrefix, ...] = ()
     image_column: str = "image"
     label_column: str = "label"
     group_column: str | None = None
     split_column: str | None = None
+    weight_column: str | None = None
+    separator: str | None = Field(default=None, pattern=r"^[^\r\n\x00\x22]$")
 
     @property
     def grouped(self) -> bool:
@@ -164,14 +200,14 @@ class TableSpec(_Dataset):
         return self.group_column is not None
 
 
-class ArchiveSpec(_Dataset):
+class ArchiveSpec(_Stored):
     """A zip, tar or tar.gz file of a folder laid out as for ``image_folder``."""
 
     type: Literal["archive"]
-    path: Path
+    path: Location
 
 
-class WebDatasetSpec(_Dataset):
+class WebDatasetSpec(_Stored):
     """Tar shards in WebDataset's convention: files of one stem are one sample.
 
     ``path`` may hold wildcards and ``{000..015}``. ``image`` lists the endings an image
@@ -180,7 +216,7 @@ class WebDatasetSpec(_Dataset):
     """
 
     type: Literal["webdataset"]
-    path: Path
+    path: Location
     image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "tif", "tiff")
     label: str = "cls"
 
@@ -194,7 +230,7 @@ class TorchvisionSpec(_Dataset):
 
     type: Literal["torchvision"]
     dataset: str
-    path: Path
+    path: LocalPath
     download: bool = False
     crop: bool = False
 
@@ -216,9 +252,9 @@ class PickleSpec(_Dataset):
     """
 
     type: Literal["pickle"]
-    train: Path
-    validation: Path | None = None
-    test: Path | None = None
+    train: LocalPath
+    validation: LocalPath | None = None
+    test: LocalPath | None = None
     features: str = "features"
     labels: str = "labels"
 
