@@ -163,13 +163,13 @@ def test_rows_of_bytes_are_listed_without_reading_bytes_and_each_group_is_read_o
     tmp_path: Path, two_hundred: Images, monkeypatch: pytest.MonkeyPatch
 ):
     loaded = []
-    load = table_module._images
+    load = table_module.row_images
 
     def counted(file: Path, group: int, column: str):
         loaded.append(group)
         return load(file, group, column)
 
-    monkeypatch.setattr(table_module, "_images", counted)
+    monkeypatch.setattr(table_module, "row_images", counted)
     monkeypatch.setattr(table_module, "_KEPT", 0)
     for write in (as_bytes, as_structs):
         loaded.clear()
@@ -282,6 +282,48 @@ def test_a_row_without_an_image_is_an_input_that_cannot_be_read(tmp_path: Path):
     first, _ = listed(text)
     with pytest.raises(FileNotFoundError, match=r"t\.csv#row=0: no such row"):
         source(text).read(first.uri)
+
+
+def test_another_separator_is_said(tmp_path: Path):
+    rows = [["image", "label"], ["a,b.png", "x"], ["c.png", "y"]]
+    for separator in ";|\t ":
+        file = delimited(tmp_path / "t.csv", rows, separator)
+        found = listed(file, separator=separator)
+        assert [Path(e.uri).name for e in found] == ["a,b.png", "c.png"]
+    with pytest.raises(DatasetError, match="set 'separator'"):
+        listed(delimited(tmp_path / "t.csv", rows, ";"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_weights_are_kept(tmp_path: Path, ending: str):
+    weights = [0.0, 1.0, 2.5, 1e-9]
+    names = [f"{n}.png" for n in range(4)]
+    if ending == "csv":
+        cells = [[n, "a", str(w)] for n, w in zip(names, weights, strict=True)]
+        file = delimited(tmp_path / "t.csv", [["image", "label", "w"], *cells])
+    else:
+        columns = {"image": names, "label": ["a"] * 4, "w": weights}
+        file = parquet(tmp_path / "t.parquet", **columns)
+    assert [e.weight for e in listed(file, weight_column="w")] == weights
+    assert {e.weight for e in listed(file)} == {None}
+
+
+@pytest.mark.parametrize("weight", ["-1", "nan", "inf", "many", "", "-0.5", "1,5"])
+def test_a_weight_that_is_none_is_an_error_with_file_and_row(
+    tmp_path: Path, weight: str
+):
+    rows = [["image", "label", "w"], ["0.png", "a", "1"], ["1.png", "a", weight]]
+    file = delimited(tmp_path / "t.csv", rows)
+    with pytest.raises(DatasetError, match=r"t\.csv#row=1: its weight is .*>= 0"):
+        listed(file, weight_column="w")
+
+
+def test_a_missing_weight_in_parquet_is_an_error_too(tmp_path: Path):
+    for weights in ([1.0, float("nan")], [1.0, None], [1, -1], [True, False]):
+        columns = {"image": ["0", "1"], "label": ["a", "b"], "w": weights}
+        file = parquet(tmp_path / "t.parquet", **columns)
+        with pytest.raises(DatasetError, match=r"t\.parquet#row=[01]: its weight"):
+            listed(file, weight_column="w")
 
 
 # Paths

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from tl_pipeline.datasets import ArchiveSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
+from tl_pipeline.sources.storage import Place, Storage
 from tl_pipeline.sources.tar_members import (
     Index,
     Indexes,
@@ -23,6 +25,7 @@ from tl_pipeline.sources.tar_members import (
 
 _ZIP = (b"PK\3\4", b"PK\5\6")
 _LOCAL_HEADER = 30  # bytes before the name
+_BEFORE = 1 << 9  # bytes that the local header, the name and so on seldom exceed
 
 
 class Archive:
@@ -40,9 +43,11 @@ class Archive:
     def __init__(self, spec: ArchiveSpec) -> None:
         self._spec = spec
         # resolve() would follow a link such as latest.zip, and every uri would change.
-        self._path = Path(os.path.abspath(spec.path))  # noqa: PTH100
+        local = not is_url(spec.path)
+        self._path = Path(os.path.abspath(spec.path)) if local else spec.path  # noqa: PTH100
         self._prefix = printable(f"{self._path}#")
-        self._indexes = Indexes(_index)
+        self._storage = Storage(spec.storage, spec.path)
+        self._indexes = Indexes(_index, self._storage)
 
     def __reduce__(self) -> tuple[type["Archive"], tuple[ArchiveSpec]]:
         return Archive, (self._spec,)
@@ -53,7 +58,7 @@ class Archive:
         Raises:
             DatasetError: the archive is missing, damaged, or holds nothing.
         """
-        index = self._indexes.of(self._path)
+        index = self._indexes.of(self._path, fresh=True)
         members = index.members.values()
         layout = _Layout.of(member for member in members if not member.refusal)
         if all(member.folder for member in members):
@@ -63,7 +68,7 @@ class Archive:
                 continue
             label, split = layout.place([] if member.refusal else member.folders)
             uri, version = self._prefix + member.key, index.version(member)
-            yield Entry(uri, label, version, split, modified_ns=index.stamp[1])
+            yield Entry(uri, label, version, split, modified_ns=index.stamp.modified_ns)
 
     def read(self, uri: str) -> bytes:
         """The bytes of the member ``uri``.
@@ -76,6 +81,8 @@ class Archive:
         try:
             index = self._indexes.of(self._path)
         except DatasetError as error:
+            if self._storage.lost:
+                raise
             raise OSError(f"{uri}: {error}") from None
         return index.read(uri.removeprefix(self._prefix))
 
@@ -114,9 +121,9 @@ class _Layout:
 class _ZipMembers(Index):
     """A zip file, indexed by its central directory, read by offsets."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with zipfile.ZipFile(path) as file:
+    def __init__(self, path: Place, storage: Storage) -> None:
+        super().__init__(path, storage)
+        with storage.open(path) as whole, zipfile.ZipFile(whole) as file:
             for info in file.infolist():
                 place = info.file_size, info.header_offset, info.CRC, info.compress_size
                 coding, refusal = (info.compress_type, info.flag_bits), _refusal(info)
@@ -132,14 +139,15 @@ class _ZipMembers(Index):
         crc, size, method, flags = member.packing
         if flags & 1:
             raise OSError("encrypted")
-        with self.path.open("rb") as file:
-            file.seek(member.offset)
-            header = file.read(_LOCAL_HEADER)
-            if len(header) < _LOCAL_HEADER or not header.startswith(_ZIP[0]):
-                raise OSError("damaged: nothing where the directory says")
-            file.seek(sum(struct.unpack_from("<HH", header, 26)), os.SEEK_CUR)
-            # Deflating adds less than an eighth, even to what is dense already.
-            packed = file.read(min(size, member.size * 9 // 8 + 1024))
+        # Deflating adds less than an eighth, even to what is dense already.
+        length = min(size, member.size * 9 // 8 + 1024)
+        near = self.storage.fetch(self.path, member.offset, _BEFORE + length)
+        if len(near) < _LOCAL_HEADER or not near.startswith(_ZIP[0]):
+            raise OSError("damaged: nothing where the directory says")
+        start = _LOCAL_HEADER + sum(struct.unpack_from("<HH", near, 26))
+        packed = near[start : start + length]
+        if start > _BEFORE:
+            packed = self.storage.fetch(self.path, member.offset + start, length)
         data = _inflated(packed, method, member.size + 1)
         if len(data) != member.size or zlib.crc32(data) != crc:
             raise OSError("damaged: not the size or the checksum of the directory")
@@ -164,6 +172,6 @@ def _refusal(info: zipfile.ZipInfo) -> str:
     return "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
 
 
-def _index(path: Path) -> Index:
-    with path.open("rb") as file:
-        return (_ZipMembers if file.read(4) in _ZIP else TarMembers)(path)
+def _index(path: Place, storage: Storage) -> Index:
+    zipped = storage.fetch(path, 0, 4) in _ZIP
+    return (_ZipMembers if zipped else TarMembers)(path, storage)

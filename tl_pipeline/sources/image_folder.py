@@ -6,8 +6,12 @@ from pathlib import Path
 
 from tl_pipeline.datasets import ImageFolderSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.locations import covers, is_url
 from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.stamps import Found
+from tl_pipeline.sources.storage import Storage
 
+_Child = os.DirEntry[str] | Found
 SPLIT_FOLDERS = {
     "train": "train",
     "val": "validation",
@@ -28,24 +32,47 @@ class ImageFolder:
     """
 
     def __init__(self, spec: ImageFolderSpec) -> None:
-        self._root = spec.path
+        self._spec, self._root = spec, spec.path
+        self._storage = Storage(spec.storage, spec.path)
+
+    def __reduce__(self) -> tuple[type["ImageFolder"], tuple[ImageFolderSpec]]:
+        return ImageFolder, (self._spec,)
 
     def entries(self) -> Iterator[Entry]:
         """One entry per file, sorted by path.
 
         Raises:
-            DatasetError: the folder is missing or holds nothing.
+            DatasetError: the folder is missing, holds nothing, or cannot be listed.
         """
-        if not self._root.is_dir():
-            raise DatasetError(f"{self._root} is not a folder; check 'path'")
-        top = _children(self._root.resolve())
+        root = self._root
+        if isinstance(root, Path):
+            if not root.is_dir():
+                raise DatasetError(f"{root} is not a folder; check 'path'")
+            root = root.resolve()
+        try:
+            yield from self._entries(self._children(root))
+        except OSError as error:
+            if isinstance(root, Path):
+                raise
+            raise DatasetError(f"{error}; check 'path'") from None
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of the file ``uri``."""
+        if is_url(uri):
+            if not is_url(self._root) or not covers(self._root, uri):
+                raise FileNotFoundError(f"{uri}: not of this folder")
+            return self._storage.read(uri)
+        with open(uri, "rb") as file:  # noqa: PTH123 - a Path costs as much as the read
+            return file.read()
+
+    def _entries(self, top: list[_Child]) -> Iterator[Entry]:
         folders = {child.name for child in top if _is_folder(child)}
         if not top:
             raise DatasetError(
                 f"{self._root} is empty; expected root/class/image files"
             )
         if "train" not in folders or not folders <= SPLIT_FOLDERS.keys():
-            yield from _classes(top, split=None)
+            yield from self._classes(top, split=None)
             return
         splits = {name: SPLIT_FOLDERS[name] for name in folders}
         if "test" not in splits.values():
@@ -55,33 +82,41 @@ class ImageFolder:
             }
         for child in top:
             if _is_folder(child):
-                yield from _classes(_children(Path(child.path)), splits[child.name])
+                yield from self._classes(self._below(child), splits[child.name])
             else:
                 yield _file(child, label=None, split=None)
 
-    def read(self, uri: str) -> bytes:
-        """The bytes of the file ``uri``."""
-        with open(uri, "rb") as file:  # noqa: PTH123 - a Path costs as much as the read
-            return file.read()
+    def _classes(self, children: list[_Child], split: str | None) -> Iterator[Entry]:
+        for child in children:
+            if _is_folder(child):
+                yield from self._files(child, child.name, split)
+            else:
+                yield _file(child, label=None, split=split)
+
+    def _files(self, folder: _Child, label: str, split: str | None) -> Iterator[Entry]:
+        for child in self._below(folder):
+            if _is_folder(child):
+                yield from self._files(child, label, split)
+            else:
+                yield _file(child, label, split)
+
+    def _below(self, child: _Child) -> list[_Child]:
+        is_object = isinstance(child, Found)
+        return self._children(child.path if is_object else Path(child.path))
+
+    def _children(self, folder: Path | str) -> list[_Child]:
+        if isinstance(folder, str):
+            found = self._storage.children(folder)
+            return [child for child in found if not child.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            visible = (child for child in entries if not child.name.startswith("."))
+            return sorted(visible, key=lambda child: child.name)
 
 
-def _classes(children: list[os.DirEntry[str]], split: str | None) -> Iterator[Entry]:
-    for child in children:
-        if _is_folder(child):
-            yield from _files(Path(child.path), child.name, split)
-        else:
-            yield _file(child, label=None, split=split)
-
-
-def _files(folder: Path, label: str, split: str | None) -> Iterator[Entry]:
-    for child in _children(folder):
-        if _is_folder(child):
-            yield from _files(Path(child.path), label, split)
-        else:
-            yield _file(child, label, split)
-
-
-def _file(child: os.DirEntry[str], label: str | None, split: str | None) -> Entry:
+def _file(child: _Child, label: str | None, split: str | None) -> Entry:
+    if isinstance(child, Found):
+        version, modified_ns = child.stamp.version, child.stamp.modified_ns
+        return Entry(child.path, label, version, split, modified_ns=modified_ns)
     # A name that is no UTF-8 fits no table: escaped, it cannot be read, and is refused.
     uri = child.path.encode(errors="backslashreplace").decode()
     try:
@@ -97,14 +132,10 @@ def _file(child: os.DirEntry[str], label: str | None, split: str | None) -> Entr
     )
 
 
-def _children(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as found:
-        visible = (child for child in found if not child.name.startswith("."))
-        return sorted(visible, key=lambda child: child.name)
-
-
-def _is_folder(child: os.DirEntry[str]) -> bool:
+def _is_folder(child: _Child) -> bool:
     """A folder to walk into; a link that leads round in a circle is none."""
+    if isinstance(child, Found):
+        return child.folder
     try:
         if not child.is_dir():
             return False

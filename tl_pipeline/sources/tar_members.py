@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.sources.storage import Place, Storage
 
 _LARGEST = 1 << 30  # bytes of one member
 _LONGEST_HEADER = 1 << 18  # bytes of a long name and of what else pax says of a member
+_SMALL = 1 << 10  # bytes of a member, a label say, worth keeping to save a request
+_FRESH = 10.0  # seconds that the stamp of an archive behind a URL is believed
 _UNPACK = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
@@ -52,8 +55,9 @@ class Index(ABC):
     Names with a part that begins with a dot, and ``__MACOSX``, are left out.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.stamp = path, _stamp(path)
+    def __init__(self, path: Place, storage: Storage) -> None:
+        self.path, self.storage = path, storage
+        self.stamp = storage.stamp(path, seconds=_FRESH)
         self.members: dict[str, Member] = {}
         self._copies: Counter[str] = Counter()
 
@@ -65,9 +69,10 @@ class Index(ABC):
             OSError: they are damaged, encrypted, or in no supported form.
         """
 
-    def version(self, member: Member) -> str:
+    def version(self, member: Member) -> str | None:
         """Changes whenever the bytes of ``member`` may have changed."""
-        return f"{self.stamp[0]}:{self.stamp[1]}:{member.offset}"
+        whole = self.stamp.version
+        return None if whole is None else f"{whole}:{member.offset}"
 
     def read(self, key: str) -> bytes:
         """The bytes of a member that may be read.
@@ -107,31 +112,38 @@ class Index(ABC):
 
 
 class Indexes:
-    """The index of each archive: made once, and again when the archive changed."""
+    """The index of each archive: made once, and again when the archive changed.
 
-    def __init__(self, make: Callable[[Path], Index]) -> None:
-        self._make = make
-        self._made: dict[Path, Index] = {}
+    While reading, one behind a URL is looked at every ten seconds only.
+    """
+
+    def __init__(
+        self, make: Callable[[Place, Storage], Index], storage: Storage
+    ) -> None:
+        self._make, self._storage = make, storage
+        self._made: dict[Place, Index] = {}
         self._lock = threading.Lock()
 
-    def of(self, path: Path) -> Index:
+    def of(self, path: Place, *, fresh: bool = False) -> Index:
         """The index of the archive as it is now.
 
         Raises:
             DatasetError: it is missing, truncated, or of another format.
         """
         try:
-            now, made = _stamp(path), self._made.get(path)
+            now = self._storage.stamp(path, seconds=0 if fresh else _FRESH)
+            made = self._made.get(path)
             if made is not None and made.stamp == now:
                 return made
             with self._lock:
                 made = self._made.get(path)
                 if made is None or made.stamp != now:
-                    made = self._made[path] = self._make(path)
+                    made = self._make(path, self._storage)
+                    self._made[path] = made
                 return made
         # Parsers of damaged archives raise what they please.
         except Exception as error:  # noqa: BLE001
-            fault = str(error) or type(error).__name__
+            fault = (str(error) or type(error).__name__).removeprefix(f"{path}: ")
             raise DatasetError(printable(f"{path} cannot be read: {fault}")) from None
 
 
@@ -143,27 +155,31 @@ class TarMembers(Index):
     vanishes with the index or the process.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Place, storage: Storage) -> None:
+        super().__init__(path, storage)
         self._spool: IO[bytes] | None = None
-        with path.open("rb") as file:
-            head = file.read(6)
-            unpack = next((_UNPACK[m] for m in _UNPACK if head.startswith(m)), None)
-            if unpack is not None:
-                self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - see finalize
-                weakref.finalize(self, self._spool.close)
-                with unpack(path, "rb") as packed:
-                    shutil.copyfileobj(packed, self._spool, 1 << 20)
-                self._spool.flush()
-            self._scan(self._spool or file)
+        self._small: dict[int, bytes] = {}
+        head = storage.fetch(path, 0, 6)
+        unpack = next((_UNPACK[m] for m in _UNPACK if head.startswith(m)), None)
+        if unpack is None:
+            with storage.open(path) as file:
+                self._scan(file)
+            return
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - see finalize
+        weakref.finalize(self, self._spool.close)
+        with storage.stream(path) as file, unpack(file, "rb") as packed:
+            shutil.copyfileobj(packed, self._spool, 1 << 20)
+        self._spool.flush()
+        self._scan(self._spool)
 
     def load(self, member: Member) -> bytes:
-        """One ``pread``: threads share no position."""
+        """One ``pread`` or one range request: threads share no position."""
+        if member.offset in self._small:
+            return self._small[member.offset]
         if self._spool is not None:
             data = os.pread(self._spool.fileno(), member.size, member.offset)
         else:
-            with self.path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), member.size, member.offset)
+            data = self.storage.fetch(self.path, member.offset, member.size)
         if len(data) != member.size:
             raise OSError(f"{len(data)} of {member.size} bytes are there")
         return data
@@ -181,10 +197,19 @@ class TarMembers(Index):
                 raise tarfile.ReadError("a member has a negative size")
             place, refusal = (info.size, info.offset_data), _refusal(info)
             self.add(info.name, *place, refusal=refusal, folder=info.isdir())
+            if not isinstance(self.path, Path) and self._spool is None:
+                self._keep(file, *place)
         file.seek(tar.offset)
         while block := file.read(1 << 20):
             if block.strip(b"\0"):
                 raise tarfile.ReadError("data after the end, as in concatenated tars")
+
+    def _keep(self, file: IO[bytes], size: int, offset: int) -> None:
+        """Remember a small member, which the buffer of ``file`` holds anyway."""
+        if 0 < size <= _SMALL:
+            file.seek(offset)
+            if len(data := file.read(size)) == size:
+                self._small[offset] = data
 
 
 class _Headers:
@@ -207,11 +232,6 @@ def printable(text: str) -> str:
 def _parts(name: str) -> list[str]:
     """The folders and the base name of a member."""
     return [part for part in name.split("/") if part not in ("", ".")]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _block(file: IO[bytes], offset: int) -> bytes:

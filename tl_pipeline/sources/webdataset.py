@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tl_pipeline.datasets import WebDatasetSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.storage import Place, Storage
 from tl_pipeline.sources.tar_members import (
     Index,
     Indexes,
@@ -41,9 +43,11 @@ class WebDataset:
         ending, _, self._field = spec.label.partition(":")
         self._label_ending = ending.lstrip(".").lower()
         # resolve() would follow a link such as latest, and every uri would change.
-        self._pattern = Path(os.path.abspath(spec.path))  # noqa: PTH100
-        self._shards: dict[str, Path] = {}
-        self._indexes = Indexes(TarMembers)
+        local = not is_url(spec.path)
+        self._pattern = Path(os.path.abspath(spec.path)) if local else spec.path  # noqa: PTH100
+        self._shards: dict[str, Place] = {}
+        self._storage = Storage(spec.storage, spec.path)
+        self._indexes = Indexes(TarMembers, self._storage)
 
     def __reduce__(self) -> tuple[type["WebDataset"], tuple[WebDatasetSpec]]:
         return WebDataset, (self._spec,)
@@ -54,15 +58,15 @@ class WebDataset:
         Raises:
             DatasetError: a shard is missing or damaged, or all are empty.
         """
-        self._shards = _shards(self._pattern)
+        self._shards = self._find()
         found = False
         for shard, path in self._shards.items():
-            index = self._indexes.of(path)
+            index = self._indexes.of(path, fresh=True)
             for sample in _samples(index.members.values()):
                 found = True
                 image = self._image(sample)
                 uri, label = f"{shard}#{image.key}", self._label(sample, index)
-                version, modified_ns = index.version(image), index.stamp[1]
+                version, modified_ns = index.version(image), index.stamp.modified_ns
                 yield Entry(uri, label, version, modified_ns=modified_ns)
         if not found:
             raise DatasetError(f"{self._pattern} holds no samples")
@@ -75,14 +79,25 @@ class WebDataset:
         """
         try:
             if not self._shards:
-                self._shards = _shards(self._pattern)
+                self._shards = self._find()
             # Shards and members may both have a # in their names.
             for mark in (i for i, letter in enumerate(uri) if letter == "#"):
                 if path := self._shards.get(uri[:mark]):
                     return self._indexes.of(path).read(uri[mark + 1 :])
         except DatasetError as error:
+            if self._storage.lost:
+                raise
             raise OSError(f"{uri}: {error}") from None
         raise FileNotFoundError(f"{uri}: not of these shards")
+
+    def _find(self) -> dict[str, Place]:
+        if isinstance(self._pattern, Path):
+            return _shards(self._pattern)
+        try:
+            names = map(self._storage.matches, _unbraced(self._pattern))
+            return {printable(name): name for found in names for name in found}
+        except OSError as error:
+            raise DatasetError(f"{error}; check 'path'") from None
 
     def _image(self, sample: dict[str, Member]) -> Member:
         endings = [ending for ending in self._images if ending in sample]
@@ -132,7 +147,7 @@ def _field(text: str, field: str) -> str:
     return json.dumps(value) if isinstance(value, int | float) else ""
 
 
-def _shards(pattern: Path) -> dict[str, Path]:
+def _shards(pattern: Path) -> dict[str, Place]:
     """The files that ``pattern`` means, in its order, by what uris call them.
 
     Raises:
@@ -140,7 +155,7 @@ def _shards(pattern: Path) -> dict[str, Path]:
     """
     # What exists under its plain name is no pattern, be it called "photos[1]".
     root = next(p for p in (pattern, *pattern.parents) if os.path.lexists(p))
-    shards: dict[str, Path] = {}
+    shards: dict[str, Place] = {}
     for name in _unbraced(str(pattern.relative_to(root))):
         found = [root / name]
         if glob.has_magic(name):

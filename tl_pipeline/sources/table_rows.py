@@ -1,0 +1,148 @@
+"""The rows of one table file, CSV, TSV or Parquet, as text; its images as bytes.
+
+What is opened is a path, or a binary file at its start where it lies behind a URL.
+"""
+
+import contextlib
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
+
+_IMAGES = re.compile(
+    r"(large_)?(string|binary)|fixed_size_binary|dictionary|null"
+    r"|struct<.*\b(bytes: \w*binary|path: \w*string)"
+)
+_BATCH, _BUFFER = 128, 1 << 20  # rows, bytes
+Row = tuple[str | None, ...]  # the cells of the columns asked for; None for nothing
+
+
+def text_rows(file: Path | str, source: Any, names: Row, mark: str) -> Iterator[Row]:
+    """The columns ``names`` of a file whose cells are parted by ``mark``.
+
+    Raises:
+        DatasetError: a column is missing or there twice.
+        ValueError: it is no such text.
+    """
+    with io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines, delimiter=mark)
+        found = next(rows, [])
+        if "\0" in "".join(found):
+            raise ValueError("it is no text")
+        _check(file, names, found)
+        places = [None if name is None else found.index(name) for name in names]
+        for cells in filter(None, rows):
+            if len(cells) != len(found):
+                raise ValueError(f"line {rows.line_num} has {len(cells)} columns")
+            yield tuple(None if p is None else cells[p] or None for p in places)
+
+
+def parquet_rows(file: Path | str, source: Any, names: Row) -> Iterator[Row]:
+    """The columns ``names`` of a Parquet file; bytes of images are not read.
+
+    Raises:
+        DatasetError: a column is missing, or that of images holds none.
+        pyarrow.ArrowException: it is no Parquet file.
+    """
+    with pq.ParquetFile(source, buffer_size=_BUFFER) as table:
+        image, *others = _check(file, names, table.schema_arrow.names)
+        kind = str(table.schema_arrow.field(image).type)
+        if not _IMAGES.match(kind):
+            raise DatasetError(
+                f"{file}: column {image!r} holds {kind}; 'image_column' must hold "
+                "paths, bytes, or a struct of 'bytes' and 'path'"
+            )
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            chunks = map(group.column, range(group.num_columns))
+            told = {chunk.path_in_schema: chunk.statistics for chunk in chunks}
+            nulls = told.get(f"{image}.bytes")
+            # Bytes are not read to list them, where nothing but bytes can be there.
+            full = nulls and nulls.has_null_count and nulls.null_count == 0
+            full = full or "binary" in kind.partition("<")[0]
+            columns = others if full else [image, *others]
+            for batch in table.iter_batches(_BATCH, [number], columns):
+                texts: dict[str | None, list[str | None]] = {
+                    name: _texts(batch.column(name)) for name in columns
+                }
+                none = [None] * batch.num_rows
+                yield from zip(*(texts.get(n, none) for n in names), strict=True)
+
+
+def _check(file: Path | str, names: Row, found: list[str]) -> list[str]:
+    """Those of ``names`` that are wanted; each must be a column."""
+    wanted = [name for name in names if name is not None]
+    for name in wanted:
+        if found.count(name) != 1:
+            raise DatasetError(
+                f"{file} must have one column {name!r}; it has: {', '.join(found)}. "
+                "Correct 'image_column', 'label_column' and the like, or set "
+                "'separator': by default a comma in .csv, a tab in .tsv and .txt"
+            )
+    return wanted
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """The cells as text, None for nothing; of structs the path, if without bytes."""
+    if pa.types.is_struct(column.type):
+        rows = (row or {} for row in column.to_pylist())
+        return [r.get("path") or None if r.get("bytes") is None else None for r in rows]
+    empty = ("", "nan") if pa.types.is_floating(column.type) else ("",)
+    texts = column.cast(pa.string()).to_pylist()
+    return [None if text in empty else text for text in texts]
+
+
+def row_starts(file: Any) -> list[int]:
+    """The first row of every row group, and the number of rows."""
+    footer = pq.read_metadata(file)
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    return list(accumulate((group.num_rows for group in groups), initial=0))
+
+
+def row_images(file: Any, group: int, column: str) -> pa.ChunkedArray:
+    """The bytes of all images of a row group."""
+    with pq.ParquetFile(file, buffer_size=_BUFFER) as table:
+        nested = pa.types.is_struct(table.schema_arrow.field(column).type)
+        wanted = [f"{column}.bytes" if nested else column]
+        batches = table.iter_batches(_BATCH, [group], wanted)
+        arrays = [batch.column(0) for batch in batches]
+    return pa.chunked_array([a.flatten()[0] if nested else a for a in arrays])
+
+
+def split_of(split: str | None, file: Path | str) -> str | None:
+    """The split that a cell names, in any case.
+
+    Raises:
+        DatasetError: there is no such split.
+    """
+    if split and split.strip().lower() not in SPLIT_FOLDERS:
+        raise DatasetError(
+            f"{file}: unknown split {split!r}; known: {', '.join(SPLIT_FOLDERS)}. "
+            "Rename it, or leave out 'split_column' to have splits drawn"
+        )
+    return SPLIT_FOLDERS[split.strip().lower()] if split else None
+
+
+def weight_of(text: str | None, where: str) -> float:
+    """The weight that a cell holds.
+
+    Raises:
+        DatasetError: it is empty, negative, infinite, or no number.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 <= (weight := float(text or "")) < math.inf:
+            return weight
+    raise DatasetError(
+        f"{where}: its weight is {text or 'missing'}, not a number >= 0; write 1 for "
+        "an image that counts once, or leave out 'weight_column'"
+    )
