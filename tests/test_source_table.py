@@ -1,6 +1,7 @@
 """What a table of images lists and reads: CSV, TSV and Parquet."""
 
 import csv
+import json
 import os
 import pickle
 import random
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import TableSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.identity import Memo, image_id
+from tl_pipeline.images import as_ppm
 from tl_pipeline.scan import scan
 from tl_pipeline.sources import table as table_module
 from tl_pipeline.sources.table import Table
@@ -570,3 +573,15 @@ def test_a_large_table_is_listed_in_little_memory(
     finally:
         tracemalloc.stop()
     assert peak < 250 * rows
+
+
+def test_class_labels_of_hugging_face_are_names(tmp_path: Path) -> None:
+    label = {"_type": "ClassLabel", "names": ["dog", "cat"]}
+    told = json.dumps({"info": {"features": {"label": label}}})
+    images = [as_ppm(np.full((2, 2), value, np.uint8)) for value in range(4)]
+    rows = pa.table({"image": images, "label": pa.array([0, 1, -1, None], pa.int64())})
+    rows = rows.replace_schema_metadata({"huggingface": told})
+    pq.write_table(rows, tmp_path / "pets.parquet")
+    spec = TableSpec(name="pets", type="table", path=tmp_path / "pets.parquet")
+    found = [entry.label for entry in Table(spec).entries()]
+    assert found == ["dog", "cat", None, None]

@@ -28,9 +28,7 @@ def table(
 
 
 def drawn(images: pa.Table, spec: SplitSpec) -> list[str]:
-    return assign(
-        images.rename_columns({"declared": "split"}), spec
-    ).to_pylist()
+    return assign(images.rename_columns({"declared": "split"}), spec).to_pylist()
 
 
 def test_without_clusters_nothing_moves() -> None:

@@ -6,6 +6,7 @@ What is opened is a path, or a binary file at its start where it lies behind a U
 import contextlib
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def parquet_rows(file: Path | str, source: Any, names: Row) -> Iterator[Row]:
                 f"{file}: column {image!r} holds {kind}; 'image_column' must hold "
                 "paths, bytes, or a struct of 'bytes' and 'path'"
             )
+        classes = {name: _class_names(table.schema_arrow, name) for name in others}
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
             chunks = map(group.column, range(group.num_columns))
@@ -73,7 +75,8 @@ def parquet_rows(file: Path | str, source: Any, names: Row) -> Iterator[Row]:
             columns = others if full else [image, *others]
             for batch in table.iter_batches(_BATCH, [number], columns):
                 texts: dict[str | None, list[str | None]] = {
-                    name: _texts(batch.column(name)) for name in columns
+                    name: _texts(batch.column(name), classes.get(name))
+                    for name in columns
                 }
                 none = [None] * batch.num_rows
                 yield from zip(*(texts.get(n, none) for n in names), strict=True)
@@ -92,8 +95,26 @@ def _check(file: Path | str, names: Row, found: list[str]) -> list[str]:
     return wanted
 
 
-def _texts(column: pa.Array) -> list[str | None]:
+def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """How the writer calls the whole numbers of ``column``, if it does.
+
+    Hugging Face's ``datasets`` keeps the names of a ClassLabel as JSON in the schema's
+    metadata; its -1 is no label.
+    """
+    try:
+        told = json.loads((schema.metadata or {})[b"huggingface"])
+        names = told["info"]["features"][column]["names"]
+    except (LookupError, TypeError, ValueError):
+        return None
+    numbers = pa.types.is_integer(schema.field(column).type)
+    return list(map(str, names)) if numbers and isinstance(names, list) else None
+
+
+def _texts(column: pa.Array, classes: list[str] | None = None) -> list[str | None]:
     """The cells as text, None for nothing; of structs the path, if without bytes."""
+    if classes is not None:
+        known = range(len(classes))
+        return [classes[n] if n in known else None for n in column.to_pylist()]
     if pa.types.is_struct(column.type):
         rows = (row or {} for row in column.to_pylist())
         return [r.get("path") or None if r.get("bytes") is None else None for r in rows]

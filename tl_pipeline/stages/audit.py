@@ -29,7 +29,10 @@ VERSION = 1
 
 
 def plan(
-    context: Context, manifest: Artifact, embeddings: Artifact, encoder: Encoder
+    context: Context,
+    manifest: Artifact,
+    embeddings: Artifact,
+    encoder: Encoder,  # noqa: ARG001 - the signature of run
 ) -> Outcome[Artifact]:
     """Look whether these images were compared already.
 
