@@ -369,7 +369,38 @@ def test_a_renamed_pickle_is_refused_and_runs_no_code(name: str, tmp_path: Path)
 
 
 @parametrize_with_checks(
-    [MLPHead(hidden=16, dropout=0.1, learning_rate=0.02, max_epochs=40)]
+    [MLPHead(hidden=16, dropout=0.1, learning_rate=0.02, max_epochs=40)],
+    expected_failed_checks=lambda _: {
+        "check_sample_weight_equivalence_on_dense_data": "batches are drawn by chance"
+    },
 )
 def test_the_mlp_is_a_scikit_learn_classifier(estimator: Any, check: Any):
     check(estimator)
+
+
+def test_the_weights_of_the_mlp_are_factors_of_the_loss():
+    """Equal ones change nothing, and of others the ratios alone count."""
+    embeddings, labels = rows(3, per_class=20)
+    ones, some = np.ones(60), np.random.default_rng(0).uniform(0.1, 3, 60)
+
+    def fitted_with(weights: np.ndarray | None) -> np.ndarray:
+        head = MLPHead(hidden=16, max_epochs=20, learning_rate=0.01)
+        head.fit(embeddings.vectors, labels, sample_weight=weights)
+        return head.predict_proba(embeddings.vectors)
+
+    plain, weighed = fitted_with(None), fitted_with(some)
+    np.testing.assert_allclose(fitted_with(4 * ones), plain, atol=1e-4)
+    np.testing.assert_allclose(fitted_with(4 * some), weighed, atol=1e-4)
+    assert np.abs(weighed - plain).max() > 0.01
+    heavy = fitted_with(np.where(labels == "class 01", 50.0, 1.0))
+    assert heavy[:, 1].mean() > plain[:, 1].mean() + 0.01
+
+
+def test_the_weighted_moments_of_the_mlp_are_those_of_repeated_rows():
+    embeddings, labels = rows(3, per_class=2000)
+    weights = np.random.default_rng(0).integers(1, 4, 6000)
+    head = MLPHead(hidden=2, max_epochs=1)
+    head.fit(embeddings.vectors, labels, sample_weight=weights)
+    repeated = np.repeat(embeddings.vectors, weights, axis=0)
+    np.testing.assert_allclose(head.mean_, repeated.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(head.scale_, repeated.std(axis=0), atol=1e-5)

@@ -1,8 +1,10 @@
 """Classifiers on embeddings: one visible row each.
 
 Every head is a scikit-learn classifier (``fit``, ``predict_proba``, ``classes_``), the
-neural one too. To add one: a factory in ``classical.py`` or a module of its own, and a
-row in ``HEADS``. A default that is a list is a grid: each of its values is trained.
+neural one too. Where images have weights, ``fit`` must take ``sample_weight``: a head
+that does not is refused for such a dataset (``fitted.fit``). To add one: a factory in
+``classical.py`` or a module of its own, and a row in ``HEADS``. A default that is a
+list is a grid: each of its values is trained.
 """
 
 import importlib

@@ -17,6 +17,7 @@ from tl_pipeline.embeddings import Embeddings
 from tl_pipeline.errors import (
     DamagedArtifact,
     EncoderMismatch,
+    InvalidSpec,
     TransferLearningError,
     UnsafeModelFile,
 )
@@ -56,13 +57,38 @@ class FittedHead:
 
 
 def fit(
-    config: HeadConfig, seed: int, embeddings: Embeddings, labels: np.ndarray
+    config: HeadConfig,
+    seed: int,
+    embeddings: Embeddings,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> FittedHead:
-    """Fit ``config`` on ``embeddings``, whose rows have ``labels`` of shape (n,)."""
+    """Fit ``config`` on ``embeddings``, whose rows have ``labels`` of shape (n,).
+
+    ``weights`` of shape (n,), above 0, tell how many copies of it each row counts for.
+
+    Raises:
+        InvalidSpec: there are weights, and this head cannot take them.
+    """
     estimator = heads.build(config, seed)
-    estimator.fit(embeddings.vectors, labels)
+    weighted = {} if weights is None else _weighted(config.name, estimator, weights)
+    estimator.fit(embeddings.vectors, labels, **weighted)
     classes = [str(name) for name in estimator.classes_]
     return FittedHead(config, seed, embeddings.encoder_key, classes, estimator)
+
+
+def _weighted(name: str, estimator: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The arguments of ``fit`` that hand ``weights`` to every step that takes them."""
+    from sklearn.utils.validation import has_fit_parameter  # noqa: PLC0415 - as below
+
+    steps = getattr(estimator, "steps", [("", estimator)])
+    takers = [step for step, part in steps if has_fit_parameter(part, "sample_weight")]
+    if steps[-1][0] not in takers:
+        raise InvalidSpec(
+            f"head {name!r} cannot take the weights that this dataset gives its "
+            "images; leave it out, or take the weights out of the dataset"
+        )
+    return {f"{step}__sample_weight".removeprefix("__"): weights for step in takers}
 
 
 def save(head: FittedHead, folder: Path) -> None:

@@ -8,7 +8,11 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -18,7 +22,8 @@ class MLPHead(ClassifierMixin, BaseEstimator):
 
     A tenth of the rows given to ``fit``, stratified, is held out to stop early; the
     weights of its best epoch are kept. With too few rows for that, or a class of one
-    row, all rows are trained on for ``max_epochs``.
+    row, all rows are trained on for ``max_epochs``. Sample weights multiply the losses
+    of their rows, held out or not, and count in the mean and spread to standardise by.
 
     Args:
         hidden: units of the hidden layer.
@@ -51,21 +56,38 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - sklearn's names
-        """Learn from ``X`` of shape (n, width) and the labels ``y`` of shape (n,)."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
+        """Learn from ``X`` of shape (n, width) and the labels ``y`` of shape (n,).
+
+        ``sample_weight`` of shape (n,) is not negative; only its ratios matter. A row
+        of weight 0 is as good as not there.
+        """
         X, y = validate_data(self, X, y, dtype=np.float32)  # noqa: N806
         check_classification_targets(y)
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+            there = weights > 0
+            X, y, weights = X[there], y[there], weights[there]  # noqa: N806
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError("MLPHead needs at least two classes; got 1 class")
+            raise ValueError(
+                f"MLPHead needs at least two classes; got {len(self.classes_)} class"
+            )
         # A generator of our own: heads may be trained in several threads at once.
         chance = torch.Generator().manual_seed(self.random_state)
         self.network_ = _network(X.shape[1], self.hidden, len(self.classes_))
         _initialise(self.network_, chance)
-        self.mean_ = X.mean(axis=0, dtype=np.float64).astype(np.float32)
-        spread = X.std(axis=0, dtype=np.float64).astype(np.float32)
+        mean, spread = _moments(X, weights)
+        self.mean_ = mean.astype(np.float32)
+        spread = spread.astype(np.float32)
         self.scale_ = np.where(spread > 0, spread, 1).astype(np.float32)
-        self._train(self._standardised(X), torch.from_numpy(targets), chance)
+        factors = None
+        if weights is not None:
+            factors = torch.from_numpy((weights / weights.mean()).astype(np.float32))
+        self._train(self._standardised(X), torch.from_numpy(targets), factors, chance)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -102,7 +124,11 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         return torch.from_numpy((X - self.mean_) / self.scale_)
 
     def _train(
-        self, rows: torch.Tensor, targets: torch.Tensor, chance: torch.Generator
+        self,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        factors: torch.Tensor | None,
+        chance: torch.Generator,
     ) -> None:
         kept, held = self._hold_out(targets.numpy())
         optimiser = torch.optim.AdamW(
@@ -117,14 +143,14 @@ class MLPHead(ClassifierMixin, BaseEstimator):
                 optimiser.zero_grad()
                 hidden = self.network_[0](rows[chosen])
                 logits = self.network_[1](_dropped(hidden, self.dropout, chance))
-                functional.cross_entropy(logits, targets[chosen]).backward()
+                _loss(logits, targets, factors, chosen).backward()
                 optimiser.step()
             self.n_epochs_ = epoch + 1
             if not len(held):
                 continue
             with torch.inference_mode():
                 logits = self.network_(rows[held])
-                loss = functional.cross_entropy(logits, targets[held]).item()
+                loss = _loss(logits, targets, factors, held).item()
             if loss < best_loss:
                 best, best_loss, best_epoch = self._copy(), loss, epoch
             elif epoch - best_epoch >= self.patience:
@@ -145,6 +171,40 @@ class MLPHead(ClassifierMixin, BaseEstimator):
 
     def _copy(self) -> dict[str, torch.Tensor]:
         return {k: v.clone() for k, v in self.network_.state_dict().items()}
+
+
+def _loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    factors: torch.Tensor | None,
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """Mean cross-entropy of ``rows``, whose ``logits`` these are.
+
+    ``factors`` have mean 1 over all rows, not over these: a batch of light rows makes
+    a small step.
+    """
+    if factors is None:
+        return functional.cross_entropy(logits, targets[rows])
+    losses = functional.cross_entropy(logits, targets[rows], reduction="none")
+    return (losses * factors[rows]).mean()
+
+
+def _moments(
+    rows: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of each column, in float64."""
+    if weights is None:
+        return rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    shares = weights / weights.sum()
+    blocks = range(
+        0, len(rows), 4096
+    )  # float64 of all rows would take twice their size
+    mean = sum(shares[i : i + 4096] @ rows[i : i + 4096].astype("f8") for i in blocks)
+    variance = sum(
+        shares[i : i + 4096] @ np.square(rows[i : i + 4096] - mean) for i in blocks
+    )
+    return np.asarray(mean), np.sqrt(variance)
 
 
 def _network(width: int, hidden: int, classes: int) -> nn.Sequential:
