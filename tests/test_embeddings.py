@@ -2,9 +2,11 @@
 
 import itertools
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +130,40 @@ def test_refused_images_keep_reason_and_detail(parts: EmbeddingFolder):
         "c": ("changed", "x"),
     }
     assert parts.embedded() == set()
+
+
+def test_first_seen_is_kept_while_an_image_is_refused_for_the_same_reason(
+    parts: EmbeddingFolder,
+):
+    began = datetime.now(UTC)
+    parts.refuse([("a", "unreadable", "gone"), ("b", "unreadable", "gone")])
+    first = {i: row["first_seen"] for i, row in parts.refusals().items()}
+    assert all(began <= seen <= datetime.now(UTC) for seen in first.values())
+    parts.refuse([("a", "unreadable", "still"), ("b", "empty", "")])
+    parts.refuse([("a", "unreadable", "still"), ("c", "empty", "")])
+    found = parts.refusals()
+    assert found["a"]["first_seen"] == first["a"]
+    assert found["b"]["first_seen"] > first["b"]
+    assert found["b"]["reason"] == "empty"  # the last one, whatever its file is called
+
+
+def test_an_image_that_was_embedded_later_is_refused_no_more(parts: EmbeddingFolder):
+    parts.refuse([("a", "unreadable", "gone"), ("b", "empty", "")])
+    parts.add(["a"], some("a"))
+    assert parts.refused() == {"b": ("empty", "")}
+
+
+def test_refusals_of_an_older_version_have_no_time(parts: EmbeddingFolder):
+    parts.refuse([("a", "undecodable", "x"), ("b", "unreadable", "gone")])
+    (file,) = files(parts, "refused-*")
+    pq.write_table(pq.read_table(file).drop_columns("first_seen"), file)
+    assert parts.refused() == {"a": ("undecodable", "x"), "b": ("unreadable", "gone")}
+    parts.refuse([("b", "unreadable", "gone"), ("c", "empty", "")])
+    found = {i: row["first_seen"] for i, row in parts.refusals().items()}
+    assert found["a"] is found["b"] is None
+    assert found["c"] is not None
+    with parts.writing():
+        assert len(files(parts, "refused-*")) == 2
 
 
 def truncate(file: Path) -> None:

@@ -9,7 +9,9 @@ import contextlib
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +20,16 @@ import pyarrow.parquet as pq
 from tl_pipeline.artifacts import Store, digest, write_atomically
 from tl_pipeline.errors import DamagedArtifact
 
+# Reasons that say nothing about the image, so that it is tried again.
+RETRIED = ("unreadable", "changed")
+
 _REFUSED = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
+        # null in the files of versions that did not note it
+        pa.field("first_seen", pa.timestamp("us", "UTC")),
     ]
 )
 _IDS = pa.schema([_REFUSED.field("image_id")])
@@ -61,12 +68,25 @@ class EmbeddingFolder:
 
     def refused(self) -> dict[str, tuple[str, str]]:
         """Image id -> (reason, detail) of every image that could not be decoded."""
-        rows: dict[str, tuple[str, str]] = {}
+        rows = self.refusals().items()
+        return {i: (row["reason"], row["detail"]) for i, row in rows}
+
+    def refusals(self) -> dict[str, dict[str, Any]]:
+        """Image id -> ``image_id, reason, detail, first_seen``.
+
+        ``first_seen`` is when the image was first refused for that reason, None where
+        an older version did not note it. Of several refusals of an image the last one
+        counts, and none if it was embedded later.
+        """
+        rows: list[dict[str, Any]] = []
         for file, _ in self._parts("refused-*.parquet"):
             table = _read(file, _REFUSED)
-            for row in [] if table is None else table.to_pylist():
-                rows[row["image_id"]] = (row["reason"], row["detail"])
-        return rows
+            rows += [] if table is None else table.to_pylist()
+        rows.sort(key=lambda row: (row["first_seen"] is not None, row["first_seen"]))
+        # All ids are read only where a second try may have gone well.
+        again = any(row["reason"] in RETRIED for row in rows)
+        embedded = self.embedded() if again else set()
+        return {r["image_id"]: r for r in rows if r["image_id"] not in embedded}
 
     def add(self, image_ids: list[str], vectors: np.ndarray) -> None:
         """Publish one part: ``vectors`` is float32 of shape (len(image_ids), width)."""
@@ -87,7 +107,13 @@ class EmbeddingFolder:
 
     def refuse(self, rows: list[tuple[str, str, str]]) -> None:
         """Publish (image_id, reason, detail) of images that could not be decoded."""
-        records = [dict(zip(_REFUSED.names, row, strict=True)) for row in rows]
+        known, now = self.refusals(), datetime.now(UTC)
+        records: list[dict[str, Any]] = []
+        for image_id, reason, detail in rows:
+            before = known.get(image_id, {})
+            seen = before["first_seen"] if before.get("reason") == reason else now
+            values = (image_id, reason, detail, seen)
+            records.append(dict(zip(_REFUSED.names, values, strict=True)))
         table = pa.Table.from_pylist(records, schema=_REFUSED)
         self._publish(table, f"refused-{digest([row[0] for row in rows])}.parquet")
 
@@ -169,11 +195,18 @@ def _ids(file: Path) -> list[str] | None:
 
 
 def _read(file: Path, schema: pa.Schema) -> pa.Table | None:
-    """The columns of ``schema``, or None if they are truncated or damaged."""
+    """The columns of ``schema``, or None if they are truncated or damaged.
+
+    One that may be null is null where the file does not have it.
+    """
     try:
-        table = pq.read_table(
-            file, columns=schema.names, page_checksum_verification=True
-        ).cast(schema)
+        with pq.ParquetFile(file, page_checksum_verification=True) as part:
+            there = part.schema_arrow.names
+            table = part.read([name for name in schema.names if name in there])
+        for field in schema:
+            if field.nullable and field.name not in there:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        table = table.select(schema.names).cast(schema)
         table.validate(full=True)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None

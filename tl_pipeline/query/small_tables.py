@@ -103,7 +103,7 @@ def _of_store(store: Store) -> dict[str, SmallTable]:
         ),
         "refused": SmallTable(
             _refused(store),
-            _schema("encoder_key image_id reason detail:s"),
+            _schema("encoder_key image_id reason detail:s", "first_seen:t"),
             "One row per encoder and image that could not be decoded.",
         ),
     }
@@ -211,13 +211,8 @@ def _encoders(store: Store) -> Iterable[Row]:
 def _refused(store: Store) -> Iterable[Row]:
     for row in _encoders(store):
         folder = EmbeddingFolder(store, row["encoder_key"])
-        for image_id, (reason, detail) in folder.refused().items():
-            yield {
-                "encoder_key": row["encoder_key"],
-                "image_id": image_id,
-                "reason": reason,
-                "detail": detail,
-            }
+        for refusal in folder.refusals().values():
+            yield {"encoder_key": row["encoder_key"], **refusal}
 
 
 _KINDS = {

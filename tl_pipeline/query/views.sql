@@ -1,26 +1,36 @@
 -- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
 -- {name} is replaced by a list of files or a glob; the tables runs, stages, splits,
 -- class_counts, models, encoders, refused, latest_manifests, run_evaluations come from
--- small_tables.py.
+-- small_tables.py. Tables of older versions lack columns (weight, first_seen), which
+-- are null here.
 
 CREATE VIEW images AS
 SELECT f.dataset, i.* EXCLUDE (filename)
-FROM read_parquet({manifests}, filename = true) AS i
+FROM (
+    FROM read_parquet({manifests}, filename = true, union_by_name = true)
+    UNION ALL BY NAME SELECT NULL::FLOAT AS weight WHERE false
+) AS i
 JOIN latest_manifests AS f ON f.manifest_file = i.filename;
 COMMENT ON VIEW images IS
 'One row per image of each dataset, as of its latest run.';
 
 CREATE VIEW quarantine AS
-SELECT f.dataset, q.uri, q.image_id, q.reason, q.detail, NULL AS encoder
-FROM read_parquet({quarantines}, filename = true) AS q
+SELECT
+    f.dataset, q.uri, q.image_id, q.reason, q.detail, NULL AS encoder, q.first_seen
+FROM (
+    FROM read_parquet({quarantines}, filename = true, union_by_name = true)
+    UNION ALL BY NAME SELECT NULL::TIMESTAMPTZ AS first_seen WHERE false
+) AS q
 JOIN latest_manifests AS f ON f.quarantine_file = q.filename
 UNION ALL
-SELECT i.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder
+SELECT
+    i.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder, r.first_seen
 FROM refused AS r
 JOIN images AS i USING (image_id)
 JOIN encoders AS e USING (encoder_key);
 COMMENT ON VIEW quarantine IS
-'One row per input that was refused, by ingest or (with encoder) when it was decoded.';
+'One row per input that was refused, by ingest or (with encoder) when it was decoded,
+and since when for that reason.';
 
 CREATE VIEW duplicates AS
 SELECT f.dataset, d.* EXCLUDE (filename)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tl_pipeline import tables
 from tl_pipeline.artifacts import Artifact, digest, write_atomically
-from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.planning import Context, Outcome, Step, field_changes
 from tl_pipeline.progress import Track, track
@@ -22,8 +22,6 @@ from tl_pipeline.tables import MANIFEST
 if TYPE_CHECKING:
     from tl_pipeline.engine import Embedded
 
-# Images whose refusal said nothing about them are tried again.
-_RETRIED = ("unreadable", "changed")
 # A pace is taken once the network is warm, over images enough to outweigh those that
 # were decoded meanwhile.
 _TIMED = 128
@@ -159,7 +157,7 @@ def unsettled(
 ) -> list[tuple[str, str]]:
     """Those of ``images`` that have no embedding and were not refused for good."""
     refused = folder.refused().items()
-    final = {image_id for image_id, (why, _) in refused if why not in _RETRIED}
+    final = {image_id for image_id, (why, _) in refused if why not in RETRIED}
     settled = folder.embedded() | final
     return [image for image in images if image[0] not in settled]
 
