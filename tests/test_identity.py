@@ -78,7 +78,7 @@ def test_unchanged_files_are_not_read_again(look: Look, photos: list[Path]):
     first, read = look()
     assert read == [str(photo) for photo in photos]
     assert look() == (first, [])
-    assert {row["uri"]: row["image_id"] for row in first.manifest} == {
+    assert {row["uri"]: row["image_id"] for row in first.manifest.to_pylist()} == {
         str(photo): image_id(photo.read_bytes()) for photo in photos
     }
 
@@ -92,7 +92,7 @@ def test_another_size_or_time_is_read(look: Look, photos: list[Path]):
     age(touched, 2 * HOUR)
     found, read = look()
     assert read == [str(longer), str(touched)]
-    ids = {row["uri"]: row["image_id"] for row in found.manifest}
+    ids = {row["uri"]: row["image_id"] for row in found.manifest.to_pylist()}
     assert ids[str(longer)] == image_id(longer.read_bytes())
     assert look() == (found, [])
 
@@ -131,7 +131,7 @@ def test_a_refused_file_is_read_every_time(look: Look, photos: list[Path]):
     photos[0].write_bytes(b"no image")
     age(photos[0])
     first, _ = look()
-    assert [row["reason"] for row in first.quarantine] == ["not an image"]
+    assert [row["reason"] for row in first.quarantine.to_pylist()] == ["not an image"]
     assert look() == (first, [str(photos[0])])
 
 

@@ -439,9 +439,8 @@ def test_a_path_listed_again_under_another_label_is_in_conflict(
     spec = TableSpec(name="x", type="table", path=file)
     found = scan(Table(spec), spec, Memo(store, "x"))
     assert found.inputs == 5
-    assert [row["uri"][-7:] for row in found.duplicates] == ["#copy=3"]
-    assert {row["reason"] for row in found.quarantine} == {"conflicting labels"}
-    assert len(found.quarantine) == 2
+    assert [uri[-7:] for uri in found.duplicates["uri"].to_pylist()] == ["#copy=3"]
+    assert found.quarantine["reason"].to_pylist() == ["conflicting labels"] * 2
 
 
 # Tables that cannot be read

@@ -3,7 +3,10 @@
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +17,30 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.identity import Memo
 from tl_pipeline.scan import scan
 from tl_pipeline.sources import Entry
-from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION, Unassigned, assign
+from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 IDS = [hashlib.sha256(b"%d" % i).hexdigest()[:32] for i in range(20_000)]
 HASHED = ("auto", "stable")  # each image by its own hash
+
+
+class Unassigned(NamedTuple):
+    """A row of what a split may depend on; ``declared`` is what the source says."""
+
+    image_id: str
+    label: str
+    group: str | None = None
+    declared: str | None = None
+
+
+def table(images: Sequence[Unassigned]) -> pa.Table:
+    names = ["image_id", "label", "group", "split"]
+    columns = list(zip(*images, strict=True)) or [()] * 4
+    return pa.table([pa.array(column, pa.string()) for column in columns], names)
+
+
+def assign(images: Sequence[Unassigned], spec: SplitSpec) -> list[str]:
+    return splits.assign(table(images), spec).to_pylist()
+
 
 ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 images = st.lists(
@@ -111,7 +134,7 @@ def scanned(store, numbers, *, label: str, where: str, spec: SplitSpec):
     dataset = DigitsSpec(type="digits", name="held", split=spec)
     found = scan(Held(entries), dataset, Memo(store, "held"))
     assert len(found.manifest) == len(entries)
-    return {row["image_id"]: row["split"] for row in found.manifest}
+    return {row["image_id"]: row["split"] for row in found.manifest.to_pylist()}
 
 
 def test_old_images_keep_their_split_when_others_come_and_all_is_renamed(store):

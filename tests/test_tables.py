@@ -3,16 +3,19 @@
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_pipeline import tables
+from tl_pipeline.artifacts import digest
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.splits import SPLITS
-from tl_pipeline.tables import MANIFEST, TABLES, Table
+from tl_pipeline.tables import DUPLICATES, MANIFEST, TABLES, Columns, Table
 
 every_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.file)
 
@@ -131,6 +134,7 @@ manifest_rows = st.lists(
             "height": st.integers(1, 2**31 - 1),
             "bytes": st.integers(0, 2**63 - 1),
             "group": st.none() | texts,
+            "weight": st.none() | st.floats(0, width=32, allow_infinity=False),
         }
     ),
     max_size=20,
@@ -179,3 +183,62 @@ def test_rows_of_a_damaged_file_cannot_be_counted(data: bytes | None, tmp_path: 
         (tmp_path / MANIFEST.file).write_bytes(data)
     with pytest.raises(DamagedArtifact, match=rf"{MANIFEST.file}.*run again"):
         tables.count(MANIFEST, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(t, f.name) for t in TABLES for f in t.schema if f.nullable],
+    ids=lambda value: value if isinstance(value, str) else value.file,
+)
+def test_an_optional_column_that_an_older_version_did_not_write_is_null(
+    table: Table, column: str, tmp_path: Path
+):
+    data = tables.from_rows(table, some_rows(table, 3))
+    pq.write_table(data.drop_columns(column), tmp_path / table.file)
+    assert tables.read(table, tmp_path).schema.equals(table.schema)
+    assert tables.read(table, tmp_path, [column])[column].to_pylist() == [None] * 3
+    others = [name for name in table.schema.names if name != column]
+    assert tables.read(table, tmp_path, others).equals(data.select(others))
+
+
+def test_a_file_without_a_required_column_is_a_damaged_artifact(tmp_path: Path):
+    data = tables.from_rows(MANIFEST, some_rows(MANIFEST, 3))
+    pq.write_table(data.drop_columns("label"), tmp_path / MANIFEST.file)
+    with pytest.raises(DamagedArtifact, match="no column label; run again"):
+        tables.read(MANIFEST, tmp_path)
+
+
+cells = st.lists(st.tuples(texts, st.none() | st.integers(), st.floats()), max_size=9)
+
+
+@settings(deadline=None)
+@given(cells, st.integers(1, 4))
+def test_columns_values_and_fingerprints_do_not_depend_on_the_step(rows, step):
+    """NaN and the infinities among them, which are JSON to Python."""
+    schema = pa.schema({"a": pa.string(), "b": pa.int64(), "c": pa.float64()})
+    rows = [(a, None if b is None else b % 2**62, c) for a, b, c in rows]
+    with patch.object(tables, "_STEP", step):
+        columns = Columns(schema)
+        columns.extend(rows[:2])
+        columns.extend(rows[2:])
+        data = columns.table()
+        assert repr(list(tables.values(data, "a", "b", "c"))) == repr(rows)
+        lists = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+        assert tables.fingerprint(data, "a", "b", "c") == digest(lists)
+        assert tables.fingerprint(data, "a") == digest(lists[:1])
+
+
+def test_counts_begin_with_the_most_frequent():
+    column = pa.chunked_array([["a", "b"], ["c", "b", "c", "b"]])
+    assert list(tables.counts(column).items()) == [("b", 3), ("c", 2), ("a", 1)]
+    assert tables.counts(pa.chunked_array([], pa.string())) == {}
+
+
+@pytest.mark.parametrize("where", [0, 3])
+def test_a_key_that_stands_twice_among_sorted_ones_is_refused(
+    tmp_path: Path, where: int
+):
+    rows = some_rows(DUPLICATES, 5)
+    rows[where + 1]["uri"] = rows[where]["uri"]
+    with pytest.raises(ValueError, match="is not unique"):
+        tables.write(DUPLICATES, tables.from_rows(DUPLICATES, rows), tmp_path)

@@ -1,11 +1,11 @@
 """A look at a dataset: a few images of every class, on one picture."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+import heapq
 
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
+from tl_pipeline import tables
 from tl_pipeline.images import RefusedImage, decode
 from tl_pipeline.sources import Source
 from tl_pipeline.splits import draw
@@ -15,30 +15,31 @@ _PAPER, _INK, _GAP_COLOUR = "#ffffff", "#1d2330", "#c8472f"
 
 
 def contact_sheet(
-    source: Source, rows: Sequence[Mapping[str, Any]], per_class: int = 10
+    source: Source, manifest: pa.Table, per_class: int = 10
 ) -> Image.Image:
     """One line of thumbnails a class, with its name and count.
 
-    ``rows`` are rows of the manifest. The same images are shown as long as they are
-    there: they are drawn by a hash of their content. One that cannot be decoded is a
-    crossed box.
+    ``manifest`` has the columns of the manifest. The same images are shown as long as
+    they are there: they are drawn by a hash of their content. One that cannot be
+    decoded is a crossed box.
     """
-    classes: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        classes[row["label"]].append(row)
-    columns = min(per_class, max(map(len, classes.values()), default=0))
+    sizes = dict(sorted(tables.counts(manifest["label"]).items()))
+    columns = min(per_class, max(sizes.values(), default=0))
     width = LABEL_WIDTH + columns * (SIDE + GAP) + GAP
-    sheet = Image.new("RGB", (width, len(classes) * (SIDE + GAP) + GAP), _PAPER)
+    sheet = Image.new("RGB", (width, len(sizes) * (SIDE + GAP) + GAP), _PAPER)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
-    for line, (label, members) in enumerate(sorted(classes.items())):
+    rows, start = manifest.select(["label", "image_id", "uri"]).sort_by("label"), 0
+    for line, (label, size) in enumerate(sizes.items()):
         top = GAP + line * (SIDE + GAP)
         pen.text((GAP, top + 18), _short(label), fill=_INK, font=font)
-        pen.text((GAP, top + 38), f"{len(members):,}", fill="#667085", font=font)
-        members.sort(key=lambda row: draw(row["image_id"], seed=0))
-        for column, row in enumerate(members[:per_class]):
+        pen.text((GAP, top + 38), f"{size:,}", fill="#667085", font=font)
+        members = tables.values(rows.slice(start, size), "image_id", "uri")
+        start += size
+        chosen = heapq.nsmallest(per_class, members, key=lambda row: draw(row[0], 0))
+        for column, (_, uri) in enumerate(chosen):
             left = LABEL_WIDTH + column * (SIDE + GAP)
-            thumbnail = _thumbnail(source, row["uri"])
+            thumbnail = _thumbnail(source, uri)
             offset = ((SIDE - thumbnail.width) // 2, (SIDE - thumbnail.height) // 2)
             sheet.paste(thumbnail, (left + offset[0], top + offset[1]))
     return sheet

@@ -31,6 +31,14 @@ class SplitSpec(Spec):
     Shares are fractions of all images; of the training images where a test split is
     declared. But for ``stratified`` they are expectations: an image (or its group) is
     drawn by a hash of its content (or name), so that new images never move old ones.
+
+    A class may be too small for all three splits. No image is moved for its sake:
+    what a hash drew stays, and ingest names the classes and the splits where they have
+    no image. Without a training image a class cannot be learned, and its validation
+    and test images count as errors, because no head can name it. Without validation or
+    test images it is learned, and has no part in the scores of that split. Only
+    ``stratified`` gives a class its first image to train on, the second to test on,
+    the third to validate on: choose it where classes are tiny.
     """
 
     strategy: Literal["auto", "predefined", "group", "stable", "stratified"] = "auto"

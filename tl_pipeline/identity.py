@@ -1,31 +1,35 @@
 """An image's id is its content; a memo spares re-reading files that did not change."""
 
 import hashlib
-import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tl_pipeline.artifacts import Store
 from tl_pipeline.sources.entry import Entry
+from tl_pipeline.tables import Columns
 
 # A file changed again within the clock tick of its last change keeps its modification
 # time, so a file this young is not trusted to a memo (git calls it "racily clean").
 _TOO_YOUNG_NS = 2_000_000_000
 
+# Large strings: the uris of many millions of images are more than 2 GB.
 _COLUMNS = pa.schema(
     {
-        "uri": pa.string(),
-        "version": pa.string(),
-        "image_id": pa.string(),
+        "uri": pa.large_string(),
+        "version": pa.large_string(),
+        "image_id": pa.large_string(),
         "width": pa.int32(),
         "height": pa.int32(),
         "bytes": pa.int64(),
     }
 )
+_STEP = 16_384
 
 
 def image_id(data: bytes) -> str:
@@ -33,8 +37,7 @@ def image_id(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What the bytes of an accepted image said: id, size in pixels, size in bytes."""
 
     image_id: str
@@ -44,66 +47,110 @@ class Facts:
 
 
 class Memo:
-    """Remembers (uri, version) -> Facts for one dataset.
+    """Remembers (uri, version) -> Facts for one dataset, from one scan to the next.
 
     Disposable: losing it costs reading every file once. With ``trust=False`` nothing is
-    remembered from before, so that every input is read again.
+    remembered from before, so that every input is read again. What is known lies in
+    columns sorted by a hash of the uri, about 150 bytes a file.
     """
 
     def __init__(self, store: Store, dataset: str, *, trust: bool = True) -> None:
         self._store = store
         self._file = store.root / "memo" / f"{dataset}.parquet"
-        self._known: dict[str, tuple[str, Facts]] = {}
-        self._seen: dict[str, tuple[str, Facts]] = {}
+        self._hashes, self._known = _nothing()
         if trust and self._file.exists():
-            self._known = _load(self._file)
+            self._hashes, self._known = _load(self._file)
+        self._met = np.zeros(len(self._hashes), bool)
+        self._new = Columns(_COLUMNS)
 
-    def get(self, entry: Entry) -> Facts | None:
-        """The facts of ``entry`` if its uri is known in this very version."""
-        known = self._known.get(entry.uri)
-        if known is None or entry.version is None or known[0] != entry.version:
-            return None
-        self._seen[entry.uri] = known
-        return known[1]
+    def get(self, entries: Sequence[Entry]) -> list[Facts | None]:
+        """The facts of each of ``entries`` whose uri is known in this very version."""
+        if not len(self._hashes):
+            return [None] * len(entries)
+        places = np.searchsorted(self._hashes, _hashed(entry.uri for entry in entries))
+        places = places.clip(max=len(self._hashes) - 1)
+        # Two uris of one hash are told apart here; the second is never found, but read.
+        uris, versions, *facts = (
+            column.to_pylist() for column in self._known.take(pa.array(places)).columns
+        )
+        found = [
+            fact if (uri, version) == (entry.uri, entry.version) else None
+            for entry, uri, version, fact in zip(
+                entries, uris, versions, map(Facts, *facts), strict=True
+            )
+        ]
+        self._met[places[[fact is not None for fact in found]]] = True
+        return found
 
-    def put(self, entry: Entry, facts: Facts) -> None:
-        """Remember what the bytes of ``entry`` said, unless the file is too young."""
-        age = time.time_ns() - (entry.modified_ns or 0)
-        if entry.version is not None and age > _TOO_YOUNG_NS:
-            self._seen[entry.uri] = (entry.version, facts)
+    def put(self, seen: Iterable[tuple[Entry, Facts]], read_ns: int) -> None:
+        """Remember what the bytes of entries said that were read after ``read_ns``.
+
+        That is the time in nanoseconds since 1970; files too young then are left out.
+        """
+        self._new.extend(
+            (entry.uri, entry.version, *facts)
+            for entry, facts in seen
+            if entry.version is not None
+            and read_ns - (entry.modified_ns or 0) > _TOO_YOUNG_NS
+        )
 
     def save(self) -> None:
-        """Write what was seen since the start, if that differs and a store exists."""
-        if self._seen == self._known or self._store.planning:
+        """Write what was seen since the start, if that differs and a store exists.
+
+        Nothing is known any more afterwards: the memory is free.
+        """
+        known, met, new = self._known, self._met, self._new.table()
+        (self._hashes, self._known), self._new = _nothing(), Columns(_COLUMNS)
+        self._met = np.zeros(0, bool)
+        if (met.all() and not new.num_rows) or self._store.planning:
             return
         if not (self._store.root / "store.json").exists():
             return
-        rows = [
-            (uri, version, facts.image_id, facts.width, facts.height, facts.bytes)
-            for uri, (version, facts) in self._seen.items()
-        ]
-        arrays = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
-        table = pa.Table.from_arrays(
-            [
-                pa.array(values, kind)
-                for values, kind in zip(arrays, _COLUMNS.types, strict=True)
-            ],
-            schema=_COLUMNS,
-        )
+        kept = known if met.all() else known.filter(pa.array(met))
         self._file.parent.mkdir(exist_ok=True)
         beside = self._file.with_suffix(f".{uuid.uuid4().hex}")
-        pq.write_table(table, beside, write_page_checksum=True)
+        pq.write_table(
+            pa.Table.from_batches([kept, *new.to_batches()]),
+            beside,
+            row_group_size=131_072,
+            write_page_checksum=True,
+        )
         beside.replace(self._file)
 
 
-def _load(file: Path) -> dict[str, tuple[str, Facts]]:
+def _nothing() -> tuple[np.ndarray, pa.RecordBatch]:
+    return np.empty(0, np.int64), pa.RecordBatch.from_pylist([], schema=_COLUMNS)
+
+
+def _load(file: Path) -> tuple[np.ndarray, pa.RecordBatch]:
+    """The sorted hashes of the uris, and the rows in their order."""
     try:
-        columns = pq.read_table(file, page_checksum_verification=True)
-        columns = columns.select(_COLUMNS.names).cast(_COLUMNS)
+        # One open file, column by column: another process may replace it meanwhile.
+        with pq.ParquetFile(file, page_checksum_verification=True) as parts:
+            uris = parts.read(["uri"])["uri"]
+            hashes = np.concatenate(
+                [
+                    _hashed(uris.slice(start, _STEP).to_pylist())
+                    for start in range(0, max(len(uris), 1), _STEP)
+                ]
+            )
+            del uris
+            order = np.argsort(hashes, kind="stable")
+            columns = [_column(parts, field, order) for field in _COLUMNS]
     except (OSError, ValueError, KeyError, pa.ArrowException):
-        return {}  # a memo that cannot be read is forgotten; the files are read instead
-    uri, version, *facts = (column.to_pylist() for column in columns.columns)
-    return {
-        u: (v, Facts(*f))
-        for u, v, f in zip(uri, version, zip(*facts, strict=True), strict=True)
-    }
+        return (
+            _nothing()
+        )  # what cannot be read is forgotten; the files are read instead
+    return hashes[order], pa.RecordBatch.from_arrays(columns, schema=_COLUMNS)
+
+
+def _column(parts: pq.ParquetFile, field: pa.Field, order: np.ndarray) -> pa.Array:
+    column = parts.read([field.name])[field.name].cast(field.type)
+    if column.null_count or len(column) != len(order):
+        raise ValueError(f"{field.name} is not whole")
+    column.validate(full=True)
+    return column.combine_chunks().take(pa.array(order))
+
+
+def _hashed(uris: Iterable[str]) -> np.ndarray:
+    return np.fromiter(map(hash, uris), np.int64)

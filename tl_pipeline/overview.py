@@ -1,13 +1,20 @@
 """What a dataset holds, before anything is run on it."""
 
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
+from tl_pipeline import tables
 from tl_pipeline.artifacts import Store
 from tl_pipeline.contact_sheet import contact_sheet
 from tl_pipeline.datasets import DatasetSpec
@@ -36,9 +43,13 @@ def look(dataset: DatasetSpec) -> Overview:
     source = open_source(dataset)
     with tempfile.TemporaryDirectory() as nowhere:
         found = scan(source, dataset, Memo(Store(Path(nowhere)), dataset.name))
-    if not found.manifest:
+    manifest = found.manifest
+    if not manifest.num_rows:
         raise DatasetError(f"{dataset.name}: no images among {found.inputs} inputs")
-    counts = Counter((row["label"], row["split"]) for row in found.manifest)
+    pairs = manifest.group_by(["label", "split"]).aggregate([([], "count_all")])
+    counts = Counter(
+        {(label, split): n for label, split, n in zip(*_lists(pairs), strict=True)}
+    )
     classes = [
         {
             "class": label,
@@ -47,17 +58,23 @@ def look(dataset: DatasetSpec) -> Overview:
         }
         for label in sorted({label for label, _ in counts})
     ]
-    refused = Counter(row["reason"] for row in found.quarantine)
-    widths = sorted(row["width"] for row in found.manifest)
-    heights = sorted(row["height"] for row in found.manifest)
-    megabytes = sum(row["bytes"] for row in found.manifest) / 1e6
+    refused = tables.counts(found.quarantine["reason"])
     totals = {
-        "images": len(found.manifest),
-        "groups": len({row["group"] for row in found.manifest} - {None}),
-        "refused": ", ".join(f"{n} {why}" for why, n in refused.most_common()) or 0,
-        "duplicates": len(found.duplicates),
-        "width": f"{widths[0]} to {widths[-1]}, median {widths[len(widths) // 2]}",
-        "height": f"{heights[0]} to {heights[-1]}, median {heights[len(heights) // 2]}",
-        "size": f"{megabytes:.1f} MB",
+        "images": manifest.num_rows,
+        "groups": pc.count_distinct(manifest["group"]).as_py(),
+        "refused": ", ".join(f"{n} {why}" for why, n in refused.items()) or 0,
+        "duplicates": found.duplicates.num_rows,
+        "width": _range(manifest["width"]),
+        "height": _range(manifest["height"]),
+        "size": f"{pc.sum(manifest['bytes']).as_py() / 1e6:.1f} MB",
     }
-    return Overview(classes, totals, contact_sheet(source, found.manifest))
+    return Overview(classes, totals, contact_sheet(source, manifest))
+
+
+def _lists(rows: pa.Table) -> list[list[Any]]:
+    return [column.to_pylist() for column in rows.columns]
+
+
+def _range(pixels: pa.ChunkedArray) -> str:
+    ordered = np.sort(pixels.to_numpy())
+    return f"{ordered[0]} to {ordered[-1]}, median {ordered[len(ordered) // 2]}"

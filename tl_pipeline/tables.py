@@ -3,15 +3,26 @@
 Writing checks the key and the types, so that no reader has to.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tl_pipeline.errors import DamagedArtifact
+
+# Rows that are Python objects at one time; the rest of a large table is columns.
+_STEP = 32_768
+_ROW_GROUP = 131_072
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ MANIFEST = Table(
             "bytes": pa.int64(),
         },
         group=pa.string(),
+        weight=pa.float32(),
     ),
 )
 QUARANTINE = Table(
@@ -53,6 +65,7 @@ QUARANTINE = Table(
     _columns(
         {"uri": pa.string(), "reason": pa.string(), "detail": pa.string()},
         image_id=pa.string(),
+        first_seen=pa.timestamp("us", "UTC"),
     ),
 )
 DUPLICATES = Table(
@@ -104,9 +117,80 @@ METRICS = Table(
 TABLES = (MANIFEST, QUARANTINE, DUPLICATES, PREDICTIONS, METRICS)
 
 
+class Columns:
+    """Rows that come one by one and are kept as columns of ``schema``.
+
+    They are converted ``_STEP`` at a time: buffers of a few kilobytes would cost twice
+    their size, as the memory between them is never whole enough to be given back.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._rows: list[tuple[Any, ...]] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def extend(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add ``rows``, tuples in the order of the schema."""
+        self._rows.extend(rows)
+        if len(self._rows) >= _STEP:
+            self._convert()
+
+    def table(self) -> pa.Table:
+        """All rows, in the order in which they came."""
+        self._convert()
+        return pa.Table.from_batches(self._batches, self._schema)
+
+    def _convert(self) -> None:
+        if not self._rows:
+            return
+        columns = zip(*self._rows, strict=True)
+        arrays = [
+            pa.array(column, kind)
+            for column, kind in zip(columns, self._schema.types, strict=True)
+        ]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._rows = []
+
+
 def from_rows(table: Table, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as an Arrow table of ``table``'s schema; what is left out is null."""
-    return pa.Table.from_pylist(list(rows), schema=table.schema)
+    schema, rest = table.schema, iter(rows)
+    parts = [schema.empty_table()]
+    while step := list(islice(rest, _STEP)):
+        parts.append(pa.Table.from_pylist(step, schema=schema))
+    return pa.concat_tables(parts)
+
+
+def values(data: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of ``data`` as tuples of the columns ``names``, in bounded memory."""
+    for start in range(0, data.num_rows, _STEP):
+        columns = (data[name].slice(start, _STEP).to_pylist() for name in names)
+        yield from zip(*columns, strict=True)
+
+
+def counts(column: pa.ChunkedArray) -> dict[Any, int]:
+    """How often each value stands in ``column``: the most frequent first."""
+    found = {
+        pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()
+    }
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def fingerprint(data: pa.Table, *names: str) -> str:
+    """``artifacts.digest`` of the columns ``names`` as lists, in bounded memory."""
+    sha = hashlib.sha256()
+    for column, name in enumerate(names):
+        sha.update(b",[" if column else b"[[")
+        for start in range(0, data.num_rows, _STEP):
+            text = json.dumps(
+                data[name].slice(start, _STEP).to_pylist(),
+                separators=(",", ":"),
+                ensure_ascii=False,
+            )
+            sha.update(("," if start else "").encode() + text[1:-1].encode())
+        sha.update(b"]")
+    sha.update(b"]")
+    return sha.hexdigest()[:32]
 
 
 def write(table: Table, data: pa.Table, folder: Path) -> None:
@@ -123,24 +207,45 @@ def write(table: Table, data: pa.Table, folder: Path) -> None:
     for field in table.schema:
         if not field.nullable and data[field.name].null_count:
             raise ValueError(f"{table.file}: column {field.name} has nulls")
-    distinct = data.group_by(list(table.key)).aggregate([]).num_rows
-    if distinct != data.num_rows:
+    if not _unique(data, table.key):
         raise ValueError(f"{table.file}: {table.key} is not unique")
-    pq.write_table(data, folder / table.file, compression="zstd")
+    pq.write_table(
+        data, folder / table.file, compression="zstd", row_group_size=_ROW_GROUP
+    )
+
+
+def _unique(data: pa.Table, key: Sequence[str]) -> bool:
+    if len(key) == 1 and data.num_rows:
+        # Sorted, as most tables are: a hash of all values would take their memory anew.
+        column = data[key[0]]
+        if pc.all(pc.less(column[:-1], column[1:])).as_py() is not False:
+            return True
+    return data.group_by(list(key)).aggregate([]).num_rows == data.num_rows
 
 
 def read(table: Table, folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the file of ``table`` in ``folder``.
 
+    An optional column that the file of an older version lacks is null.
+
     Raises:
         DamagedArtifact: the file is missing or not whole.
     """
+    file = folder / table.file
+    wanted = list(columns or table.schema.names)
     try:
-        return pq.read_table(
-            folder / table.file, columns=list(columns) if columns else None
-        )
+        with pq.ParquetFile(file) as parts:
+            there = parts.schema_arrow.names
+            data = parts.read([name for name in wanted if name in there])
     except (OSError, pa.ArrowInvalid) as error:
-        raise DamagedArtifact(f"{folder / table.file}: {error}; run again") from None
+        raise DamagedArtifact(f"{file}: {error}; run again") from None
+    for name in wanted:
+        field = table.schema.field(name)
+        if name not in there and not field.nullable:
+            raise DamagedArtifact(f"{file}: it has no column {name}; run again")
+        if name not in there:
+            data = data.append_column(field, pa.nulls(data.num_rows, field.type))
+    return data.select(wanted)
 
 
 def count(table: Table, folder: Path) -> int:

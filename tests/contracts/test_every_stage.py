@@ -170,7 +170,8 @@ def contents(store: Store, kind: str, key: str) -> dict[str, Any]:
     folder, read = store.root / kind / key, {}
     for table in (MANIFEST, QUARANTINE, DUPLICATES, METRICS, PREDICTIONS):
         if (folder / table.file).exists():
-            read[table.file] = tables.read(table, folder)
+            names = [n for n in table.schema.names if n != "first_seen"]
+            read[table.file] = tables.read(table, folder, names)
     for file in folder.glob("*.json"):
         if file.name != "provenance.json":
             read[file.name] = file.read_text()

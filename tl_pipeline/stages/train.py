@@ -2,7 +2,8 @@
 
 Reads the manifest and the embeddings. Writes ``heads/<key>/`` for each configuration,
 which is a cached unit of its own: a wider grid trains only what is new. Only training
-rows are read, so new test images train nothing. A fit is a function of its key, so the
+rows are read, so new test images train nothing. Where the source tells weights, heads
+learn by them; evaluation does not know of them. A fit is a function of its key, so the
 key serves as the fingerprint.
 """
 
@@ -17,11 +18,10 @@ from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
 from tl_pipeline.embeddings import EmbeddingFolder, Embeddings
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.labels import labels_of
+from tl_pipeline.labels import TrainingRows, training_rows
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.progress import track
 from tl_pipeline.specs import HeadConfig, HeadSpec
-from tl_pipeline.splits import TRAIN
 
 # Bump when the same inputs must give other heads.
 VERSION = 1
@@ -74,24 +74,24 @@ def run(
 
     Raises:
         DatasetError: fewer than two classes have an embedded training image.
+        InvalidSpec: images have weights, and ``head`` cannot take them.
     """
     started = time.perf_counter()
     planned = plan(context, manifest, embeddings, encoder, head)
     if planned.step.cached:
         return planned
-    labels = labels_of(context.store, manifest, embeddings, TRAIN)
-    if len(set(labels.values())) < 2:
+    rows = training_rows(context.store, manifest, embeddings)
+    if len(set(rows.labels.values())) < 2:
         raise DatasetError(
             f"{context.dataset.name}: fewer than two classes have training images that "
             "could be embedded; see the quarantine table"
         )
-    vectors = EmbeddingFolder(context.store, embeddings.key).load(labels)
-    targets = np.array([labels[image_id] for image_id in vectors.image_ids])
+    vectors = EmbeddingFolder(context.store, embeddings.key).load(rows.labels)
     with track(f"train {planned.step.subject}", planned.step.units) as progress:
         for config, document in _documents(context, manifest, embeddings, head):
             key = digest(document)
             if context.store.find("heads", key) is None:
-                write = partial(_fit, config, context.seed, vectors, targets, key)
+                write = partial(_fit, config, context.seed, vectors, rows, key)
                 context.store.build("heads", document, write)
                 progress.advance()
     return planned.ran(time.perf_counter() - started)
@@ -101,14 +101,18 @@ def _fit(
     config: HeadConfig,
     seed: int,
     vectors: Embeddings,
-    targets: np.ndarray,
+    rows: TrainingRows,
     key: str,
     folder: Path,
 ) -> str:
     # scikit-learn is imported only when there is something to train
     from tl_pipeline.heads import fitted  # noqa: PLC0415
 
-    fitted.save(fitted.fit(config, seed, vectors, targets), folder)
+    labels = np.array([rows.labels[image_id] for image_id in vectors.image_ids])
+    weights = None
+    if rows.weights:
+        weights = np.array([rows.weights[image_id] for image_id in vectors.image_ids])
+    fitted.save(fitted.fit(config, seed, vectors, labels, weights), folder)
     return key
 
 
@@ -116,10 +120,9 @@ def _documents(
     context: Context, manifest: Artifact, embeddings: Artifact, head: HeadSpec
 ) -> list[tuple[HeadConfig, KeyDocument]]:
     """Every configuration of ``head`` with the document of its key."""
-    labels = labels_of(context.store, manifest, embeddings, TRAIN)
     inputs = {
         "encoder": embeddings.key,
-        "training rows": digest(sorted(labels.items())),
+        "training rows": training_rows(context.store, manifest, embeddings).fingerprint,
     }
     return [
         (
