@@ -28,7 +28,7 @@ from tl_pipeline.encoders import Encoder, Weights
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.images import Preprocess
 from tl_pipeline.specs import RunSpec
-from tl_pipeline.stages import evaluate, ingest, register, train
+from tl_pipeline.stages import audit, evaluate, ingest, register, shuffle, train
 
 INTENDED = "you are about to invalidate every cache: intended?"
 DOCUMENT = key_document("ingest", 1, {"dataset": "d"}, {"images": "i"})
@@ -54,6 +54,15 @@ LITERAL = {
         {"head": "logistic", "C": 0.1, "seed": 0},
         {"encoder": "e5", "training rows": "f6"},
     ),
+    "audit": key_document(
+        "audit",
+        audit.VERSION,
+        {"action": "report", "ratio": None},
+        {"manifest": "a1", "embeddings": "5b"},
+    ),
+    "shuffle": key_document(
+        "shuffle", shuffle.VERSION, {"seed": 0}, {"manifest": "a1"}
+    ),
     "evaluate": key_document(
         "evaluate",
         evaluate.VERSION,
@@ -72,6 +81,8 @@ LITERAL = {
 GOLDEN = {
     "ingest": "e29e4c5545675ba9b30f1989cf0f7cdc",
     "train": "d584d2d6d8b72c403ddfab2575e5f579",
+    "audit": "ec3bb658f26e9beaf944a6b2a56bb994",
+    "shuffle": "2826bceef83726d945ad633d565b7a5e",
     "evaluate": "f372ab95ee4371147d1a9d352983c0ba",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
@@ -81,6 +92,7 @@ GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
 GOLDEN_DIGITS = {
     "ingest": "8d00331bdba87d3240497a42f3fd403b",
     "embed": "c74cb216b643d03dce405c6aff463a95",
+    "audit": "d93893ac9e68eb53c8d923e601b5e600",
     "train": "95af3108b99b9351ddbcc57ab1f5d640",
     "evaluate": "79bce6418fd484692481932c01dbe48a",
 }

@@ -96,6 +96,7 @@ def plain(source: Given, how: SplitSpec) -> dict[str, list[Row]]:
                 "image_id": image,
                 "kept_uri": copies[best]["entry"].uri,
                 "declared_split": copy["entry"].split,
+                "kept_declared_split": copies[best]["entry"].split,
             }
             for copy in copies
             if copy is not copies[best]
@@ -106,6 +107,7 @@ def plain(source: Given, how: SplitSpec) -> dict[str, list[Row]]:
             "split": side(row, kept, how),
             **{name: getattr(row["entry"], name) for name in ("uri", "label")},
             **{name: getattr(row["entry"], name) for name in ("group", "weight")},
+            "declared": row["entry"].split,
         }
         for row in kept
     ]

@@ -107,7 +107,7 @@ def test_labels_are_names_and_minus_one_is_none(
 ):
     found = source(saved(tmp_path, made(library, [1, 0, -1, None])))
     assert [e.label for e in found.entries()] == ["dog", "cat", None, None]
-    rows = scan(found, found._spec, Memo(store, "x")).quarantine
+    rows = scan(found, found._spec, Memo(store, "x")).quarantine.to_pylist()
     assert [row["reason"] for row in rows] == ["no label"] * 2
 
 

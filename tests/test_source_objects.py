@@ -23,7 +23,7 @@ from tl_pipeline.datasets import CocoObjectsSpec, TorchvisionSpec, VocObjectsSpe
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.identity import Memo, image_id
 from tl_pipeline.images import RefusedImage, as_ppm
-from tl_pipeline.scan import Row, scan
+from tl_pipeline.scan import scan
 from tl_pipeline.sources import Source, crops, open_source
 from tl_pipeline.sources.coco_objects import CocoObjects
 from tl_pipeline.sources.torchvision_dataset import TorchvisionDataset
@@ -203,10 +203,10 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Source]:
     return KINDS[request.param]
 
 
-def quarantined(source: Source, store: Store) -> list[Row]:
+def quarantined(source: Source, store: Store) -> list[dict[str, Any]]:
     """The rows that a scan refuses."""
     assert isinstance(source, VocObjects | CocoObjects)
-    return scan(source, source._spec, Memo(store, "x")).quarantine
+    return scan(source, source._spec, Memo(store, "x")).quarantine.to_pylist()
 
 
 def train_of(source: Source) -> list[Any]:
@@ -250,7 +250,7 @@ def test_objects_of_one_photo_are_one_group(
     groups = Counter(entry.group for entry in train_of(source))
     assert set(groups.values()) == {3}
     assert len(groups) == 40
-    rows = scan(source, source._spec, Memo(store, "x")).manifest  # type: ignore[attr-defined]
+    rows = scan(source, source._spec, Memo(store, "x")).manifest.to_pylist()  # type: ignore[attr-defined]
     sides: dict[str, set[str]] = {}
     for row in rows:
         sides.setdefault(row["group"], set()).add(row["split"])

@@ -455,9 +455,11 @@ def test_a_second_scan_of_unchanged_objects_reads_no_image(
     assert [uri for uri, _ in asked if uri.endswith(".ppm")] == [s3.url(changed)]
     assert again != first
     local = entry(kind, bucket / path, **fields)
-    rows = scan(open_source(local), local, Memo(store, "y")).manifest
+    rows = scan(open_source(local), local, Memo(store, "y")).manifest.to_pylist()
     by_id = {row["image_id"]: (row["label"], row["split"]) for row in rows}
-    assert {r["image_id"]: (r["label"], r["split"]) for r in again.manifest} == by_id
+    assert {
+        r["image_id"]: (r["label"], r["split"]) for r in again.manifest.to_pylist()
+    } == by_id
 
 
 def test_a_large_zip_is_read_in_parts(
@@ -1033,7 +1035,7 @@ def test_an_object_that_cannot_be_read_costs_its_row_only(
     spec = entry(kind, f"{web.url}/{path}", **fields)
     found = scan(open_source(spec), spec, Memo(store, "x"))
     assert len(found.manifest) == 199
-    (row,) = found.quarantine
+    (row,) = found.quarantine.to_pylist()
     assert row["reason"] == "unreadable"
     assert "nothing is there" in row["detail"]
 

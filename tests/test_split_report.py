@@ -42,12 +42,13 @@ def manifest(rows: Iterable[Row]) -> pa.Table:
     )
 
 
-def copies(*rows: tuple[str, str | None]) -> pa.Table:
-    """Duplicates of (image id, declared split)."""
+def copies(*rows: tuple[str, str | None, str | None]) -> pa.Table:
+    """Duplicates of (image id, declared split, that of the file that was kept)."""
+    names = ("image_id", "declared_split", "kept_declared_split")
     return pa.Table.from_pylist(
         [
-            {"uri": f"{n}", "image_id": i, "kept_uri": "kept", "declared_split": split}
-            for n, (i, split) in enumerate(rows)
+            {"uri": f"{n}", "kept_uri": "kept", **dict(zip(names, row, strict=True))}
+            for n, row in enumerate(rows)
         ],
         DUPLICATES.schema,
     )
@@ -223,17 +224,23 @@ def test_changes_are_said_in_one_line():
 def test_duplicates_across_declared_splits_are_closed_leaks():
     found = describe(
         manifest(SOME),
-        copies(("7", TRAIN), ("7", TRAIN), ("8", TEST), ("1", None), ("5", TRAIN)),
+        copies(
+            ("7", TRAIN, TEST),
+            ("7", TRAIN, TEST),
+            ("8", TEST, TEST),
+            ("1", None, None),
+            ("5", TRAIN, TRAIN),  # declared train, drawn for validation
+        ),
     )
+    across = DuplicateFiles(split=TEST, declared=TRAIN, kept_declared=TEST, files=2)
     assert found.duplicates == [
-        DuplicateFiles(split=TEST, declared=TRAIN, files=2),
-        DuplicateFiles(split=TEST, declared=TEST, files=1),
-        DuplicateFiles(split=TRAIN, declared=None, files=1),
-        DuplicateFiles(split=VALIDATION, declared=TRAIN, files=1),
+        across,
+        DuplicateFiles(split=TEST, declared=TEST, kept_declared=TEST, files=1),
+        DuplicateFiles(split=TRAIN, declared=None, kept_declared=None, files=1),
+        DuplicateFiles(split=VALIDATION, declared=TRAIN, kept_declared=TRAIN, files=1),
     ]
     assert split_findings.closed_leaks(found) == [
         "2 files declared train left out, because the same image is in test",
-        "1 file declared train left out, because the same image is in validation",
     ]
     assert split_findings.open_leaks(found) == []
 
@@ -244,13 +251,13 @@ def test_a_group_on_two_sides_is_an_open_leak():
 
 
 NEAR = NearDuplicateFindings(
-    threshold=0.985,
-    pairs=41,
-    clusters=17,
-    images=36,
-    across={"train/test": 3, "validation/test": 1},
-    kept_together=False,
     encoder="squeezenet1_0/fire9",
+    ratio=0.55,
+    pairs=41,
+    images=36,
+    clusters=17,
+    largest=4,
+    across={"train/test": 3, "validation/test": 1},
 )
 LEAKAGE = Leakage(
     head="logistic(C=0.01)",
@@ -264,22 +271,38 @@ HARMLESS = LEAKAGE.model_copy(
 )
 
 
-def test_near_duplicates_are_open_or_closed():
-    found = said(SOME).model_copy(update={"near_duplicates": NEAR})
-    (leak,) = split_findings.open_leaks(found)
-    assert leak.startswith("41 pairs of near duplicates (threshold 0.985 on")
-    assert leak.endswith("), 3 across train/test and 1 across validation/test")
-    assert split_findings.closed_leaks(found) == []
-    kept = NEAR.model_copy(update={"across": {}, "kept_together": True})
-    found = said(SOME).model_copy(update={"near_duplicates": kept})
-    (leak,) = split_findings.closed_leaks(found)
-    assert leak.endswith(
-        "in 17 clusters, clusters kept on one side), none across splits"
-    )
-    assert split_findings.open_leaks(found) == []
-    none = NEAR.model_copy(update={"pairs": 0, "across": {}})
-    found = said(SOME).model_copy(update={"near_duplicates": none})
-    assert split_findings.open_leaks(found) + split_findings.closed_leaks(found) == []
+FOUND = (
+    "36 near duplicates in 17 clusters, 41 pairs, 3 across train/test and 1 across "
+    "validation/test"
+)
+
+
+KEPT = (
+    "; kept together: 5 images changed sides, 2 of them excluded for resembling an "
+    "official split"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaks", "closed"),
+    [
+        ({}, [FOUND], []),
+        (
+            {"moved": 5, "excluded": 2},
+            [],
+            [FOUND + KEPT],
+        ),
+        ({"across": {}}, [], []),
+        ({"pairs": 0, "across": {}, "moved": 0}, [], []),
+    ],
+)
+def test_near_duplicates_are_open_or_closed(
+    changes: dict[str, object], leaks: list[str], closed: list[str]
+):
+    near = NEAR.model_copy(update=changes)
+    found = said(SOME).model_copy(update={"near_duplicates": near})
+    assert split_findings.open_leaks(found) == leaks
+    assert split_findings.closed_leaks(found) == closed
 
 
 def test_leakage_is_said_in_points():
@@ -405,13 +428,16 @@ def test_console_says_it_in_three_lines(
     finished: tuple[Store, RunRecord], capsys: pytest.CaptureFixture[str]
 ):
     _, record = finished
+    record = shown(record, near_duplicates=None)
     console.summarise(record, {})
     plain = capsys.readouterr().out.splitlines()
     findings = {
         "groups_across": {"train/test": 3},
         "near_duplicates": NEAR,
         "leakage": LEAKAGE,
-        "duplicates": [DuplicateFiles(split=TEST, declared=TRAIN, files=31)],
+        "duplicates": [
+            DuplicateFiles(split=TEST, declared=TRAIN, kept_declared=TEST, files=31)
+        ],
     }
     console.summarise(shown(record, **findings), {})
     full = capsys.readouterr().out.splitlines()
@@ -419,7 +445,7 @@ def test_console_says_it_in_three_lines(
     assert line in full
     assert len(full) - len(plain) == 2
     place = full.index(line)
-    assert full[place + 1].startswith("leaks: 3 groups on both sides of train/test; 41")
+    assert full[place + 1].startswith("leaks: 3 groups on both sides of train/test; 36")
     assert "; leaks closed: 31 files declared train left out" in full[place + 1]
     assert full[place + 2].startswith("split image by image, validation would have")
 
@@ -430,14 +456,14 @@ def page(finished: tuple[Store, RunRecord], **changes: object) -> str:
 
 
 def test_page_shows_leaks_as_warnings(finished: tuple[Store, RunRecord]):
-    text = page(finished)
+    text = page(finished, near_duplicates=None)
     assert "No leak found" in text
     assert "Near duplicates were not looked for" in text
     assert 'class="box warn"' not in text
     text = page(finished, near_duplicates=NEAR, leakage=LEAKAGE)
     assert '<div class="box warn"><b>Leakage.</b> With logistic(C=0.01) on ' in text
     assert "34 points more than by group (65.2 %); test says 61.8 %." in text
-    assert '<div class="box warn"><b>Leak.</b> 41 pairs of near duplicates' in text
+    assert '<div class="box warn"><b>Leak.</b> 36 near duplicates' in text
     assert "No leak found" not in text
     assert "not looked for" not in text
     text = page(finished, leakage=HARMLESS)

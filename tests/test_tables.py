@@ -135,6 +135,7 @@ manifest_rows = st.lists(
             "bytes": st.integers(0, 2**63 - 1),
             "group": st.none() | texts,
             "weight": st.none() | st.floats(0, width=32, allow_infinity=False),
+            "declared": st.none() | st.sampled_from(SPLITS),
         }
     ),
     max_size=20,

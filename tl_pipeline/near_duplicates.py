@@ -54,13 +54,18 @@ def find(
 ) -> NearDuplicates:
     """Find the near duplicates among images with embeddings and labels.
 
-    ``vectors`` is float32 of shape (n, width), ``labels`` of shape (n,) with at least
-    two classes. Without a ``ratio`` it is calibrated. Every pair of images is compared:
-    n * n * 128 multiplications, in memory that does not grow with n * n. Copies under
-    two labels are each other's nearest image of another class, and are not found.
+    ``vectors`` is float32 of shape (n, width), ``labels`` of shape (n,). Images of one
+    class alone have none. Without a ``ratio`` it is calibrated. Every pair of images is
+    compared: n * n * 128 multiplications, in memory that does not grow with n * n.
+    Copies under two labels are each other's nearest image of another class, and are
+    not found.
     """
-    points = whiten(vectors)
     _, classes = np.unique(labels, return_inverse=True)
+    if classes.max(initial=0) < 1:  # nothing is known to differ
+        nothing = np.empty(0, np.float32)
+        pairs = np.empty((0, 2), np.int64)
+        return NearDuplicates(pairs, nothing, np.full(len(vectors), -1), 0.0)
+    points = whiten(vectors)
     if ratio is None:
         ratio = calibrate(points, classes)
     foreign = np.empty(len(points), np.float32)  # distance to the nearest other class

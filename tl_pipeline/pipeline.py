@@ -13,7 +13,7 @@ from tl_pipeline import query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.planning import Context, Outcome, Step
+from tl_pipeline.planning import ONE_BY_ONE, Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import HeadSpec
 from tl_pipeline.stages import (
@@ -40,7 +40,6 @@ STAGES = {
     "evaluate": evaluate,
     "register": register,
 }
-ONE_BY_ONE = "split image by image"
 
 # call(stage name, *inputs) -> a handle to its output, fit to be another's input
 Call = Callable[..., Any]
@@ -150,7 +149,9 @@ def finish(
         quarantined=_rows(store, wired.manifest, QUARANTINE)
         + _refused(work, wired.manifest),
         duplicates=_rows(store, wired.manifest, DUPLICATES),
-        split_report=runs.splits(store, wired.manifest, work.context.dataset.name),
+        split_report=runs.splits(
+            store, wired.manifest, work.context.dataset.name
+        ).model_copy(update={"leakage": runs.leakage(found)}),
         manifest=wired.manifest.key,
         results=found,
         gain=gain,

@@ -9,6 +9,8 @@ from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.errors import DamagedArtifact
 
 OutputT = TypeVar("OutputT")
+# What makes a control of a context: see ``Context.control``.
+ONE_BY_ONE = "split image by image"
 LOST = "its artifact is missing or damaged"
 
 
@@ -50,7 +52,7 @@ class Context:
 
     ``previous`` maps (stage, subject) to the keys of the last finished run on this
     dataset: only reasons come from it, never a decision. ``control`` names what makes
-    everything done in this context a control, such as ``split image by image``.
+    everything done in this context a control, such as ``ONE_BY_ONE``.
     """
 
     store: Store

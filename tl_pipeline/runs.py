@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from tl_pipeline import split_report, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
-from tl_pipeline.planning import Step
+from tl_pipeline.planning import ONE_BY_ONE, Step
 from tl_pipeline.score import Score
 from tl_pipeline.specs import RunSpec
-from tl_pipeline.split_report import SplitReport
+from tl_pipeline.split_report import Leakage, NearDuplicateFindings, SplitReport
 from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS
 
 
@@ -103,6 +103,35 @@ def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, st
     return {(step.stage, step.subject): step.keys for step in steps}
 
 
+def near_duplicates(store: Store, manifest: Artifact) -> NearDuplicateFindings | None:
+    """What audit found in ``manifest``; None where nobody looked."""
+    found = store.provenance(manifest).get("near_duplicates")
+    return NearDuplicateFindings.model_validate(found) if found else None
+
+
+def leakage(found: Sequence[Result]) -> Leakage | None:
+    """What the control that was split image by image says, beside the same head.
+
+    ``found`` has the best first; None without such a control.
+    """
+
+    def family(result: Result) -> str:
+        return result.head.partition("(")[0]
+
+    controls = {(r.encoder, family(r)): r for r in found if r.role == "control"}
+    for result in found:
+        control = controls.get((f"{result.encoder} ({ONE_BY_ONE})", family(result)))
+        if control:
+            return Leakage(
+                head=result.head,
+                encoder=result.encoder,
+                by_image=control.validation,
+                by_group=result.validation,
+                test=result.test,
+            )
+    return None
+
+
 def splits(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
     """How ``manifest`` is split, and what changed since the last run on ``dataset``.
 
@@ -119,7 +148,7 @@ def splits(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
         images(manifest),
         tables.read(DUPLICATES, store.path(manifest)),
         images(before) if before else None,
-    )
+    ).model_copy(update={"near_duplicates": near_duplicates(store, manifest)})
 
 
 def results(

@@ -84,6 +84,7 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
     del images
     sides = splits.assign(kept, dataset.split)
     place = kept.column_names.index("split")
+    kept = kept.append_column("declared", kept["split"])
     manifest = kept.set_column(place, "split", sides).select(MANIFEST.schema.names)
     return Scan(
         manifest.cast(MANIFEST.schema),
@@ -197,8 +198,9 @@ def _taken(images: pa.Table, rows: np.ndarray) -> pa.Table:
 def _duplicates(images: pa.Table, roles: _Roles) -> pa.Table:
     names = ["uri", "image_id", "split"]
     copies = _taken(images.select(names), roles.copies)
-    kept = _taken(images.select(["uri"]), roles.originals)
-    columns = [copies["uri"], copies["image_id"], kept["uri"], copies["split"]]
+    kept = _taken(images.select(["uri", "split"]), roles.originals)
+    columns = [copies["uri"], copies["image_id"], kept["uri"]]
+    columns += [copies["split"], kept["split"]]
     return pa.table(columns, DUPLICATES.schema.names).cast(DUPLICATES.schema)
 
 

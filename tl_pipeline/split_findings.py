@@ -1,6 +1,6 @@
 """What a split report says, in sentences: for the console and the HTML page alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tl_pipeline.split_report import FEW, Leakage, NearDuplicateFindings, SplitReport
@@ -84,7 +84,8 @@ def open_leaks(report: SplitReport) -> list[str]:
         f"{_many(groups, 'group')} on both sides of {pair}"
         for pair, groups in report.groups_across.items()
     ]
-    return [*said, *_near_duplicates(report.near_duplicates, across=True)]
+    near = report.near_duplicates
+    return [*said, *([near_duplicates(near)] if near and near.leaks else [])]
 
 
 def closed_leaks(report: SplitReport) -> list[str]:
@@ -93,9 +94,11 @@ def closed_leaks(report: SplitReport) -> list[str]:
         f"{_many(row.files, 'file')} declared {row.declared} left out, because the "
         f"same image is in {row.split}"
         for row in report.duplicates
-        if row.declared not in (None, row.split)
+        if row.declared and row.kept_declared and row.declared != row.kept_declared
     ]
-    return [*said, *_near_duplicates(report.near_duplicates, across=False)]
+    near = report.near_duplicates
+    closed = near is not None and near.moved is not None and bool(near.pairs)
+    return [*said, *([near_duplicates(near)] if near and closed else [])]
 
 
 def leakage(found: Leakage) -> str:
@@ -110,20 +113,23 @@ def leakage(found: Leakage) -> str:
     )
 
 
-def _near_duplicates(
-    found: NearDuplicateFindings | None, *, across: bool
-) -> Iterator[str]:
-    """A sentence if there are pairs, and if some of them are, or none is, across."""
-    if found is None or not found.pairs or across is not any(found.across.values()):
-        return
-    pairs = [f"{n:,} across {pair}" for pair, n in found.across.items() if n]
-    together = ", clusters kept on one side" if found.kept_together else ""
-    yield (
-        f"{_many(found.pairs, 'pair')} of near duplicates (threshold "
-        f"{found.threshold:.3g} on {found.encoder}; {found.images:,} images in "
-        f"{_many(found.clusters, 'cluster')}{together}), "
-        f"{_listed(pairs) or 'none across splits'}"
+def near_duplicates(found: NearDuplicateFindings) -> str:
+    """How many there are, across which splits, and what was done about it."""
+    if not found.pairs:
+        return "no near duplicates"
+    pairs = [f"{n:,} across {sides}" for sides, n in found.across.items() if n]
+    said = (
+        f"{found.images:,} near duplicates in {_many(found.clusters, 'cluster')}, "
+        f"{_many(found.pairs, 'pair')}, {_listed(pairs) or 'none across splits'}"
     )
+    if found.moved is None:
+        return said
+    said += f"; kept together: {_many(found.moved, 'image')} changed sides"
+    if found.excluded:
+        said += (
+            f", {found.excluded:,} of them excluded for resembling an official split"
+        )
+    return said
 
 
 def _many(number: int, noun: str) -> str:

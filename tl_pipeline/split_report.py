@@ -58,29 +58,40 @@ class SplitChange(_Frozen):
 class DuplicateFiles(_Frozen):
     """Files that were left out for having the very bytes of another.
 
-    ``split`` is where the image that was kept stands, ``declared`` what the source says
-    of the files.
+    ``split`` is where the image that was kept stands, ``kept_declared`` what the source
+    says of it, ``declared`` what it says of the files.
     """
 
     split: str
     declared: str | None
+    kept_declared: str | None = None
     files: int
 
 
 class NearDuplicateFindings(_Frozen):
     """Pairs of images that are nearly the same by their embeddings under ``encoder``.
 
-    ``threshold`` is that of the test that found them. ``across`` maps two splits,
-    "train/test", to the pairs with one image in each.
+    ``ratio`` is that of the test that found them (see ``near_duplicates``), ``largest``
+    the images of the largest cluster. ``across`` maps two splits, "train/test", to the
+    pairs with one image in each, before any was moved. Where clusters are kept together
+    ``moved`` counts the images that changed sides for it, ``excluded`` among them
+    those that are on no side now.
     """
 
-    threshold: float
-    pairs: int
-    clusters: int
-    images: int
-    across: Mapping[str, int]
-    kept_together: bool
     encoder: str
+    ratio: float
+    pairs: int
+    images: int
+    clusters: int
+    largest: int
+    across: Mapping[str, int]
+    moved: int | None = None
+    excluded: int = 0
+
+    @property
+    def leaks(self) -> bool:
+        """Whether near duplicates stand on two sides."""
+        return self.moved is None and any(self.across.values())
 
 
 class Leakage(_Frozen):
@@ -244,13 +255,16 @@ def _changes(before: pa.Table, manifest: pa.Table) -> dict[str, SplitChange]:
 
 
 def _duplicates(duplicates: pa.Table, manifest: pa.Table) -> list[DuplicateFiles]:
-    kept = duplicates.select(["image_id", "declared_split"]).join(
+    names = ["image_id", "declared_split", "kept_declared_split"]
+    kept = duplicates.select(names).join(
         manifest.select(["image_id", "split"]), keys="image_id", join_type="inner"
     )
     found = [
-        DuplicateFiles(split=str(split), declared=declared, files=files)
-        for (split, declared), files in _counted(
-            kept, "split", "declared_split"
+        DuplicateFiles(
+            split=str(split), declared=declared, kept_declared=of_kept, files=files
+        )
+        for (split, declared, of_kept), files in _counted(
+            kept, "split", *names[1:]
         ).items()
     ]
     return sorted(found, key=lambda row: (-row.files, row.split, row.declared or ""))

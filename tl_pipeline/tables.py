@@ -56,6 +56,7 @@ MANIFEST = Table(
         },
         group=pa.string(),
         weight=pa.float32(),
+        declared=pa.string(),
     ),
 )
 QUARANTINE = Table(
@@ -75,6 +76,20 @@ DUPLICATES = Table(
     _columns(
         {"uri": pa.string(), "image_id": pa.string(), "kept_uri": pa.string()},
         declared_split=pa.string(),
+        kept_declared_split=pa.string(),
+    ),
+)
+NEAR_DUPLICATES = Table(
+    "near_duplicates.parquet",
+    "One row per pair of near duplicates, with their cluster.",
+    ("image_id", "near_id"),
+    _columns(
+        {
+            "image_id": pa.string(),
+            "near_id": pa.string(),
+            "similarity": pa.float32(),
+            "cluster": pa.int64(),
+        }
     ),
 )
 PREDICTIONS = Table(
@@ -114,7 +129,7 @@ METRICS = Table(
         high=pa.float64(),
     ),
 )
-TABLES = (MANIFEST, QUARANTINE, DUPLICATES, PREDICTIONS, METRICS)
+TABLES = (MANIFEST, QUARANTINE, DUPLICATES, NEAR_DUPLICATES, PREDICTIONS, METRICS)
 
 
 class Columns:
@@ -191,6 +206,16 @@ def fingerprint(data: pa.Table, *names: str) -> str:
         sha.update(b"]")
     sha.update(b"]")
     return sha.hexdigest()[:32]
+
+
+def content(manifest: pa.Table) -> str:
+    """The fingerprint of a manifest: of what is computed from its rows.
+
+    Weights enter where there are some, so that the keys of those without stay.
+    """
+    weighted = manifest["weight"].null_count < manifest.num_rows
+    names = ["image_id", "label", "split", "group", *(["weight"] if weighted else [])]
+    return fingerprint(manifest, *names)
 
 
 def write(table: Table, data: pa.Table, folder: Path) -> None:

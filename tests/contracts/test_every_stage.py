@@ -4,7 +4,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from tl_pipeline import encoders, pipeline, tables
 from tl_pipeline.artifacts import Store
+from tl_pipeline.datasets import NearDuplicatesSpec
 from tl_pipeline.pipeline import STAGES, Work
 from tl_pipeline.planning import LOST, Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
@@ -71,7 +72,11 @@ def work(photos: Path, store: Store) -> Work:
             "heads": ["logistic:C=0.01/0.1"],
         }
     )
-    return pipeline.prepare(spec, store)
+    prepared = pipeline.prepare(spec, store)
+    # That every stage has something to do.
+    near = NearDuplicatesSpec(action="keep_together")
+    dataset = prepared.context.dataset.model_copy(update={"near_duplicates": near})
+    return replace(prepared, context=replace(prepared.context, dataset=dataset))
 
 
 @pytest.fixture(scope="session")

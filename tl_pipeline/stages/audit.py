@@ -9,6 +9,7 @@ that a cluster stays on one side. What was found stands in its provenance under
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tl_pipeline import splits, tables
-from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline import runs, splits, tables
+from tl_pipeline.artifacts import (
+    Artifact,
+    KeyDocument,
+    Store,
+    digest,
+    key_document,
+)
+from tl_pipeline.datasets import SplitSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.split_findings import near_duplicates
+from tl_pipeline.split_report import NearDuplicateFindings
 from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 # Bump when the same inputs must give other rows.
@@ -46,7 +56,7 @@ def plan(
     if too_many:
         reason = too_many
     elif made:
-        reason = _summary(context.store.provenance(made)["near_duplicates"])
+        reason = _said(context.store, made)
     else:
         subject = context.dataset.name
         reason = why_not_cached(context, "manifests", subject, "manifest", document)
@@ -76,28 +86,22 @@ def run(
     if planned.step.cached:
         return planned
     # scipy is imported only when there is something to compare
-    from tl_pipeline import near_duplicates  # noqa: PLC0415
-    from tl_pipeline.together import EXCLUDED, keep_together  # noqa: PLC0415
+    from tl_pipeline.near_duplicates import find  # noqa: PLC0415
 
-    store, dataset = context.store, context.dataset
+    store, wanted = context.store, context.dataset.near_duplicates
     rows = tables.read(MANIFEST, store.path(manifest))
     vectors = EmbeddingFolder(store, embeddings.key).load(rows["image_id"].to_pylist())
     # Both are sorted by id; images that the encoder refused have no vector.
     at = np.searchsorted(rows["image_id"].to_numpy(), np.array(vectors.image_ids))
-    labels = rows["label"].to_numpy()[at]
-    found = near_duplicates.find(vectors.vectors, labels, dataset.near_duplicates.ratio)
-    clusters = np.full(len(rows), -1)
+    found = find(vectors.vectors, rows["label"].to_numpy()[at], wanted.ratio)
+    pairs, clusters = at[found.pairs], np.full(len(rows), -1)
     clusters[at] = found.clusters
-    pairs = at[found.pairs]
-    findings = _findings(rows, pairs, clusters, found.ratio, encoder)
-    if dataset.near_duplicates.action == "keep_together":
-        sides = keep_together(rows, clusters, dataset.split)
-        moved = sides != rows["split"].to_numpy()
-        findings["moved"] = int(moved.sum())
-        findings["excluded"] = int((sides == EXCLUDED).sum())
-        place = rows.schema.get_field_index("split")
-        rows = rows.set_column(place, MANIFEST.schema.field("split"), pa.array(sides))
-    near = pa.table(
+    near = _findings(rows, pairs, clusters)
+    if wanted.action == "keep_together":
+        rows, changed = _together(rows, clusters, context.dataset.split)
+        near |= changed
+    said = NearDuplicateFindings(encoder=encoder.label, ratio=found.ratio, **near)
+    similar = pa.table(
         {
             "image_id": rows["image_id"].take(pairs[:, 0]),
             "near_id": rows["image_id"].take(pairs[:, 1]),
@@ -108,12 +112,33 @@ def run(
     made = store.build(
         "manifests",
         _document(context, manifest, embeddings),
-        partial(_write, store.path(manifest), rows, near),
-        extra={"near_duplicates": findings},
+        partial(_write, store.path(manifest), rows, similar),
+        extra={"near_duplicates": said.model_dump(mode="json")},
     )
-    step = planned.ran(time.perf_counter() - started).step
-    reason = f"{planned.step.reason}: {_summary(findings)}"
-    return Outcome(made, Step(**{**vars(step), "reason": reason}))
+    reason = f"{planned.step.reason}: {near_duplicates(said)}"
+    return replace(planned, output=made).ran(
+        time.perf_counter() - started, reason=reason
+    )
+
+
+def _together(
+    rows: pa.Table, clusters: np.ndarray, spec: SplitSpec
+) -> tuple[pa.Table, dict[str, int]]:
+    """The rows with their splits drawn anew, and how many images moved."""
+    from tl_pipeline.together import EXCLUDED, keep_together  # noqa: PLC0415 - scipy
+
+    sides = keep_together(rows, clusters, spec)
+    changed = {
+        "moved": int((sides != rows["split"].to_numpy()).sum()),
+        "excluded": int((sides == EXCLUDED).sum()),
+    }
+    place = rows.schema.get_field_index("split")
+    return rows.set_column(place, rows.schema.field("split"), pa.array(sides)), changed
+
+
+def _said(store: Store, made: Artifact) -> str:
+    found = runs.near_duplicates(store, made)
+    return near_duplicates(found) if found else ""
 
 
 def _too_many(context: Context, manifest: Artifact) -> str:
@@ -149,21 +174,17 @@ def _document(
 
 
 def _findings(
-    rows: pa.Table,
-    pairs: np.ndarray,
-    clusters: np.ndarray,
-    ratio: float,
-    encoder: Encoder,
+    rows: pa.Table, pairs: np.ndarray, clusters: np.ndarray
 ) -> dict[str, Any]:
-    """What was found in the splits as they were before."""
+    """What was found in the splits as they are before any image is moved."""
     sides = rows["split"].to_numpy()[pairs]
-    apart = sides[sides[:, 0] != sides[:, 1]]
     order = {split: place for place, split in enumerate(splits.SPLITS)}
-    across = Counter("/".join(sorted(pair, key=order.__getitem__)) for pair in apart)
+    across = Counter(
+        "/".join(sorted(pair, key=order.__getitem__))
+        for pair in sides[sides[:, 0] != sides[:, 1]]
+    )
     sizes = np.bincount(clusters[clusters >= 0])
     return {
-        "encoder": encoder.label,
-        "ratio": ratio,
         "pairs": len(pairs),
         "images": int(sizes.sum()),
         "clusters": len(sizes),
@@ -172,22 +193,9 @@ def _findings(
     }
 
 
-def _summary(findings: dict[str, Any]) -> str:
-    if not findings["pairs"]:
-        return "no near duplicates"
-    across = ", ".join(
-        f"{n:,} pairs {where}" for where, n in findings["across"].items()
-    )
-    images, clusters = findings["images"], findings["clusters"]
-    said = f"{images:,} near duplicates in {clusters:,} clusters"
-    if "moved" in findings:
-        return f"{said}, kept together: {findings['moved']:,} images changed sides"
-    return f"{said}, across splits: {across or 'none'}"
-
-
 def _write(before: Path, rows: pa.Table, near: pa.Table, folder: Path) -> str:
     for table in (QUARANTINE, DUPLICATES):
         shutil.copyfile(before / table.file, folder / table.file)
     tables.write(MANIFEST, rows, folder)
     tables.write(NEAR_DUPLICATES, near, folder)
-    return tables.fingerprint(rows)
+    return tables.content(rows)

@@ -50,7 +50,7 @@ def run(context: Context) -> Outcome[Artifact]:
     memo = Memo(store, dataset.name, trust=context.trust_memo)
     scan = look(open_source(dataset), dataset, memo)
     _check(dataset, scan)
-    fingerprint = tables.fingerprint(scan.manifest, *_content(scan.manifest))
+    fingerprint = tables.content(scan.manifest)
     document = key_document(
         "ingest",
         VERSION,
@@ -60,6 +60,7 @@ def run(context: Context) -> Outcome[Artifact]:
             "places": tables.fingerprint(scan.manifest, "uri"),
             "refused": tables.fingerprint(scan.quarantine, "uri", "reason"),
             "duplicates": tables.fingerprint(scan.duplicates, "uri", "kept_uri"),
+            **_declared(scan.manifest),
         },
     )
     made = store.find("manifests", digest(document))
@@ -79,10 +80,11 @@ def run(context: Context) -> Outcome[Artifact]:
     return Outcome(artifact, step)
 
 
-def _content(manifest: pa.Table) -> list[str]:
-    """What later stages depend on; weights where there are some: keys stay else."""
-    weighted = manifest["weight"].null_count < manifest.num_rows
-    return ["image_id", "label", "split", "group", *(["weight"] if weighted else [])]
+def _declared(manifest: pa.Table) -> dict[str, str]:
+    """The splits that the source declares, if it does."""
+    if manifest["declared"].null_count == manifest.num_rows:
+        return {}
+    return {"declared splits": tables.fingerprint(manifest, "declared")}
 
 
 def _check(dataset: DatasetSpec, scan: Scan) -> None:
