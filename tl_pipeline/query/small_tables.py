@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tl_pipeline import registry, runs
+from tl_pipeline import registry, runs, tables
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE
+from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 Row = Mapping[str, Any]
 
@@ -69,6 +69,11 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             [_manifest(store, record) for record in latest.values()],
             _schema("dataset run_id manifest_file quarantine_file duplicates_file:s"),
             "One row per dataset: the files of its latest run.",
+        ),
+        "near_duplicates": SmallTable(
+            (row for record in latest.values() for row in _near(store, record)),
+            _schema("dataset image_id near_id:s", "similarity:f", "cluster:i"),
+            "One row per pair of near duplicates in the latest run of each dataset.",
         ),
         "run_evaluations": SmallTable(
             [
@@ -193,6 +198,16 @@ def _manifest(store: Store, record: RunRecord) -> Row:
         "quarantine_file": str(folder / QUARANTINE.file),
         "duplicates_file": str(folder / DUPLICATES.file),
     }
+
+
+def _near(store: Store, record: RunRecord) -> Iterable[Row]:
+    """The pairs that audit found; none where nobody looked."""
+    folder = store.root / "manifests" / record.manifest
+    if not (folder / NEAR_DUPLICATES.file).exists():
+        return
+    names = NEAR_DUPLICATES.schema.names
+    for row in tables.values(tables.read(NEAR_DUPLICATES, folder), *names):
+        yield {"dataset": record.dataset, **dict(zip(names, row, strict=True))}
 
 
 def _encoders(store: Store) -> Iterable[Row]:
