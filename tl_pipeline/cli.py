@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from tl_pipeline import catalog_commands, rank_command
+from tl_pipeline import backbone_commands, catalog_commands, rank_command
 from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.request import Json, Request, StoreOption
 
@@ -25,6 +25,7 @@ app = App(
 )
 
 app.command(catalog_commands.app)
+app.command(backbone_commands.app)
 app.command(rank_command.rank)
 
 NOTHING = Request()
@@ -165,28 +166,6 @@ def predict(
     console.show(rows, list(rows[0]), as_json=json)
     if any(row["refused"] for row in rows):
         sys.exit(3)
-
-
-@app.command
-def backbones(*, json: Json = False) -> None:
-    """List the pretrained networks, their layers, and whether weights are on disk."""
-    from tl_pipeline import console
-    from tl_pipeline.backbones import BACKBONES, named_weights
-
-    rows = []
-    for row in BACKBONES.values():
-        named = named_weights(row, row.weights)
-        rows.append(
-            {
-                "backbone": row.name,
-                "layers": list(row.layers),
-                "weights": named.name,
-                "MB": named.megabytes,
-                "on_disk": "yes" if named.file.exists() else "no",
-                "file": str(named.file),
-            }
-        )
-    console.show(rows, list(rows[0]), as_json=json)
 
 
 @app.command

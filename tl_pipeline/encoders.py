@@ -2,49 +2,45 @@
 
 ``resolve`` turns a wish (``EncoderSpec``) into that identity, whose key names the
 folder of the embeddings. Resolving a second time imports no torch: what torchvision
-said of a named member, and the hash of an unchanged weights file, are remembered.
+said of a named member or a graph node, and the hash of an unchanged weights file, are
+remembered.
 """
 
 import hashlib
-import json
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tl_pipeline import backbones
-from tl_pipeline.artifacts import Store, digest, write_atomically
-from tl_pipeline.backbones import Backbone, NamedWeights, Pooling
+from tl_pipeline import backbones, weight_names
+from tl_pipeline.artifacts import Store, digest
+from tl_pipeline.backbones import Backbone, Layer, Pooling
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.images import Preprocess
+from tl_pipeline.remembered import Remembered
 from tl_pipeline.specs import EncoderSpec
+from tl_pipeline.weight_names import Weights
 
 if TYPE_CHECKING:
     import torch
 
+    from tl_pipeline.cuts import Cut
+
 # Bump when the same identity must give other embeddings.
 VERSION = 1
-_FILE_ENDINGS = (".pth", ".pt", ".safetensors")
-
-
-class Weights(BaseModel):
-    """Weights by what they are (``sha256``) and how people call them (``name``).
-
-    ``file`` is where they lay when this was resolved; it and the name are no part of
-    the identity. ``seed`` is set for an untrained network.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    sha256: str
-    file: Path | None = None
-    seed: int | None = None
+# Names of poolings in a wish, where the identity has another.
+_POOLINGS: dict[str, Pooling] = {"gap": "mean"}
+_NODE = "node:"
 
 
 class Encoder(BaseModel):
-    """The identity of an embedding: equal keys mean interchangeable vectors."""
+    """The identity of an embedding: equal keys mean interchangeable vectors.
+
+    ``variant`` says for people in what it differs from the usual; what makes it differ
+    stands in the other fields.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,6 +52,7 @@ class Encoder(BaseModel):
     preprocess: Preprocess
     precision: str
     control: bool = Field(default=False, description="run only to be compared with")
+    variant: str = ""
 
     @property
     def key(self) -> str:
@@ -65,6 +62,7 @@ class Encoder(BaseModel):
             exclude={
                 "layer": True,
                 "control": True,
+                "variant": True,
                 "weights": {"name", "file", "seed"},
             },
         )
@@ -73,7 +71,8 @@ class Encoder(BaseModel):
     @property
     def label(self) -> str:
         """The name people read: ``vgg16/fc6 IMAGENET1K_V1``."""
-        return f"{self.backbone}/{self.layer} {self.weights.name}"
+        variant = f" ({self.variant})" if self.variant else ""
+        return f"{self.backbone}/{self.layer}{variant} {self.weights.name}"
 
 
 def resolve(
@@ -86,31 +85,36 @@ def resolve(
     Raises:
         UnknownName: no such backbone, layer, or named weights.
         WeightsError: the weights are not on disk, or not what their name promises.
-        InvalidSpec: ``random:SEED`` without a number.
+        InvalidSpec: ``random:SEED`` without a number; a preprocessing that the network
+            cannot be fed with; a layer that is no vector and that nothing makes one.
     """
     backbone = backbones.find_backbone(spec.backbone)
-    layer_name, layer = backbone.layer(spec.layer)
-    memo = _Remembered(store, trust=trust)
-    asked = spec.weights or backbone.weights
-    # A file and an untrained network are fed as the default weights would be.
-    named = _named(backbone, _member(asked) or backbone.weights, memo)
-    weights = _weights(asked, named, memo)
+    memo = Remembered(store, trust=trust)
+    asked = weight_names.parse(spec.weights, backbone)
+    name, usual = _layer(spec, backbone, memo)
+    named = weight_names.find_named(backbone, asked.member, memo)
+    weights = weight_names.find(asked, backbone, named, memo)
     memo.save()
+    layer = _pooled(spec, usual)
+    preprocess = _overridden(spec, named.preprocess)
     return Encoder(
         backbone=backbone.name,
-        layer=layer_name,
+        layer=name,
         node=layer.node,
         pooling=layer.pooling,
         weights=weights,
-        preprocess=named.preprocess,
+        preprocess=preprocess,
         precision=spec.precision,
         control=control,
+        variant=_variant(spec, layer != usual, preprocess != named.preprocess),
     )
 
 
 def untrained_twin(spec: EncoderSpec, seed: int) -> EncoderSpec:
-    """The control of ``spec``: the same network and layer with random weights."""
-    return spec.model_copy(update={"weights": f"random:{seed}"})
+    """The control of ``spec``: the same network, layer and input, random weights."""
+    backbone = backbones.find_backbone(spec.backbone)
+    weights = weight_names.untrained(spec.weights, backbone, seed)
+    return spec.model_copy(update={"weights": weights})
 
 
 def load(encoder: Encoder) -> "torch.nn.Module":
@@ -118,158 +122,128 @@ def load(encoder: Encoder) -> "torch.nn.Module":
 
     Raises:
         WeightsError: the file changed since it was resolved, or does not fit.
+        InvalidSpec: the input or the pooling does not suit the network.
+    """
+    from tl_pipeline.cuts import Single  # noqa: PLC0415 - torch
+
+    return Single(load_together([encoder]))
+
+
+def load_together(encoders: Sequence[Encoder]) -> "Cut":
+    """One network for encoders that differ in layer and pooling alone.
+
+    It maps a batch (n, channels, crop, crop) to one tensor (n, width) per encoder.
+
+    Raises:
+        ValueError: they differ in more.
+        WeightsError, InvalidSpec: see ``load``.
     """
     from tl_pipeline import networks  # noqa: PLC0415 - torch, which planning can spare
 
+    encoder = encoders[0]
+    if not all(shares_network(encoder, other) for other in encoders):
+        raise ValueError("these encoders differ in more than layer and pooling")
     backbone = backbones.find_backbone(encoder.backbone)
-    layer = backbones.Layer(encoder.node, encoder.pooling)
-    if encoder.weights.seed is not None:
-        return networks.untrained(backbone, layer, encoder.weights.seed)
-    file = encoder.weights.file
+    layers = [Layer(other.node, other.pooling) for other in encoders]
+    how, weights = encoder.preprocess, encoder.weights
+    if weights.seed is not None:
+        return networks.untrained(backbone, layers, how, weights.seed)
+    file = weights.file
     if file is None or not file.exists():
         raise WeightsError(f"the weights {encoder.label} are no longer at {file}")
     data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != encoder.weights.sha256:
+    if hashlib.sha256(data).hexdigest() != weights.sha256:
         raise WeightsError(f"{file} changed while this run was under way; run again")
-    return networks.pretrained(backbone, layer, networks.read_state(data, file), file)
+    state = networks.read_state(data, file)
+    return networks.pretrained(backbone, layers, how, state, file)
 
 
-def check_names(spec: EncoderSpec) -> Backbone:
-    """The backbone of ``spec``, if it and its layer are listed.
+def shares_network(one: Encoder, other: Encoder) -> bool:
+    """Whether one forward pass gives both: they differ in layer and pooling alone."""
+    return (one.backbone, one.weights.sha256, one.preprocess, one.precision) == (
+        other.backbone,
+        other.weights.sha256,
+        other.preprocess,
+        other.precision,
+    )
+
+
+def check_names(spec: EncoderSpec, store: Store) -> Backbone:
+    """The backbone of ``spec``, if it has the layer and the input is in range.
 
     Raises:
-        UnknownName: one of them is not.
+        UnknownName: one of them is not there.
+        InvalidSpec: the layer is no vector and nothing makes one.
     """
     backbone = backbones.find_backbone(spec.backbone)
-    backbone.layer(spec.layer)
+    weight_names.parse(spec.weights, backbone)
+    memo = Remembered(store)
+    _layer(spec, backbone, memo)
+    memo.save()
     return backbone
 
 
-def fetch(spec: EncoderSpec) -> None:
+def fetch(spec: EncoderSpec, store: Store) -> None:
     """Download the named weights of ``spec`` by torchvision's own loader if missing.
 
     Raises:
-        UnknownName: see ``check_names``.
+        UnknownName, InvalidSpec: see ``check_names``.
         WeightsError: they cannot be downloaded; says which file to put where.
     """
-    backbone = check_names(spec)
-    member = _member(spec.weights or backbone.weights)
-    if backbone.origin == "ours" or member is None:
-        return
-    named = backbones.named_weights(backbone, member)
-    if named.file.exists():
-        return
-    from torch.hub import load_state_dict_from_url  # noqa: PLC0415
-
-    try:
-        load_state_dict_from_url(named.url, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{_missing(named)}. Download failed: {error}") from None
+    weight_names.fetch(spec.weights, check_names(spec, store))
 
 
-def _member(asked: str) -> str | None:
-    """``asked`` if it names a member of torchvision's weights; None for the rest."""
-    is_file = asked.endswith(_FILE_ENDINGS) or "/" in asked
-    return None if is_file or _is_random(asked) else asked
-
-
-def _is_random(asked: str) -> bool:
-    return asked.partition(":")[0] == "random"
-
-
-def _weights(asked: str, named: NamedWeights, memo: "_Remembered") -> Weights:
-    if _is_random(asked):
-        seed = asked.partition(":")[2]
-        if not seed.isdecimal() or int(seed) >= 2**64:
-            raise InvalidSpec(f"weights {asked!r}: write random:SEED, a whole number")
-        # The draw depends on torch's own initialisation and generator.
-        drawn = f"random:{int(seed)} torch {metadata.version('torch')}"
-        sha256 = hashlib.sha256(drawn.encode()).hexdigest()
-        return Weights(name=f"random:{int(seed)}", sha256=sha256, seed=int(seed))
-    if _member(asked) is None:
-        file = Path(asked).expanduser().resolve()
-        if not file.is_file():
-            raise WeightsError(f"weights file {file} does not exist")
-        return Weights(name=file.name, sha256=memo.sha256(file), file=file)
-    if not named.file.is_file():
-        raise WeightsError(_missing(named))
-    sha256 = memo.sha256(named.file)
-    # torchvision checks this only while it downloads.
-    if not sha256.startswith(named.sha256_prefix):
-        raise WeightsError(
-            f"{named.file} is not the published {named.name}: its sha256 begins with "
-            f"{sha256[:8]}, not {named.sha256_prefix}. Delete it, or give it with "
-            "weights=FILE if you mean it"
-        )
-    return Weights(name=named.name, sha256=sha256, file=named.file)
-
-
-def _missing(named: NamedWeights) -> str:
-    return (
-        f"weights {named.name} are not on disk: put {named.url.rpartition('/')[2]} "
-        f"({named.megabytes:.0f} MB, from {named.url}) at {named.file}, or give "
-        "another file with weights=FILE"
-    )
-
-
-def _named(backbone: Backbone, member: str, memo: "_Remembered") -> NamedWeights:
-    if backbone.origin == "ours":
-        return backbones.named_weights(backbone, member)
-    key = f"torchvision {metadata.version('torchvision')} {backbone.name} {member}"
+def _layer(
+    spec: EncoderSpec, backbone: Backbone, memo: Remembered
+) -> tuple[str, Layer]:
+    """The layer that is asked for, by a listed name or by that of a graph node."""
+    name = spec.layer or backbone.default_layer
+    if name in backbone.layers:
+        return name, backbone.layers[name]
+    node = name.removeprefix(_NODE)
+    key = f"torchvision {metadata.version('torchvision')} {backbone.name} node {node}"
     known = memo.get(key)
-    if known is not None:
-        file = backbones.checkpoint_folder() / known.pop("file")
-        preprocess = Preprocess.model_validate(known.pop("preprocess"))
-        return NamedWeights(file=file, preprocess=preprocess, **known)
-    named = backbones.named_weights(backbone, member)
-    memo.put(
-        key,
-        {
-            "name": named.name,
-            "file": named.file.name,
-            "url": named.url,
-            "megabytes": named.megabytes,
-            "sha256_prefix": named.sha256_prefix,
-            "preprocess": named.preprocess.model_dump(mode="json"),
-        },
-    )
-    return named
+    if known is None:
+        from tl_pipeline import networks  # noqa: PLC0415 - torch
+
+        named = weight_names.find_named(backbone, backbone.weights, memo)
+        shape = networks.input_shape(named.preprocess)
+        found = networks.layer_at(backbone.name, node, shape)
+        memo.put(key, {"pooling": found.pooling})
+        return node, found
+    return node, Layer(node, known["pooling"])
 
 
-class _Remembered:
-    """A disposable memo in the store: named members, hashes of weights files."""
+def _pooled(spec: EncoderSpec, usual: Layer) -> Layer:
+    if spec.pool is None or (spec.pool == "flatten" and usual.pooling == "none"):
+        return usual  # a vector is flat already
+    return replace(usual, pooling=_POOLINGS.get(spec.pool, spec.pool))
 
-    def __init__(self, store: Store, *, trust: bool) -> None:
-        self._file = store.root / "memo" / "encoders.json"
-        self._writable = (store.root / "store.json").exists()
-        self._trust = trust
-        try:
-            self._known = json.loads(self._file.read_text())
-        except (FileNotFoundError, ValueError):  # bytes that are no JSON, or no text
-            self._known = {}
-        if not isinstance(self._known, dict):
-            self._known = {}
-        self._before = dict(self._known)
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        value = self._known.get(key)
-        return dict(value) if value is not None else None
+def _overridden(spec: EncoderSpec, usual: Preprocess) -> Preprocess:
+    """``usual`` with what ``spec`` sets itself."""
+    given = {
+        name: value
+        for name in ("resize", "crop", "interpolation", "mean", "std")
+        if (value := getattr(spec, name)) is not None
+    }
+    found = usual.model_copy(update=given)
+    for name in ("mean", "std"):
+        if len(getattr(found, name)) != len(usual.mean):
+            raise InvalidSpec(
+                f"{spec.short()}: {name} must have {len(usual.mean)} values, one for "
+                "each channel of the network, with slashes between"
+            )
+    if found.crop > found.resize:
+        raise InvalidSpec(
+            f"{spec.short()}: a crop of {found.crop} is larger than what it is cut "
+            f"from, resize={found.resize}. Set both"
+        )
+    return found
 
-    def put(self, key: str, value: dict[str, Any]) -> None:
-        self._known[key] = value
 
-    def sha256(self, file: Path) -> str:
-        stat = file.stat()
-        version = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-        known = self._known.get(str(file))
-        if known and known["version"] == version and self._trust:
-            return known["sha256"]
-        with file.open("rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-        self.put(str(file), {"version": version, "sha256": sha256})
-        return sha256
-
-    def save(self) -> None:
-        if self._writable and self._known != self._before:
-            self._file.parent.mkdir(exist_ok=True)
-            write_atomically(self._file, json.dumps(self._known, indent=1))
+def _variant(spec: EncoderSpec, pooled: bool, fed: bool) -> str:
+    changed = [name for name in ("pool",) if pooled]
+    changed += ["resize", "crop", "interpolation", "mean", "std"] if fed else []
+    given = spec.model_dump(include=set(changed), exclude_none=True)
+    return " ".join(f"{name}={text}" for name, text in EncoderSpec.texts(given).items())

@@ -1,111 +1,192 @@
-"""Networks: built, loaded with weights, cut at a layer. Imports torch."""
+"""Networks: built by their provider, loaded with weights, cut at layers. Imports torch.
 
-import io
-from collections.abc import Mapping
+Parameters are born without memory and replaced by those of the file, so that no network
+is ever filled twice.
+"""
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import nn
-from torchvision.models import get_model
-from torchvision.models.feature_extraction import create_feature_extractor
+from torch.overrides import TorchFunctionMode
 
-from tl_pipeline.backbones import Backbone, Layer
-from tl_pipeline.errors import WeightsError
-from tl_pipeline.lenet import LeNet5
+from tl_pipeline.backbones import PROVIDERS, Backbone, Layer, find_backbone
+from tl_pipeline.cuts import Cut, Shape, node_names, shapes, usual_pooling
+from tl_pipeline.errors import UnknownName, WeightsError
+from tl_pipeline.images import Preprocess
+from tl_pipeline.weight_files import read_state
+
+__all__ = [
+    "Node",
+    "graph",
+    "hollow",
+    "input_shape",
+    "layer_at",
+    "pretrained",
+    "read_state",
+    "untrained",
+    "widths",
+]
+
+State = Mapping[str, torch.Tensor]
+
+_MAKERS = (torch.empty, torch.zeros, torch.ones)
+# Nodes that a wrong layer name is told about.
+_SUGGESTED = 12
 
 
-class Cut(nn.Module):
-    """A frozen network up to ``layer``: (n, channels, crop, crop) -> (n, width)."""
+class _Hollow(TorchFunctionMode):
+    """Parameters and buffers as modules make them have no memory.
 
-    def __init__(self, network: nn.Module, layer: Layer) -> None:
-        super().__init__()
-        self.pooling = layer.pooling
-        self.body = create_feature_extractor(network.eval(), {layer.node: "out"})
-        self.eval().requires_grad_(requires_grad=False)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Embed a normalised float32 batch."""
-        out = self.body(batch)["out"]
-        return out.mean(dim=(2, 3)) if self.pooling == "mean" else out
-
-
-def read_state(data: bytes, origin: Path) -> dict[str, torch.Tensor]:
-    """The state dict in the bytes of a weights file; ``origin`` names it in errors.
-
-    Raises:
-        WeightsError: truncated, not a state dict, or a pickle that holds code.
+    Unlike under ``torch.device("meta")``, networks may compute with what they count
+    themselves: RegNet its widths, Swin its tables of positions.
     """
-    try:
-        if origin.suffix == ".safetensors":
-            return load_safetensors(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise WeightsError(f"{origin}: not a whole safetensors file: {error}") from None
-    # torch raises errors of many kinds for damaged files; all mean the same here.
-    except Exception as error:  # noqa: BLE001
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{origin}: cannot be read as a state dict ({reason}). Expected what "
-            "torch.save(model.state_dict(), FILE) writes, or a .safetensors file"
-        ) from None
-    tensors = isinstance(state, dict) and all(
-        isinstance(name, str) and torch.is_tensor(t) for name, t in state.items()
-    )
-    if not tensors or not state:
-        raise WeightsError(f"{origin}: holds no state dict of tensors")
-    return state
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _MAKERS and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def input_shape(how: Preprocess) -> Shape:
+    """One input of a network: (channels, crop, crop)."""
+    return (1 if how.grey else len(how.mean), how.crop, how.crop)
 
 
 def pretrained(
-    backbone: Backbone, layer: Layer, state: dict[str, torch.Tensor], origin: Path
-) -> nn.Module:
-    """The frozen network up to ``layer`` with the weights ``state``, in eval mode.
-
-    It maps a normalised float32 batch (n, channels, crop, crop) to float32 (n, width).
+    backbone: Backbone,
+    layers: Sequence[Layer],
+    how: Preprocess,
+    state: State,
+    origin: Path,
+) -> Cut:
+    """The frozen network up to ``layers`` with the weights ``state``, in eval mode.
 
     Raises:
-        WeightsError: names or shapes do not fit the network; they are listed.
+        WeightsError: names or shapes do not fit the network, they are listed; or a
+            value that is needed is not finite.
+        InvalidSpec: see ``cuts.Cut``.
     """
-    with torch.device("meta"):
-        network = _network(backbone, classes=None)
-        # Weights of a fine-tuned network end in another number of classes, and are as
-        # good an encoder.
-        last = next(reversed(list(network.named_parameters())))[0]
-        if last in state and state[last].ndim == 1:
-            network = _network(backbone, classes=len(state[last]))
-    expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in state.items()}
-    if expected != given:
-        raise WeightsError(
-            f"{origin} does not hold weights of {backbone.name}: "
-            + _difference(expected, given)
-        )
-    kinds = {name: t.dtype for name, t in network.state_dict().items()}
-    state = {name: t.to(kinds[name]) for name, t in state.items()}
-    network.load_state_dict(state, strict=True, assign=True)
-    return Cut(network, layer)
+    network = hollow(backbone, how.crop, state)
+    _load(network, state, f"{origin} does not hold weights of {backbone.name}: ")
+    cut = Cut(backbone, network, layers, input_shape(how))
+    for name, values in cut.named_parameters():
+        if not torch.isfinite(values.sum()):
+            raise WeightsError(
+                f"{origin}: {name} holds values that are not finite; a layer before it "
+                "may still be good"
+            )
+    return cut
 
 
-def untrained(backbone: Backbone, layer: Layer, seed: int) -> nn.Module:
-    """The network up to ``layer`` as it is before any training, drawn from ``seed``."""
+def untrained(
+    backbone: Backbone, layers: Sequence[Layer], how: Preprocess, seed: int
+) -> Cut:
+    """The network up to ``layers`` as before any training, drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Cut(_network(backbone, classes=None), layer)
+        network = PROVIDERS[backbone.origin].build(backbone, how.crop)
+        return Cut(backbone, network, layers, input_shape(how))
 
 
-def _network(backbone: Backbone, classes: int | None) -> nn.Module:
-    if backbone.origin == "ours":
-        return LeNet5() if classes is None else LeNet5(classes)
-    extra: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    return get_model(backbone.name, weights=None, **extra)
+def hollow(backbone: Backbone, side: int, state: State | None = None) -> nn.Module:
+    """The network for ``state`` without values, in eval mode; nobody's draws move.
+
+    Raises:
+        InvalidSpec: the network has no form for inputs of ``side`` pixels.
+    """
+    with torch.random.fork_rng(devices=[]), _Hollow():
+        return PROVIDERS[backbone.origin].build(backbone, side, state or {}).eval()
 
 
-def _difference(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
-) -> str:
+@dataclass(frozen=True)
+class Node:
+    """A step of a network's graph: ``shape`` of its output for one image, if it has.
+
+    ``kind`` is the class of its module, or "" for a plain function.
+    """
+
+    name: str
+    kind: str
+    shape: Shape | None
+
+
+def graph(backbone: Backbone, how: Preprocess) -> list[Node]:
+    """The graph of the network in evaluation, in order, with the shapes of outputs."""
+    network = hollow(backbone, how.crop).to("meta")
+    nodes = node_names(network)
+    found = shapes(backbone, network, nodes, input_shape(how))
+    kinds = {name: type(module).__name__ for name, module in network.named_modules()}
+    return [Node(name, kinds.get(name, ""), found.get(name)) for name in nodes]
+
+
+def widths(backbone: Backbone, how: Preprocess) -> tuple[int, ...]:
+    """How many values each listed layer gives for an image, in their order."""
+    network = hollow(backbone, how.crop).to("meta")
+    layers = list(backbone.layers.values())
+    return Cut(backbone, network, layers, input_shape(how)).widths
+
+
+@lru_cache(maxsize=16)
+def layer_at(name: str, node: str, image: Shape) -> Layer:
+    """The layer at any graph node of the network ``name``, pooled as is usual there.
+
+    Raises:
+        UnknownName: there is no such node; the nearest are named.
+        InvalidSpec: it gives nothing that makes a vector.
+    """
+    backbone = find_backbone(name)
+    network = hollow(backbone, image[-1])
+    nodes = node_names(network)
+    if node not in nodes and not any(known.startswith(f"{node}.") for known in nodes):
+        raise UnknownName(f"{name} layer", node, _near(backbone, node, nodes))
+    found = shapes(backbone, network.to("meta"), [node], image)
+    return Layer(node, usual_pooling(backbone, node, found.get(node)))
+
+
+def _near(backbone: Backbone, node: str, nodes: Sequence[str]) -> list[str]:
+    """The listed layers, and the nodes whose names are most like ``node``."""
+    close = difflib.get_close_matches(node, nodes, n=_SUGGESTED, cutoff=0.5)
+    return [*backbone.layers, *close]
+
+
+def _load(network: nn.Module, state: State, complaint: str) -> None:
+    """Put ``state`` in place of the parameters, renamed as torchvision renames."""
+    own = network.state_dict()
+    expected = {name: tuple(t.shape) for name, t in own.items()}
+    given = {name: tuple(t.shape) for name, t in state.items()}
+    kinds = {name: tensor.dtype for name, tensor in own.items()}
+    cast = OrderedDict((name, _as(t, kinds.get(name))) for name, t in state.items())
+    # Versions say which names old files use. A file of today's names and shapes is of
+    # today, whether or not its format can say so.
+    versions = own if expected == given else state
+    vars(cast)["_metadata"] = getattr(versions, "_metadata", None) or {}
+    try:
+        missing, unknown = network.load_state_dict(cast, strict=False, assign=True)
+    except (RuntimeError, ValueError) as fault:
+        told = _difference(expected, given) or str(fault).strip().partition("\n")[0]
+        raise WeightsError(complaint + told) from None
+    if missing or unknown:
+        raise WeightsError(complaint + _difference(expected, given))
+
+
+def _as(tensor: torch.Tensor, kind: torch.dtype | None) -> torch.Tensor:
+    """``tensor`` as ``kind``; in float32 where the network has none of its name."""
+    if kind is None:
+        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(kind)
+
+
+def _difference(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> str:
     """Which names are missing or strange, and which shapes differ: three of each."""
     faults = {
         "missing": [name for name in expected if name not in given],

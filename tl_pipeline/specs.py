@@ -6,7 +6,7 @@ Pure: nothing here reads a file or knows which networks exist. The short form
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -66,17 +66,44 @@ def _short(name: str, params: dict[str, Any]) -> str:
     return f"{name}:{shown}" if shown else name
 
 
-class EncoderSpec(Spec):
-    """Which embedding is wanted: backbone, layer, weights and precision.
+def _numbers(value: Any) -> Any:
+    return value.split("/") if isinstance(value, str) else value
 
-    ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the path
-    of a file, or ``random:SEED``; ``layer`` is a name that the backbone lists. What is
-    left out takes the backbone's default.
+
+_Side = Annotated[int, Field(ge=8, le=2048)]
+_Channels = Field(min_length=1, max_length=4)
+_Means = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    BeforeValidator(_numbers),
+    _Channels,
+]
+_Deviations = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=10)], ...],
+    BeforeValidator(_numbers),
+    _Channels,
+]
+
+
+class EncoderSpec(Spec):
+    """Which embedding is wanted: backbone, layer, pooling, weights, input, precision.
+
+    ``layer`` is a name that the backbone lists or any node of its graph (``node:NAME``
+    where a listed name would be taken for it), ``pool`` how a spatial one becomes a
+    vector. ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
+    path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
+    ``std`` of values in [0, 1], one per channel. What is left out takes the default of
+    the backbone, layer or weights.
     """
 
     backbone: str
     layer: str | None = None
+    pool: Literal["gap", "gem", "flatten", "cls", "cls+mean"] | None = None
     weights: str | None = None
+    resize: _Side | None = None
+    crop: _Side | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    mean: _Means | None = None
+    std: _Deviations | None = None
     precision: Literal["fp32"] = "fp32"
 
     @classmethod
@@ -92,7 +119,15 @@ class EncoderSpec(Spec):
     def short(self) -> str:
         """The text that ``parse`` reads back to this."""
         given = self.model_dump(exclude={"backbone"}, exclude_defaults=True)
-        return _short(self.backbone, given)
+        return _short(self.backbone, self.texts(given))
+
+    @staticmethod
+    def texts(fields: Mapping[str, Any]) -> dict[str, str]:
+        """The values of ``fields`` as ``parse`` reads them: 0.5/0.5/0.5."""
+        return {
+            name: "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in fields.items()
+        }
 
 
 class HeadConfig(Spec):

@@ -95,11 +95,11 @@ def resolve(
         UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
     for wish in wishes:
-        encoders.check_names(wish)
+        encoders.check_names(wish, store)
     found = []
     for wish in wishes:
         if download:
-            encoders.fetch(wish)
+            encoders.fetch(wish, store)
         encoder = encoders.resolve(wish, store, trust=not verify)
         if download and not EmbeddingFolder(store, encoder.key).path.exists():
             encoders.load(encoder)

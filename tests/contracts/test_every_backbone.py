@@ -1,198 +1,153 @@
-"""What every (backbone, layer) of BACKBONES promises; untrained, so offline."""
+"""What every network of BACKBONES promises, under every layer that it lists.
+
+Offline, so with random weights; on the smallest inputs that the networks accept.
+"""
 
 import gc
-import io
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torchvision.models
 from torch import nn
-from torchvision.models import get_model, get_model_weights
-from torchvision.models.feature_extraction import get_graph_node_names
-from torchvision.transforms import v2
+from torchvision.models import get_model_weights, list_models
 
+from tests.likely_weights import State, likely_state, noise
 from tl_pipeline import backbones, networks
-from tl_pipeline.backbones import BACKBONES, Backbone, Layer
+from tl_pipeline.backbones import BACKBONES, Backbone
+from tl_pipeline.cuts import node_names
 from tl_pipeline.errors import UnknownName
-from tl_pipeline.images import pixels
-from tl_pipeline.lenet import LeNet5
 
-SEED = 7
-PAIRS = [(name, layer) for name, row in BACKBONES.items() for layer in row.layers]
-NAMED = [
-    (row.name, member)
-    for row in BACKBONES.values()
-    if row.origin == "torchvision"
-    for member in get_model_weights(row.name).__members__
-]
-# Smaller than the crop, between crop and resize, larger; portrait, landscape, odd.
-# 303 - 224 = 79 halves to 39.5: there rounding half to even shows.
-SIZES = [(17, 17), (37, 91), (224, 224), (225, 223), (256, 303), (303, 256), (500, 375)]
+IMAGES = 2
 
 
-class Pair:
-    """One backbone and layer with its untrained network and a batch of four images."""
-
-    def __init__(self, name: str, layer: str) -> None:
-        self.name, self.layer_name = name, layer
-        self.backbone: Backbone = BACKBONES[name]
-        self.layer: Layer = self.backbone.layers[layer]
-        how = backbones.named_weights(self.backbone, self.backbone.weights).preprocess
-        chance = torch.Generator().manual_seed(1)
-        shape = (4, len(how.mean) if not how.grey else 1, how.crop, how.crop)
-        self.batch = torch.randn(shape, generator=chance)
-        self.network = self.drawn(SEED)
-        self.embeddings = self.embed(self.network)
-
-    def drawn(self, seed: int) -> nn.Module:
-        """The network drawn from ``seed``."""
-        gc.collect()
-        return networks.untrained(self.backbone, self.layer, seed)
-
-    @torch.inference_mode()
-    def embed(self, network: nn.Module) -> torch.Tensor:
-        """The embeddings of the batch."""
-        return network(self.batch)
+def smallest(name: str) -> int:
+    """A side in pixels that ``name`` accepts, at which its last maps are small."""
+    if name.startswith("vit_"):
+        return 2 * int(name.rpartition("_")[2])
+    known = {"lenet5": 32, "inception_v3": 107, "maxvit_t": 224, "ssd300_vgg16": 300}
+    return known.get(name, 64 if BACKBONES[name].origin == "torchvision" else 128)
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
-def pair(request: pytest.FixtureRequest) -> Pair:
-    """Built once per pair."""
-    return Pair(*request.param)
+class Network:
+    """One network with likely weights, cut at all its layers, and what it made of noise.
+
+    Only the small results are kept: the largest network has 2.6 GB of weights.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.backbone = BACKBONES[name]
+        self.layers = list(self.backbone.layers)
+        side = smallest(name)
+        named = backbones.named_weights(self.backbone, self.backbone.weights)
+        how = named.preprocess.model_copy(update={"crop": side})
+        batch = noise(IMAGES, networks.input_shape(how)[0], side)
+        state = likely_state(self.backbone, side)
+        layers = list(self.backbone.layers.values())
+        cut = networks.pretrained(self.backbone, layers, how, state, Path("likely"))
+        self.training = [n for n, module in cut.named_modules() if module.training]
+        self.learning = [n for n, p in cut.named_parameters() if p.requires_grad]
+        self.widths = cut.widths
+        self.together = cut(batch)
+        self.again = cut(batch)
+        one_by_one = [cut(image[None]) for image in batch]
+        self.alone = tuple(map(torch.cat, zip(*one_by_one, strict=True)))
+        self.last_input = last_input(self.backbone, side, state, batch)
 
 
-@pytest.fixture(autouse=True)
-def collected():
-    """Networks are cyclic garbage, and vgg16 fills half a GB: collect it at once."""
-    yield
+@torch.no_grad()
+def last_input(
+    backbone: Backbone, side: int, state: State, batch: torch.Tensor
+) -> torch.Tensor | None:
+    """What the last layer of a classifier sees, by a hook in the whole network."""
+    if backbone.origin == "torchvision detection":
+        return None
+    network = networks.hollow(backbone, side, state)
+    network.load_state_dict(state, assign=True)
+    last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    seen: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(batch)
+    (found,) = seen
+    return found.mean(dim=(2, 3)) if found.ndim == 4 else found
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """Built once per network; networks are cyclic garbage, so collected at once."""
+    gc.collect()
+    yield Network(request.param)
     gc.collect()
 
 
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    """A photo-like picture: smooth colours and sharp noise."""
-    chance = np.random.default_rng(0)
-    coarse = chance.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    smooth = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
-    noise = chance.integers(-20, 21, (480, 640, 3))
-    return Image.fromarray((np.asarray(smooth) + noise).clip(0, 255).astype(np.uint8))
+def test_it_is_frozen_and_in_eval_mode(network: Network):
+    assert network.training == []
+    assert network.learning == []
+    assert not any(vectors.requires_grad for vectors in network.together)
 
 
-def test_it_is_frozen_and_in_eval_mode(pair: Pair):
-    assert not [n for n, m in pair.network.named_modules() if m.training]
-    assert not [n for n, p in pair.network.named_parameters() if p.requires_grad]
+def test_embeddings_are_finite_rows_of_the_declared_width(network: Network):
+    for vectors, width in zip(network.together, network.widths, strict=True):
+        assert vectors.dtype == torch.float32
+        assert vectors.shape == (IMAGES, width)
+        assert torch.isfinite(vectors).all()
 
 
-def test_embeddings_are_finite_float32_rows(pair: Pair):
-    assert pair.embeddings.dtype == torch.float32
-    assert pair.embeddings.ndim == 2
-    assert len(pair.embeddings) == 4
-    assert torch.isfinite(pair.embeddings).all()
-    assert pair.embeddings.std() > 0
+def test_other_images_have_other_embeddings(network: Network):
+    """So that the next two tests say something."""
+    for name, vectors in zip(network.layers, network.together, strict=True):
+        assert _apart(vectors[0], vectors[1]) > 1e-3, name
 
 
-def test_the_batch_does_not_change_an_embedding(pair: Pair):
-    scale = pair.embeddings.abs().max()
-    with torch.inference_mode():
-        alone = torch.cat([pair.network(image[None]) for image in pair.batch])
-    assert (alone - pair.embeddings).abs().max() <= 1e-5 * scale
+def test_it_is_deterministic(network: Network):
+    for first, again in zip(network.together, network.again, strict=True):
+        assert torch.equal(first, again)
 
 
-def test_the_seed_alone_decides_the_untrained_weights(pair: Pair):
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    again = pair.embed(pair.drawn(SEED))
-    assert torch.equal(torch.get_rng_state(), before)  # nobody else's draws move
-    assert torch.equal(again, pair.embeddings)
-    assert not torch.equal(pair.embed(pair.drawn(SEED + 1)), pair.embeddings)
+def test_the_batch_does_not_change_an_embedding(network: Network):
+    pairs = zip(network.layers, network.together, network.alone, strict=True)
+    for name, together, alone in pairs:
+        assert _apart(together, alone) <= 1e-5, name
 
 
-def test_the_layer_is_found_by_its_name(pair: Pair):
-    assert pair.backbone.layer(pair.layer_name) == (pair.layer_name, pair.layer)
+def test_penultimate_is_what_the_last_layer_of_the_classifier_sees(network: Network):
+    if network.last_input is None:
+        assert network.backbone.origin == "torchvision detection"
+        return
+    found = network.together[network.layers.index("penultimate")]
+    assert _apart(found, network.last_input) <= 1e-5
 
 
-def _torchvision(name: str) -> nn.Module:
-    torch.manual_seed(SEED)
-    return get_model(name, weights=None).eval()
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, in units of the largest value."""
+    return float((one - other).abs().max() / torch.maximum(one, other).abs().max())
 
 
-def _classifier(name: str, end: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Alexnet or vgg16 by hand, with the first ``end`` modules of its classifier."""
-    ref = _torchvision(name)
-    return lambda x: ref.classifier[:end](ref.avgpool(ref.features(x)).flatten(1))
+def test_the_table_has_every_classification_network_of_torchvision():
+    ours = {n for n, row in BACKBONES.items() if row.origin == "torchvision"}
+    assert ours == set(list_models(module=torchvision.models))
 
 
-def _without_fc(name: str) -> nn.Module:
-    ref = _torchvision(name)
-    ref.fc = nn.Identity()
-    return ref
-
-
-def _mobilenet() -> Callable[[torch.Tensor], torch.Tensor]:
-    ref = _torchvision("mobilenet_v3_small")
-    return lambda x: ref.features(x).mean(dim=(2, 3))
-
-
-def _squeezenet() -> Callable[[torch.Tensor], torch.Tensor]:
-    ref = _torchvision("squeezenet1_0")
-    return lambda x: ref.features[:13](x).mean(dim=(2, 3))
-
-
-def _lenet(layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    torch.manual_seed(SEED)
-    ref = LeNet5().eval()
-
-    def c5(x: torch.Tensor) -> torch.Tensor:
-        maps = ref.s2(ref.c1(x).relu())
-        return ref.c5(ref.s4(ref.c3(maps).relu())).relu().flatten(1)
-
-    return c5 if layer == "c5" else lambda x: ref.f6(c5(x)).relu()
-
-
-# Each layer by hand: the function, the width, and whether a ReLU was its last step.
-BY_HAND = {
-    ("lenet5", "c5"): (lambda: _lenet("c5"), 120, True),
-    ("lenet5", "f6"): (lambda: _lenet("f6"), 84, True),
-    ("alexnet", "fc6"): (lambda: _classifier("alexnet", 3), 4096, True),
-    ("alexnet", "fc7"): (lambda: _classifier("alexnet", 6), 4096, True),
-    ("vgg16", "fc6"): (lambda: _classifier("vgg16", 2), 4096, True),
-    ("vgg16", "fc7"): (lambda: _classifier("vgg16", 5), 4096, True),
-    ("squeezenet1_0", "fire9"): (_squeezenet, 512, True),
-    ("resnet18", "avgpool"): (lambda: _without_fc("resnet18"), 512, True),
-    ("resnet50", "avgpool"): (lambda: _without_fc("resnet50"), 2048, True),
-    ("mobilenet_v3_small", "avgpool"): (_mobilenet, 576, False),
-}
-
-
-def test_it_equals_the_layer_computed_by_hand(pair: Pair):
-    if (pair.name, pair.layer_name) not in BY_HAND:
-        pytest.skip("no fact by hand for this layer yet")
-    build, width, after_relu = BY_HAND[pair.name, pair.layer_name]
-    with torch.inference_mode():
-        expected = build()(pair.batch)
-    assert pair.embeddings.shape == (4, width)
-    assert (pair.embeddings.min() >= 0) == after_relu
-    torch.testing.assert_close(pair.embeddings, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_facts_by_hand_are_about_listed_layers():
-    assert BY_HAND.keys() <= set(PAIRS)
+def test_the_table_has_every_detection_network_of_torchvision():
+    ours = {n for n, row in BACKBONES.items() if row.origin == "torchvision detection"}
+    assert ours == set(list_models(module=torchvision.models.detection))
 
 
 @pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
-def test_every_node_is_in_the_graph_of_the_network(row: Backbone):
-    with torch.device("meta"):
-        network = LeNet5() if row.origin == "ours" else get_model(row.name)
-    _, nodes = get_graph_node_names(network.eval())
-    assert {layer.node for layer in row.layers.values()} <= set(nodes)
+def test_every_layer_is_a_node_or_a_module_of_the_graph(row: Backbone):
+    nodes = node_names(networks.hollow(row, smallest(row.name)))
+    for layer in row.layers.values():
+        assert any(
+            node == layer.node or node.startswith(f"{layer.node}.") for node in nodes
+        )
 
 
 @pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
-def test_the_default_layer_is_the_first_listed(row: Backbone):
+def test_it_has_a_penultimate_layer_and_a_default_one(row: Backbone):
     first = next(iter(row.layers.items()))
     assert row.layer(None) == row.layer(row.default_layer) == first
+    assert "penultimate" in row.layers
 
 
 @pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
@@ -209,37 +164,23 @@ def test_unknown_weights_name_the_choices(row: Backbone):
     assert row.weights in str(fault.value)
 
 
+@pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
+def test_its_published_weights_are_named_with_file_size_and_promise(row: Backbone):
+    """``DEFAULT`` gives the member it stands for; the file's name promises a hash."""
+    if row.origin == "ours":
+        return
+    assert row.weights in get_model_weights(row.name).__members__
+    known = {member.name for member in get_model_weights(row.name)}
+    for member in get_model_weights(row.name).__members__:
+        named = backbones.named_weights(row, member)
+        assert named.name in known
+        assert member in {"DEFAULT", named.name}
+        assert named.megabytes > 1
+        assert named.file.name in named.url
+        assert len(named.sha256_prefix) >= 8
+        assert set(named.sha256_prefix) <= set("0123456789abcdef")
+
+
 def test_an_unknown_backbone_suggests_the_nearest():
     with pytest.raises(UnknownName, match="Did you mean 'resnet50'"):
         backbones.find_backbone("resnet5")
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
-@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
-@pytest.mark.parametrize(("name", "member"), NAMED, ids="-".join)
-def test_preprocessing_is_exactly_torchvisions(
-    name: str, member: str, size: tuple[int, int], photo: Image.Image
-):
-    image = photo.crop((20, 30, 20 + size[0], 30 + size[1]))
-    how = backbones.named_weights(BACKBONES[name], member).preprocess
-    ours = torch.from_numpy(np.array(pixels(_png(image), how))).to(torch.float32) / 255
-    mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (how.mean, how.std))
-    theirs = get_model_weights(name)[member].transforms()(image)
-    assert torch.equal((ours - mean) / std, theirs)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (33, 57), (500, 375)])
-def test_lenet5_sees_grey_32x32_in_minus_one_to_one(
-    size: tuple[int, int], photo: Image.Image
-):
-    image = photo.crop((0, 0, *size))
-    row = BACKBONES["lenet5"]
-    how = backbones.named_weights(row, row.weights).preprocess
-    expected = v2.Compose([v2.Grayscale(), v2.Resize(32), v2.CenterCrop(32)])(image)
-    assert np.array_equal(pixels(_png(image), how), np.asarray(expected)[None])
-    assert (how.mean, how.std) == ((0.5,), (0.5,))

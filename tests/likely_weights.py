@@ -1,0 +1,60 @@
+"""Weights for networks that have none here: random, and as tame as trained ones."""
+
+import torch
+from torch import nn
+
+from tl_pipeline import networks
+from tl_pipeline.backbones import Backbone
+
+# Of batch norms: below one, a block changes what passes by it as after training.
+_GAMMA = 0.15
+State = dict[str, torch.Tensor]
+
+# Drawing 600 million normal values takes longer than everything else.
+_DRAWN = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+
+
+def likely_state(backbone: Backbone, side: int, seed: int = 0) -> State:
+    """Random weights whose batch norms have seen noise, for inputs of ``side`` pixels.
+
+    With unit variances in the batch norms, 50 blocks deep, a network overflows or turns
+    the last bit of a float into a difference of one; after training none does.
+    """
+    network = networks.hollow(backbone, side)
+    state = network.state_dict()  # it knows its version
+    for name, tensor in state.items():
+        state[name] = _likely(name, tensor, seed)
+    network.load_state_dict(state, assign=True)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.constant_(norm.weight, _GAMMA)
+        norm.momentum, norm.eps = 1.0, 1e-5
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            network(noise(4, 3, side, seed=2))
+    for norm in norms:
+        # Four images are few: what hardly varied among them would be blown up.
+        norm.running_var.clamp_(min=0.3 * norm.running_var.mean())
+    return network.state_dict()
+
+
+def noise(images: int, channels: int, side: int, *, seed: int = 1) -> torch.Tensor:
+    """Normalised inputs (images, channels, side, side)."""
+    chance = torch.Generator().manual_seed(seed)
+    return torch.randn((images, channels, side, side), generator=chance)
+
+
+def _likely(name: str, tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        # Counts of batches, or tables of positions that the network itself filled.
+        return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
+    count = tensor.numel()
+    drawn = _DRAWN.roll(seed) if seed else _DRAWN
+    values = drawn.repeat(count // len(drawn) + 1) if count > len(drawn) else drawn
+    values = values[:count].reshape(tensor.shape)
+    if name.endswith("running_var"):
+        return torch.ones(tensor.shape)
+    if tensor.ndim > 1:
+        return values * (2 / tensor[0].numel()) ** 0.5
+    return 0.1 * values + (1.0 if name.endswith("weight") else 0.0)

@@ -1,0 +1,157 @@
+"""``tl backbones``: list the pretrained networks, and look into one."""
+
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from tl_pipeline.request import Json
+
+if TYPE_CHECKING:
+    from tl_pipeline.backbones import Backbone, Published
+
+app = App(name="backbones", help="The pretrained networks: list, look into one.")
+
+
+@app.default
+def backbones(*, search: str | None = None, json: Json = False) -> None:
+    """List the pretrained networks, their layers, weights, and what is on disk.
+
+    The width of an embedding is read off the network, so it is shown with --json and
+    with --search.
+
+    Args:
+        search: only names that contain this.
+        json: print the networks as JSON, with every layer and its width.
+    """
+    from tl_pipeline import console
+    from tl_pipeline.backbones import BACKBONES
+
+    found = [row for row in BACKBONES.values() if (search or "") in row.name]
+    if json:
+        console.print_json([_described(row) for row in found])
+        return
+    rows = [_line(row, with_width=search is not None) for row in found]
+    columns = list(rows[0]) if rows else []
+    console.show(rows, columns, as_json=False, empty=f"no backbone has {search!r}")
+
+
+@app.command
+def show(name: str, /, *, json: Json = False) -> None:
+    """Show one network: its named layers and its graph, with the shapes of outputs.
+
+    Every name in the first column can be given as layer.
+
+    Args:
+        name: of the network.
+        json: print it all as JSON.
+    """
+    from dataclasses import asdict
+
+    from tl_pipeline import backbones, console, networks
+
+    row = backbones.find_backbone(name)
+    named = backbones.named_weights(row, row.weights)
+    graph = networks.graph(row, named.preprocess)
+    if json:
+        nodes = [asdict(node) for node in graph]
+        console.print_json({**_described(row), "graph": nodes})
+        return
+    layers = [
+        {**layer, "pool": layer["pool"] or "", "output": f"{layer['width']} values"}
+        for layer in _layers(row)
+    ]
+    console.print_rows(layers, ["layer", "node", "pool", "output"])
+    console.out.print()
+    tree = [
+        {
+            "layer": "  " * node.name.count(".") + node.name,
+            "kind": node.kind,
+            "output": " x ".join(map(str, node.shape)) if node.shape else "",
+        }
+        for node in graph
+    ]
+    console.print_rows(tree, ["layer", "kind", "output"])
+    console.out.print()
+    for weights in _published(row):
+        disk = f"on disk: {weights.file}" if weights.file.exists() else "not on disk"
+        console.out.print(f"{_scored(weights)}, {weights.megabytes:.0f} MB, {disk}")
+        console.out.print(f"  licence: {weights.licence}")
+
+
+def _line(row: "Backbone", *, with_width: bool) -> dict[str, Any]:
+    """One network as a row of the table."""
+    from tl_pipeline import backbones
+
+    published = _published(row)
+    usual = next(weights for weights in published if weights.name == row.weights)
+    named = backbones.named_weights(row, row.weights)
+    present = [weights.name for weights in published if weights.file.exists()]
+    line: dict[str, Any] = {"backbone": row.name, "layers": list(row.layers)}
+    if with_width:
+        line["width"] = _layers(row)[0]["width"]
+    return line | {
+        "input": named.preprocess.crop,
+        "M_params": round(usual.parameters / 1e6, 1),
+        "MB": usual.megabytes,
+        "weights": "; ".join(map(_scored, published)),
+        "on_disk": ", ".join(present) or "no",
+    }
+
+
+def _described(row: "Backbone") -> dict[str, Any]:
+    """One network as a document for scripts."""
+    from tl_pipeline import backbones
+
+    named = backbones.named_weights(row, row.weights)
+    layers = _layers(row)
+    return {
+        "backbone": row.name,
+        "origin": row.origin,
+        "layers": layers,
+        "width": layers[0]["width"],
+        "input": named.preprocess.crop,
+        "preprocess": named.preprocess.model_dump(mode="json"),
+        "weights": [
+            {
+                "name": weights.name,
+                "default": weights.name == row.weights,
+                "score": weights.score,
+                "measure": weights.measure,
+                "parameters": weights.parameters,
+                "megabytes": weights.megabytes,
+                "licence": weights.licence,
+                "on_disk": weights.file.exists(),
+                "file": str(weights.file),
+            }
+            for weights in _published(row)
+        ],
+    }
+
+
+def _layers(row: "Backbone") -> list[dict[str, Any]]:
+    """The named layers with the widths of their embeddings, the default first."""
+    from tl_pipeline import backbones, networks
+
+    how = backbones.named_weights(row, row.weights).preprocess
+    widths = networks.widths(row, how)
+    return [
+        {
+            "layer": name,
+            "node": layer.node,
+            "pool": {"none": None, "mean": "gap"}.get(layer.pooling, layer.pooling),
+            "width": width,
+        }
+        for (name, layer), width in zip(row.layers.items(), widths, strict=True)
+    ]
+
+
+def _published(row: "Backbone") -> "list[Published]":
+    from tl_pipeline.backbones import PROVIDERS
+
+    return PROVIDERS[row.origin].published(row)
+
+
+def _scored(weights: "Published") -> str:
+    """``IMAGENET1K_V2 80.9 top-1 ImageNet-1K``."""
+    score = "" if weights.score is None else f" {weights.score:.1f} {weights.measure}"
+    return f"{weights.name}{score}"

@@ -1,0 +1,118 @@
+"""The words of a network: its layers, its named weights, who provides it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from tl_pipeline.errors import UnknownName
+from tl_pipeline.images import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+Pooling = Literal["none", "mean", "gem", "flatten", "cls", "cls+mean"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node of a network's graph, and how its output becomes one vector an image."""
+
+    node: str
+    pooling: Pooling = "none"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network: its layers by the names people use, the first is the default.
+
+    ``weights`` are those taken when none are asked for, ``origin`` the provider that
+    describes and builds the network, ``class_tokens`` how many tokens come before
+    those of the image where a layer gives tokens.
+    """
+
+    name: str
+    layers: Mapping[str, Layer]
+    weights: str = "IMAGENET1K_V1"
+    origin: str = "torchvision"
+    class_tokens: int = 0
+
+    @cached_property
+    def default_layer(self) -> str:
+        """The name of the layer that is taken when none is asked for."""
+        return next(iter(self.layers))
+
+    def layer(self, name: str | None) -> tuple[str, Layer]:
+        """The listed layer of that name, or the default one.
+
+        Raises:
+            UnknownName: the backbone lists no such layer.
+        """
+        name = name or self.default_layer
+        if name not in self.layers:
+            raise UnknownName(f"{self.name} layer", name, self.layers)
+        return name, self.layers[name]
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """A named member of a network's weights: its file, and what it expects as input.
+
+    ``sha256_prefix`` is what torchvision promises of the file; "" where nothing is
+    promised.
+    """
+
+    name: str
+    file: Path
+    url: str
+    megabytes: float
+    sha256_prefix: str
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is said of a named member: ``score`` in percent, ``measure`` what it is."""
+
+    name: str
+    file: Path
+    megabytes: float
+    parameters: int
+    score: float | None
+    measure: str
+    licence: str
+
+
+class Provider(Protocol):
+    """A kind of network: a module with these names, and a row in ``PROVIDERS``.
+
+    Importing it must not import torch, and neither must ``find``.
+    """
+
+    ROWS: Mapping[str, Backbone]
+    """The networks it lists; a provider of networks by pattern may list none."""
+
+    def find(self, name: str) -> Backbone | None:
+        """The network of that name, if it is one of this provider's."""
+        ...
+
+    def named_weights(self, backbone: Backbone, name: str) -> NamedWeights:
+        """The weights called ``name``; UnknownName where there are none."""
+        ...
+
+    def published(self, backbone: Backbone) -> list[Published]:
+        """What is said of all named weights of ``backbone``."""
+        ...
+
+    def build(
+        self,
+        backbone: Backbone,
+        side: int,
+        state: "Mapping[str, torch.Tensor] | None" = None,
+    ) -> "torch.nn.Module":
+        """The network for inputs of ``side`` pixels, with as many classes as ``state``.
+
+        InvalidSpec where it has no form for such inputs.
+        """
+        ...
