@@ -9,21 +9,24 @@ from tl_pipeline.backbones import Backbone
 # Of batch norms: below one, a block changes what passes by it as after training.
 _GAMMA = 0.15
 State = dict[str, torch.Tensor]
+# Names that tell of auxiliary heads, which only the published files have.
+_AUX = {"aux1.": torch.empty(0), "AuxLogits.": torch.empty(0)}
 
 # Drawing 600 million normal values takes longer than everything else.
 _DRAWN = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
 
 
-def likely_state(backbone: Backbone, side: int, seed: int = 0) -> State:
+def likely_state(backbone: Backbone, side: int, *, aux_logits: bool = False) -> State:
     """Random weights whose batch norms have seen noise, for inputs of ``side`` pixels.
 
     With unit variances in the batch norms, 50 blocks deep, a network overflows or turns
     the last bit of a float into a difference of one; after training none does.
+    ``aux_logits`` adds the heads that GoogLeNet and Inception v3 were trained with.
     """
-    network = networks.hollow(backbone, side)
+    network = networks.hollow(backbone, side, _AUX if aux_logits else None)
     state = network.state_dict()  # it knows its version
     for name, tensor in state.items():
-        state[name] = _likely(name, tensor, seed)
+        state[name] = _likely(name, tensor)
     network.load_state_dict(state, assign=True)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -45,14 +48,14 @@ def noise(images: int, channels: int, side: int, *, seed: int = 1) -> torch.Tens
     return torch.randn((images, channels, side, side), generator=chance)
 
 
-def _likely(name: str, tensor: torch.Tensor, seed: int) -> torch.Tensor:
+def _likely(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         # Counts of batches, or tables of positions that the network itself filled.
         return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
     count = tensor.numel()
-    drawn = _DRAWN.roll(seed) if seed else _DRAWN
-    values = drawn.repeat(count // len(drawn) + 1) if count > len(drawn) else drawn
-    values = values[:count].reshape(tensor.shape)
+    times = count // len(_DRAWN) + 1
+    values = (_DRAWN.repeat(times) if times > 1 else _DRAWN)[:count]
+    values = values.reshape(tensor.shape)
     if name.endswith("running_var"):
         return torch.ones(tensor.shape)
     if tensor.ndim > 1:

@@ -241,12 +241,58 @@ def test_config_file_and_flags_together(tl: Tl, tmp_path: Path):
 
 
 def test_lists_are_json_for_scripts(tl: Tl):
-    names = {row["backbone"] for row in json.loads(tl("backbones", "--json").stdout)}
-    assert {"lenet5", "alexnet", "vgg16", "resnet50"} <= names
+    found = json.loads(tl("backbones", "--search", "vgg16", "--json").stdout)
+    assert [row["backbone"] for row in found] == ["vgg16", "vgg16_bn", "ssd300_vgg16"]
+    assert found[0]["width"] == 4096
+    assert found[0]["layers"][0] == {
+        "layer": "fc6",
+        "node": "classifier.1",
+        "pool": None,
+        "width": 4096,
+    }
+    (first, features) = found[0]["weights"]
+    assert (first["name"], first["default"]) == ("IMAGENET1K_V1", True)
+    assert (first["score"], first["parameters"]) == (71.592, 138_357_544)
+    assert "ImageNet-1K" in first["licence"]
+    assert first["on_disk"] is False
+    assert features["score"] is None  # torchvision has none; NaN would be no JSON
     heads = {row["head"] for row in json.loads(tl("heads", "--json").stdout)}
     assert heads == {"logistic", "mlp", "majority"}
     (digits,) = json.loads(tl("catalog", "--json").stdout)
     assert digits["name"] == "digits"
+
+
+def test_backbones_are_listed_with_weights_scores_and_what_is_on_disk(
+    tl: Tl, tmp_path: Path
+):
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "resnet50-11ad3fa6.pth").write_bytes(b"")
+    lines = tl("backbones").stdout.splitlines()
+    (resnet,) = (line for line in lines if line.startswith("resnet50 "))
+    for told in ("avgpool", "224", "25.6", "IMAGENET1K_V1 76.1 top-1 ImageNet-1K"):
+        assert told in resnet
+    assert sum(line[:1].isalnum() for line in lines) > 90
+    assert resnet.split()[-1] == "IMAGENET1K_V2"
+    assert any("IMAGENET1K_V2 80.9 top-1" in line for line in lines)
+    assert (
+        "no backbone has 'resnet5000'"
+        in tl("backbones", "--search", "resnet5000").stdout
+    )
+
+
+def test_a_backbone_is_shown_as_names_that_can_be_layers(tl: Tl):
+    shown = tl("backbones", "show", "swin_t").stdout
+    for told in ("stage4", "768 values", "features.7.1.add_1", "7 x 7 x 768", "81.5"):
+        assert told in shown
+    assert "relative_position_bias_table" not in shown  # a node, but no layer
+    document = json.loads(tl("backbones", "show", "lenet5", "--json").stdout)
+    shapes = {node["name"]: node["shape"] for node in document["graph"]}
+    assert shapes["c3_relu"] == [16, 10, 10]
+    assert shapes["output"] == [26]
+    unknown = tl("backbones", "show", "resnet5")
+    assert unknown.returncode == 2
+    assert "Did you mean 'resnet50'" in unknown.stderr
 
 
 def test_doctor_finds_this_machine_fit(tl: Tl):

@@ -238,6 +238,65 @@ def test_a_wrong_file_under_torchvisions_name_is_refused(
     assert "b66bff10" in str(fault.value)
 
 
+PLANTED = {
+    "truncated": lambda data: data[:-1000],
+    "another network": lambda _: to_pth(seeded("resnet18").state_dict()),
+    "a page of HTML": lambda _: b"<html>404 Not Found</html>",
+    "empty": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+@pytest.mark.parametrize("download", [False, True])
+def test_what_is_not_the_published_file_is_refused_and_left_alone(
+    store: Store,
+    no_weights: Path,
+    plant: Callable[[bytes], bytes],
+    download: bool,
+):
+    """Also when missing weights may be downloaded: the file is not missing."""
+    file = no_weights / "squeezenet1_1-b8a52dc0.pth"
+    data = plant(to_pth(seeded("squeezenet1_1").state_dict()))
+    file.write_bytes(data)
+    spec = EncoderSpec(backbone="squeezenet1_1")
+    if download:
+        encoders.fetch(spec, store)
+    with pytest.raises(
+        WeightsError, match=r"not the published IMAGENET1K_V1.*b8a52dc0"
+    ):
+        encoders.resolve(spec, store)
+    assert file.read_bytes() == data
+
+
+def test_the_same_seed_for_other_weights_has_another_label(store: Store):
+    texts = ["random:0", "random:0:IMAGENET1K_V2", "random:0:DEFAULT"]
+    found = [
+        encoders.resolve(EncoderSpec(backbone="resnet50", weights=text), store)
+        for text in texts
+    ]
+    assert [encoder.weights.name for encoder in found] == [
+        "random:0",
+        "random:0:IMAGENET1K_V2",
+        "random:0:IMAGENET1K_V2",
+    ]
+    assert found[1] == found[2]
+    assert found[0].key != found[1].key
+
+
+@pytest.mark.parametrize(
+    ("backbone", "member"),
+    [("resnet50", "IMAGENET1K_V2"), ("fasterrcnn_resnet50_fpn", "COCO_V1")],
+)
+@pytest.mark.usefixtures("no_weights")
+def test_default_is_resolved_to_the_member_it_names(
+    store: Store, backbone: str, member: str
+):
+    """So that the label and the key do not move with torchvision's choice."""
+    spec = EncoderSpec(backbone=backbone, weights="DEFAULT")
+    with pytest.raises(WeightsError, match=f"weights {member} are not on disk"):
+        encoders.resolve(spec, store)
+
+
 def test_a_missing_weights_file_is_refused(store: Store, tmp_path: Path):
     gone = tmp_path / "gone.pth"
     with pytest.raises(WeightsError, match=r"gone\.pth does not exist"):
@@ -319,8 +378,44 @@ def test_weights_of_another_precision_give_float32_embeddings(
     torch.testing.assert_close(found, whole, rtol=0.05, atol=0.02)
 
 
-def _renamed(state: State) -> State:
+def _parallel(state: State) -> State:
     return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+WRAPPED = {
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state, "best": 0.9},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}, "lr": 0.1}},
+    "parallel": _parallel,
+    "both": lambda state: {"epoch": 3, "state_dict": _parallel(state)},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_checkpoint_whose_weights_are_plain_to_see_is_unwrapped(
+    resolved: Resolve, lenet_state: State, wrap: Callable[[State], object]
+):
+    found = embeddings(resolved(to_pth(wrap(lenet_state))))
+    plain = embeddings(resolved(to_pth(lenet_state), name="plain.pth"))
+    assert torch.equal(found, plain)
+
+
+def test_an_ambiguous_checkpoint_names_its_state_dicts(
+    resolved: Resolve, lenet_state: State
+):
+    encoder = resolved(to_pth({"model": lenet_state, "model_ema": lenet_state}))
+    with pytest.raises(WeightsError, match=r"\['model', 'model_ema'\].*torch\.save"):
+        encoders.load(encoder)
+
+
+def test_weights_that_are_not_finite_are_refused_where_they_are_used(
+    resolved: Resolve, lenet_state: State
+):
+    """As in VGG16's IMAGENET1K_FEATURES, whose classifier holds no numbers."""
+    state = {name: tensor.clone() for name, tensor in lenet_state.items()}
+    state["f6.weight"][3, 5] = torch.nan
+    assert torch.isfinite(embeddings(resolved(to_pth(state)))).all()
+    with pytest.raises(WeightsError, match=r"f6\.weight holds values .* not finite"):
+        encoders.load(resolved(to_pth(state), layer="f6"))
 
 
 BAD_FILES = {
@@ -329,11 +424,17 @@ BAD_FILES = {
     "truncated": lambda state: to_pth(state)[:-5000],
     "half": lambda state: to_pth(state)[:100_000],
     "not-tensors": lambda _: to_pth({"a": 1, "b": "two"}),
-    "checkpoint": lambda state: to_pth({"epoch": 3, "state_dict": state}),
+    "two-states": lambda state: to_pth({"model": state, "model_ema": state}),
+    "two-wrappers": lambda state: to_pth({"model": state, "state_dict": state}),
+    "unknown-wrapper": lambda state: to_pth({"epoch": 3, "network": state}),
+    "wrapped-twice": lambda state: to_pth({"model": {"state_dict": state}}),
+    "half-parallel": lambda state: to_pth(
+        {f"module.{n}" if n.startswith("f6") else n: t for n, t in state.items()}
+    ),
     "list": lambda state: to_pth(list(state.values())),
     "no-tensors": lambda _: to_pth({}),
     "numbered": lambda state: to_pth(dict(enumerate(state.values()))),
-    "renamed": lambda state: to_pth(_renamed(state)),
+    "renamed": lambda state: to_pth({f"net.{n}": t for n, t in state.items()}),
 }
 
 
@@ -464,7 +565,10 @@ def test_resolving_writes_nothing_where_there_is_no_store(tmp_path: Path):
     assert not absent.root.exists()
 
 
-def test_resolving_a_second_time_imports_no_torch(store: Store, tmp_path: Path):
+@pytest.mark.parametrize("layer", ["avgpool", "layer3.1.add"])
+def test_resolving_a_second_time_imports_no_torch(
+    store: Store, tmp_path: Path, layer: str
+):
     file = tmp_path / "weights.pth"
     file.write_bytes(b"not read, only hashed")
     code = (
@@ -472,8 +576,11 @@ def test_resolving_a_second_time_imports_no_torch(store: Store, tmp_path: Path):
         "from tl_pipeline import encoders\n"
         "from tl_pipeline.artifacts import Store\n"
         "from tl_pipeline.specs import EncoderSpec\n"
-        f"spec = EncoderSpec(backbone='resnet18', weights={str(file)!r})\n"
-        f"print(encoders.resolve(spec, Store.open({str(store.root)!r})).key)\n"
+        f"spec = EncoderSpec(backbone='resnet18', weights={str(file)!r}, "
+        f"layer={layer!r})\n"
+        f"store = Store.open({str(store.root)!r})\n"
+        "encoders.check_names(spec, store)\n"
+        "print(encoders.resolve(spec, store).key)\n"
         "print('torch' in sys.modules)\n"
     )
     run = [sys.executable, "-c", code]

@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
-from tl_pipeline import pipeline
+import numpy as np
+import pytest
+import torch
+from torchvision.models import SqueezeNet1_0_Weights
+
+from tl_pipeline import encoders, pipeline
 from tl_pipeline.artifacts import Store
+from tl_pipeline.images import pixels
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 WEIGHTS = "squeezenet1_0-imagenet-deepcompression.pth"
@@ -25,3 +31,32 @@ def test_ants_and_bees_are_told_apart(shared: Path, store: Store):
     assert (record.images, record.quarantined) == (398, 0)
     assert record.best.test_images == 153
     assert record.best.test.value >= 0.92
+
+
+@pytest.mark.parametrize(
+    ("folder", "called", "photos", "right"),
+    [("ants", "ant", 192, 116), ("bees", "bee", 204, 140)],
+)
+def test_squeezenet_calls_ants_ants_and_bees_bees(
+    shared: Path, store: Store, folder: str, called: str, photos: int, right: int
+):
+    """By its own 1,000 classes, so weights, layers and preprocessing fit one another.
+
+    Its last node is a layer like any other; two files more or less may fall otherwise.
+    """
+    spec = EncoderSpec(
+        backbone="squeezenet1_0",
+        layer="node:flatten",
+        weights=str(shared / "weights" / WEIGHTS),
+    )
+    encoder = encoders.resolve(spec, store)
+    network, how = encoders.load(encoder), encoder.preprocess
+    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (how.mean, how.std))
+    names = SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"]
+    files = sorted((shared / "data" / "hymenoptera").glob(f"*/{folder}/*.jpg"))
+    assert len(files) == photos
+    values = np.stack([pixels(file.read_bytes(), how) for file in files])
+    with torch.inference_mode():
+        batches = torch.from_numpy(values).split(32)
+        scores = [network((batch / 255 - mean) / std) for batch in batches]
+    assert abs((torch.cat(scores).argmax(1) == names.index(called)).sum() - right) <= 2

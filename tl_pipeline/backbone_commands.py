@@ -9,6 +9,8 @@ from tl_pipeline.request import Json
 if TYPE_CHECKING:
     from tl_pipeline.backbones import Backbone, Published
 
+_MOST_AXES = 3  # of an output that some pooling makes a vector
+
 app = App(name="backbones", help="The pretrained networks: list, look into one.")
 
 
@@ -66,9 +68,10 @@ def show(name: str, /, *, json: Json = False) -> None:
         {
             "layer": "  " * node.name.count(".") + node.name,
             "kind": node.kind,
-            "output": " x ".join(map(str, node.shape)) if node.shape else "",
+            "output": " x ".join(map(str, node.shape)),
         }
         for node in graph
+        if node.shape and len(node.shape) <= _MOST_AXES
     ]
     console.print_rows(tree, ["layer", "kind", "output"])
     console.out.print()

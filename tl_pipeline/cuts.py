@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.func import functional_call
 from torchvision.models.feature_extraction import (
     create_feature_extractor,
@@ -134,10 +134,31 @@ def gem(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 
 
 def _extractor(network: nn.Module, nodes: Sequence[str]) -> nn.Module:
+    """The graph of ``network`` in evaluation up to ``nodes``: a dict of their outputs.
+
+    Evaluation is what counts: in training, graphs have heads and paths of their own.
+    """
     names = {node: node for node in nodes}
-    # Evaluation is what counts: in training, graphs have heads and paths of their own.
-    body = create_feature_extractor(network.eval(), names, suppress_diff_warning=True)
+    both = create_feature_extractor(network.eval(), names, suppress_diff_warning=True)
+    body = fx.GraphModule(both.eval(), both.graph)
+    if len(names) > 1:
+        _keep_outputs(body.graph)
+        body.recompile()
     return body.eval()
+
+
+def _keep_outputs(graph: fx.Graph) -> None:
+    """Copy each output as it is made: a ReLU or sum after it may work in its place."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    kept = {}
+    for name, node in output.args[0].items():
+        with graph.inserting_after(node):
+            kept[name] = graph.call_function(_copied, (node,))
+    output.args = (kept,)
+
+
+def _copied(value: object) -> object:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _shapes(backbone: Backbone, body: nn.Module, image: Shape) -> dict[str, Shape]:

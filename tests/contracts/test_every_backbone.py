@@ -14,10 +14,12 @@ from torch import nn
 from torchvision.models import get_model_weights, list_models
 
 from tests.likely_weights import State, likely_state, noise
-from tl_pipeline import backbones, networks
+from tl_pipeline import backbones, encoders, networks
+from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES, Backbone
 from tl_pipeline.cuts import node_names
-from tl_pipeline.errors import UnknownName
+from tl_pipeline.errors import UnknownName, WeightsError
+from tl_pipeline.specs import EncoderSpec
 
 IMAGES = 2
 
@@ -31,7 +33,7 @@ def smallest(name: str) -> int:
 
 
 class Network:
-    """One network with likely weights, cut at all its layers, and what it made of noise.
+    """One network with likely weights, cut at all its layers, and what they gave.
 
     Only the small results are kept: the largest network has 2.6 GB of weights.
     """
@@ -179,6 +181,21 @@ def test_its_published_weights_are_named_with_file_size_and_promise(row: Backbon
         assert named.file.name in named.url
         assert len(named.sha256_prefix) >= 8
         assert set(named.sha256_prefix) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize("row", BACKBONES.values(), ids=BACKBONES)
+def test_missing_weights_say_which_file_to_put_where(
+    row: Backbone, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if row.origin == "ours":
+        return
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    named = backbones.named_weights(row, row.weights)
+    with pytest.raises(WeightsError) as fault:
+        encoders.resolve(EncoderSpec(backbone=row.name), store)
+    size = f"{named.megabytes:.0f} MB"
+    for told in (row.weights, str(named.file), size, named.url, "weights=FILE"):
+        assert told in str(fault.value)
 
 
 def test_an_unknown_backbone_suggests_the_nearest():

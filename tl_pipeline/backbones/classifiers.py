@@ -133,7 +133,7 @@ def _row(name: str, layers: Layers) -> Backbone:
     )
 
 
-ROWS: dict[str, Backbone] = {
+ROWS: Mapping[str, Backbone] = {
     name: _row(name, layers)
     for names, layers in _FAMILIES.items()
     for name in names.split()

@@ -62,7 +62,9 @@ def _row(name: str, levels: tuple[str, ...]) -> Backbone:
     return Backbone(name, layers, weights="COCO_V1", origin=ORIGIN)
 
 
-ROWS = {name: _row(name, levels) for name, (levels, _) in _NETWORKS.items()}
+ROWS: Mapping[str, Backbone] = {
+    name: _row(name, levels) for name, (levels, _) in _NETWORKS.items()
+}
 
 
 def find(name: str) -> Backbone | None:
@@ -112,8 +114,9 @@ def build(
 
     parameter, boxes = _NETWORKS[backbone.name][1]
     last = (state or {}).get(parameter)
-    several = last is not None and last.ndim == 1 and len(last) >= boxes
-    options = {"num_classes": len(last) // boxes} if several else {}
+    options = {}
+    if last is not None and last.ndim == 1 and len(last) >= boxes:
+        options["num_classes"] = len(last) // boxes
     detector = _detector(backbone, options)
     if backbone.name in _WITHOUT_EPSILON:
         for module in detector.modules():

@@ -22,7 +22,7 @@ class Levels(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every level's map (n, channels, height, width), normalised ``images`` in."""
-        maps = self.backbone(images)
+        maps = self.get_submodule("backbone")(images)
         return {
             level: end(maps[level.removeprefix("level")])
             for level, end in self.levels.items()

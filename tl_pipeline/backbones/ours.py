@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _C5, _F6 = Layer("flatten"), Layer("f6_relu")
-ROWS = {
+ROWS: Mapping[str, Backbone] = {
     "lenet5": Backbone(
         "lenet5",
         {"c5": _C5, "f6": _F6, "penultimate": _F6},
