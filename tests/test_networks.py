@@ -22,6 +22,8 @@ from tl_pipeline.images import Preprocess
 from tl_pipeline.lenet import LeNet5
 from tl_pipeline.specs import EncoderSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ByHand = Callable[[torch.Tensor], torch.Tensor]
 
 
