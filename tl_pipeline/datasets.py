@@ -56,6 +56,9 @@ class SplitSpec(Spec):
         return self
 
 
+Action = Literal["report", "keep_together", "ignore"]
+
+
 class NearDuplicatesSpec(Spec):
     """What is done about images that are almost the same as another.
 
@@ -71,7 +74,7 @@ class NearDuplicatesSpec(Spec):
     join two clusters, and so move old ones.
     """
 
-    action: Literal["report", "keep_together", "ignore"] = "report"
+    action: Action = "report"
     backbone: str | None = None
     ratio: float | None = Field(default=None, gt=0, lt=1)
     most_images: int = Field(
@@ -102,7 +105,10 @@ class _Dataset(Spec):
     licence: str = ""
     split: SplitSpec = SplitSpec()
     near_duplicates: Annotated[
-        NearDuplicatesSpec, BeforeValidator(_near_duplicates)
+        NearDuplicatesSpec,
+        BeforeValidator(
+            _near_duplicates, json_schema_input_type=NearDuplicatesSpec | Action
+        ),
     ] = NearDuplicatesSpec()
     expect: Expected = Expected()
     max_quarantined: float = Field(
