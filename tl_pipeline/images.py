@@ -3,11 +3,12 @@
 import contextlib
 import io
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler
+from pydantic import model_serializer as serializer
 
 from tl_pipeline.headers import jpeg_size
 
@@ -31,8 +32,9 @@ class RefusedImage(Exception):
 class Preprocess(BaseModel):
     """How an image becomes the input of a network, field by field.
 
-    The shorter side is resized to ``resize`` pixels, the centre ``crop`` x ``crop`` is
-    cut out, values go to [0, 1] and then to (value - mean) / std per channel.
+    The shorter side is resized to ``resize`` pixels, or both are if ``squash``; the
+    centre ``crop`` x ``crop`` is cut out, values go to [0, 1] and then to
+    (value - mean) / std per channel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,17 @@ class Preprocess(BaseModel):
     grey: bool = False
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    squash: bool = False
+
+    @serializer(mode="wrap")
+    def _fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``squash`` only where it is so: keys are older than the field."""
+        fields = dump(self)
+        return (
+            fields
+            if self.squash
+            else {k: v for k, v in fields.items() if k != "squash"}
+        )
 
 
 def probe(data: bytes) -> tuple[int, int]:
@@ -179,6 +192,9 @@ def _white(mode: str, values: np.ndarray) -> float:
 
 
 def _resize(image: Image.Image, how: Preprocess) -> Image.Image:
+    method = Image.Resampling[how.interpolation.upper()]
+    if how.squash:
+        return image.resize((how.resize, how.resize), method)
     # As torchvision: the longer side is truncated, not rounded.
     short, long = sorted(image.size)
     if short == how.resize:
@@ -191,7 +207,6 @@ def _resize(image: Image.Image, how: Preprocess) -> Image.Image:
         )
     size = (how.resize, stretched)
     width, height = size if image.width <= image.height else size[::-1]
-    method = Image.Resampling[how.interpolation.upper()]
     return image.resize((width, height), method)
 
 
