@@ -6,6 +6,7 @@ Pure: nothing here reads a file or knows which networks exist. The short form
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -58,6 +59,21 @@ def _parse_short(text: str) -> tuple[str, dict[str, str]]:
     return name, params
 
 
+# Kinds of networks whose names hold colons and more.
+_PREFIXED = re.compile(
+    r"(?P<name>(?:timm|python|onnx|export):.+?)(?::(?P<params>[a-z_]+=.*))?"
+)
+
+
+def _parse_encoder(text: str) -> tuple[str, dict[str, str]]:
+    """As ``_parse_short``; a prefixed name ends where ``:param=`` begins."""
+    found = _PREFIXED.fullmatch(text)
+    if found is None:
+        return _parse_short(text)
+    params = _parse_short(f"-:{found['params']}")[1] if found["params"] else {}
+    return found["name"], params
+
+
 def _short(name: str, params: dict[str, Any]) -> str:
     for key, value in params.items():
         if "," in str(value):
@@ -89,7 +105,8 @@ class EncoderSpec(Spec):
 
     ``layer`` is a name that the backbone lists or any node of its graph (``node:NAME``
     where a listed name would be taken for it), ``pool`` how a spatial one becomes a
-    vector. ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
+    vector. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of another kind.
+    ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
     path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
     ``std`` of values in [0, 1], one per channel. What is left out takes the default of
     the backbone, layer or weights.
@@ -108,12 +125,12 @@ class EncoderSpec(Spec):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``squeezenet1_0`` or ``vgg16:layer=fc7,weights=vgg16.pth``.
+        """Read ``squeezenet1_0``, ``vgg16:layer=fc7,weights=vgg16.pth``, ``onnx:FILE``.
 
         Raises:
             InvalidSpec: the text has another form or an unknown parameter.
         """
-        name, params = _parse_short(text)
+        name, params = _parse_encoder(text)
         return _checked(cls, {"backbone": name, **params}, text)
 
     def short(self) -> str:
