@@ -13,7 +13,7 @@ from flows.tasks import TASKS, run_name
 from flows.watching import logged
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
-from tl_pipeline.backbones import BACKBONES
+from tl_pipeline.backbones import PATTERN
 from tl_pipeline.heads import HEADS
 from tl_pipeline.pipeline import Wired, Work
 from tl_pipeline.planning import Step
@@ -21,7 +21,7 @@ from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
-BackboneText = Annotated[str, Field(pattern=rf"^({'|'.join(BACKBONES)})(:.+=.+)?$")]
+BackboneText = Annotated[str, Field(pattern=PATTERN)]
 HeadText = Annotated[str, Field(pattern=rf"^({'|'.join(HEADS)})(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
 # A second stage would compete for the same cores and GPU memory.

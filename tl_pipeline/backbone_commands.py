@@ -19,14 +19,14 @@ def backbones(*, search: str | None = None, json: Json = False) -> None:
     """List the pretrained networks, their layers, weights, and what is on disk.
 
     The width of an embedding is read off the network, so it is shown with --json and
-    with --search.
+    with --search. Networks named by a prefix (timm, your own, files) are not listed.
 
     Args:
         search: only names that contain this.
         json: print the networks as JSON, with every layer and its width.
     """
     from tl_pipeline import console
-    from tl_pipeline.backbones import BACKBONES
+    from tl_pipeline.backbones import BACKBONES, BY_PREFIX
 
     found = [row for row in BACKBONES.values() if (search or "") in row.name]
     if json:
@@ -35,6 +35,7 @@ def backbones(*, search: str | None = None, json: Json = False) -> None:
     rows = [_line(row, with_width=search is not None) for row in found]
     columns = list(rows[0]) if rows else []
     console.show(rows, columns, as_json=False, empty=f"no backbone has {search!r}")
+    console.out.print(f"\nand by prefix: {', '.join(BY_PREFIX)}")
 
 
 @app.command
@@ -44,7 +45,7 @@ def show(name: str, /, *, json: Json = False) -> None:
     Every name in the first column can be given as layer.
 
     Args:
-        name: of the network.
+        name: of the network, or a prefix and what it takes: timm:resnet18.
         json: print it all as JSON.
     """
     from dataclasses import asdict
@@ -58,12 +59,13 @@ def show(name: str, /, *, json: Json = False) -> None:
         nodes = [asdict(node) for node in graph]
         console.print_json({**_described(row), "graph": nodes})
         return
-    layers = [
-        {**layer, "pool": layer["pool"] or "", "output": f"{layer['width']} values"}
-        for layer in _layers(row)
-    ]
-    console.print_rows(layers, ["layer", "node", "pool", "output"])
-    console.out.print()
+    if row.origin not in backbones.SEALED:  # whose layers are its graph
+        layers = [
+            {**layer, "pool": layer["pool"] or "", "output": f"{layer['width']} values"}
+            for layer in _layers(row)
+        ]
+        console.print_rows(layers, ["layer", "node", "pool", "output"])
+        console.out.print()
     tree = [
         {
             "layer": "  " * node.name.count(".") + node.name,
@@ -102,22 +104,26 @@ def _line(row: "Backbone", *, with_width: bool) -> dict[str, Any]:
 
 
 def _described(row: "Backbone") -> dict[str, Any]:
-    """One network as a document for scripts."""
+    """One network as a document for scripts; of one that brings its weights, less."""
     from tl_pipeline import backbones
 
     named = backbones.named_weights(row, row.weights)
-    layers = _layers(row)
-    return {
+    known = {
         "backbone": row.name,
         "origin": row.origin,
-        "layers": layers,
-        "width": layers[0]["width"],
         "input": named.preprocess.crop,
         "preprocess": named.preprocess.model_dump(mode="json"),
+    }
+    if row.origin in backbones.SEALED:
+        return known
+    layers = _layers(row)
+    return known | {
+        "layers": layers,
+        "width": layers[0]["width"],
         "weights": [
             {
                 "name": weights.name,
-                "default": weights.name == row.weights,
+                "default": weights.name == named.name,
                 "score": weights.score,
                 "measure": weights.measure,
                 "parameters": weights.parameters,
@@ -151,7 +157,8 @@ def _layers(row: "Backbone") -> list[dict[str, Any]]:
 def _published(row: "Backbone") -> "list[Published]":
     from tl_pipeline.backbones import PROVIDERS
 
-    return PROVIDERS[row.origin].published(row)
+    provider = PROVIDERS.get(row.origin)
+    return provider.published(row) if provider else []
 
 
 def _scored(weights: "Published") -> str:

@@ -88,7 +88,7 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
         {
             "stage": step.stage,
             "subject": step.subject,
-            "would": "cached" if step.cached else "run",
+            "would": console.would(step),
             "estimate": _estimate(step.estimated_seconds, step.estimated_bytes),
             "why": step.reason,
         }
@@ -96,7 +96,8 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     ]
     console.print_rows(rows, ["stage", "subject", "would", "estimate", "why"])
     due = sum(not step.cached for step in steps)
-    console.out.print(f"\n{due} of {len(steps)} stages would run")
+    able = sum(not step.skipped for step in steps)
+    console.out.print(f"\n{due} of {able} stages would run")
 
 
 @app.command

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_pipeline import split_findings
+from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.score import Score
 from tl_pipeline.split_report import SplitReport
@@ -74,13 +75,26 @@ def _print_stages(record: RunRecord) -> None:
             {
                 "stage": step.stage,
                 "subject": step.subject,
-                "time": "cached" if step.cached else f"{step.seconds:.1f} s",
+                "time": _time(step),
                 "why": step.reason,
             }
             for step in record.steps
         ],
         ["stage", "subject", "time", "why"],
     )
+
+
+def would(step: Step) -> str:
+    """What a run would do with ``step``, in a word."""
+    if step.skipped:
+        return "skip"
+    return "cached" if step.cached else "run"
+
+
+def _time(step: Step) -> str:
+    if step.skipped:
+        return "skipped"
+    return "cached" if step.cached else f"{step.seconds:.1f} s"
 
 
 def _print_results(record: RunRecord) -> None:

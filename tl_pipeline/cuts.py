@@ -5,6 +5,7 @@ values: a layer, a pooling or an input that does not fit is refused before any i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchvision.models.feature_extraction import (
 )
 
 from tl_pipeline.backbones import Backbone, Layer, Pooling
+from tl_pipeline.backbones.outputs import Outputs
 from tl_pipeline.errors import InvalidSpec
 
 Shape = tuple[int, ...]
@@ -30,7 +32,12 @@ _IMAGES = 3  # of a trial on the meta device, to tell whether a layer keeps them
 
 
 def node_names(network: nn.Module) -> list[str]:
-    """Every node of the graph of ``network`` in evaluation, as torchvision names it."""
+    """Every node of the graph of ``network`` in evaluation, as torchvision names it.
+
+    The outputs of a network that names them itself.
+    """
+    if isinstance(network, Outputs):
+        return list(network.names)
     return get_graph_node_names(network.eval(), suppress_diff_warning=True)[1]
 
 
@@ -54,6 +61,8 @@ class Cut(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
+        if isinstance(network, Outputs):
+            backbone = replace(backbone, class_tokens=network.class_tokens)
         body = _extractor(network, [layer.node for layer in layers])
         found = _shapes(backbone, body, image)
         grown = _grown(body, image) if _spatial(layers, found) else {}
@@ -138,6 +147,8 @@ def _extractor(network: nn.Module, nodes: Sequence[str]) -> nn.Module:
 
     Evaluation is what counts: in training, graphs have heads and paths of their own.
     """
+    if isinstance(network, Outputs):
+        return network.eval()
     names = {node: node for node in nodes}
     both = create_feature_extractor(network.eval(), names, suppress_diff_warning=True)
     body = fx.GraphModule(both.eval(), both.graph)
@@ -191,6 +202,10 @@ def _spatial(layers: Sequence[Layer], found: Mapping[str, Shape]) -> bool:
 
 
 def _trial(body: nn.Module, image: Shape) -> dict[str, Shape]:
+    if isinstance(body, Outputs) and not body.on_meta:
+        with torch.no_grad():
+            outputs = body(torch.zeros((_IMAGES, *image)))
+        return {name: tuple(values.shape) for name, values in outputs.items()}
     quiet = _Quiet(body)
     tensors = [*quiet.named_parameters(), *quiet.named_buffers()]
     hollow = {name: tensor.to("meta") for name, tensor in tensors}

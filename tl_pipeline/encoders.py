@@ -9,14 +9,13 @@ remembered.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tl_pipeline import backbones, weight_names
 from tl_pipeline.artifacts import Store, digest
-from tl_pipeline.backbones import Backbone, Layer, Pooling
+from tl_pipeline.backbones import SEALED, Backbone, Layer, NamedWeights, Pooling
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.images import Preprocess
 from tl_pipeline.remembered import Remembered
@@ -91,11 +90,11 @@ def resolve(
     backbone = backbones.find_backbone(spec.backbone)
     memo = Remembered(store, trust=trust)
     asked = weight_names.parse(spec.weights, backbone)
+    backbone, named = _described(backbone, asked.member, memo)
     name, usual = _layer(spec, backbone, memo)
-    named = weight_names.find_named(backbone, asked.member, memo)
     weights = weight_names.find(asked, backbone, named, memo)
     memo.save()
-    layer = _pooled(spec, usual)
+    layer = _pooled(spec, usual, told=backbone.origin not in SEALED)
     preprocess = _overridden(spec, named.preprocess)
     return Encoder(
         backbone=backbone.name,
@@ -111,10 +110,23 @@ def resolve(
 
 
 def untrained_twin(spec: EncoderSpec, seed: int) -> EncoderSpec:
-    """The control of ``spec``: the same network, layer and input, random weights."""
+    """The control of ``spec``: the same network, layer and input, random weights.
+
+    Raises:
+        InvalidSpec: there is none, see ``without_twin``.
+    """
+    why = without_twin(spec)
+    if why:
+        raise InvalidSpec(f"{spec.short()} has no untrained twin: {why}")
     backbone = backbones.find_backbone(spec.backbone)
     weights = weight_names.untrained(spec.weights, backbone, seed)
     return spec.model_copy(update={"weights": weights})
+
+
+def without_twin(spec: EncoderSpec) -> str:
+    """Why ``spec`` has no untrained twin, or "" where it has one."""
+    sealed = SEALED.get(backbones.find_backbone(spec.backbone).origin)
+    return sealed.NO_TWIN if sealed else ""
 
 
 def load(encoder: Encoder) -> "torch.nn.Module":
@@ -138,7 +150,7 @@ def load_together(encoders: Sequence[Encoder]) -> "Cut":
         ValueError: they differ in more.
         WeightsError, InvalidSpec: see ``load``.
     """
-    from tl_pipeline import networks  # noqa: PLC0415 - torch, which planning can spare
+    from tl_pipeline import cuts, networks  # noqa: PLC0415 - torch, planning spares it
 
     encoder = encoders[0]
     if not all(shares_network(encoder, other) for other in encoders):
@@ -148,12 +160,18 @@ def load_together(encoders: Sequence[Encoder]) -> "Cut":
     how, weights = encoder.preprocess, encoder.weights
     if weights.seed is not None:
         return networks.untrained(backbone, layers, how, weights.seed)
-    file = weights.file
+    file, sealed = weights.file, SEALED.get(backbone.origin)
+    if file is None and sealed is not None:
+        network = sealed.opened(backbone, b"", encoder.backbone, weights.sha256)
+        return cuts.Cut(backbone, network, layers, networks.input_shape(how))
     if file is None or not file.exists():
         raise WeightsError(f"the weights {encoder.label} are no longer at {file}")
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != weights.sha256:
         raise WeightsError(f"{file} changed while this run was under way; run again")
+    if sealed is not None:
+        network = sealed.opened(backbone, data, str(file), weights.sha256)
+        return cuts.Cut(backbone, network, layers, networks.input_shape(how))
     state = networks.read_state(data, file)
     return networks.pretrained(backbone, layers, how, state, file)
 
@@ -176,15 +194,16 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
         InvalidSpec: the layer is no vector and nothing makes one.
     """
     backbone = backbones.find_backbone(spec.backbone)
-    weight_names.parse(spec.weights, backbone)
+    asked = weight_names.parse(spec.weights, backbone)
     memo = Remembered(store)
-    _layer(spec, backbone, memo)
+    described, _ = _described(backbone, asked.member, memo)
+    _layer(spec, described, memo)
     memo.save()
     return backbone
 
 
 def fetch(spec: EncoderSpec, store: Store) -> None:
-    """Download the named weights of ``spec`` by torchvision's own loader if missing.
+    """Download the named weights of ``spec`` by their package's loader if missing.
 
     Raises:
         UnknownName, InvalidSpec: see ``check_names``.
@@ -193,15 +212,27 @@ def fetch(spec: EncoderSpec, store: Store) -> None:
     weight_names.fetch(spec.weights, check_names(spec, store))
 
 
+def _described(
+    backbone: Backbone, member: str, memo: Remembered
+) -> tuple[Backbone, NamedWeights]:
+    """What is said of ``member``; a network that brings its weights learns its layers.
+
+    Its file or code is not looked into before.
+    """
+    named = weight_names.find_named(backbone, member, memo)
+    layers = named.layers or backbone.layers
+    return replace(backbone, layers=layers), named
+
+
 def _layer(
     spec: EncoderSpec, backbone: Backbone, memo: Remembered
 ) -> tuple[str, Layer]:
     """The layer that is asked for, by a listed name or by that of a graph node."""
     name = spec.layer or backbone.default_layer
-    if name in backbone.layers:
-        return name, backbone.layers[name]
+    if name in backbone.layers or backbone.origin in SEALED:
+        return backbone.layer(name)
     node = name.removeprefix(_NODE)
-    key = f"torchvision {metadata.version('torchvision')} {backbone.name} node {node}"
+    key = f"{weight_names.described_by(backbone)} {backbone.name} node {node}"
     known = memo.get(key)
     if known is None:
         from tl_pipeline import networks  # noqa: PLC0415 - torch
@@ -214,8 +245,10 @@ def _layer(
     return node, Layer(node, known["pooling"])
 
 
-def _pooled(spec: EncoderSpec, usual: Layer) -> Layer:
-    if spec.pool is None or (spec.pool == "flatten" and usual.pooling == "none"):
+def _pooled(spec: EncoderSpec, usual: Layer, *, told: bool) -> Layer:
+    """``told``: whether it is known by now that a layer without pooling is a vector."""
+    flat = told and usual.pooling == "none"
+    if spec.pool is None or (spec.pool == "flatten" and flat):
         return usual  # a vector is flat already
     return replace(usual, pooling=_POOLINGS.get(spec.pool, spec.pool))
 

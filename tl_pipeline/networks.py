@@ -7,6 +7,7 @@ is ever filled twice.
 import difflib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tl_pipeline.backbones import PROVIDERS, Backbone, Layer, find_backbone
+from tl_pipeline.backbones import (
+    PROVIDERS,
+    SEALED,
+    Backbone,
+    Layer,
+    find_backbone,
+    named_weights,
+)
+from tl_pipeline.backbones.outputs import Outputs
 from tl_pipeline.cuts import Cut, Shape, node_names, shapes, usual_pooling
 from tl_pipeline.errors import UnknownName, WeightsError
 from tl_pipeline.images import Preprocess
@@ -101,11 +110,31 @@ def untrained(
 def hollow(backbone: Backbone, side: int, state: State | None = None) -> nn.Module:
     """The network for ``state`` without values, in eval mode; nobody's draws move.
 
+    A network that brings its weights comes with them.
+
     Raises:
         InvalidSpec: the network has no form for inputs of ``side`` pixels.
     """
-    with torch.random.fork_rng(devices=[]), _Hollow():
+    if backbone.origin in SEALED:
+        return _whole(backbone)
+    # timm fills tables as it builds, which no state dict holds.
+    hollow = nullcontext() if state and backbone.origin == "timm" else _Hollow()
+    with torch.random.fork_rng(devices=[]), hollow:
         return PROVIDERS[backbone.origin].build(backbone, side, state or {}).eval()
+
+
+def _whole(backbone: Backbone) -> nn.Module:
+    named = named_weights(backbone, backbone.weights)
+    data = b"" if named.sha256 else named.file.read_bytes()
+    sealed = SEALED[backbone.origin]
+    return sealed.opened(backbone, data, str(named.file), named.sha256).eval()
+
+
+def _for_shapes(backbone: Backbone, how: Preprocess) -> nn.Module:
+    """The network to read shapes off: without memory where it runs so."""
+    network = hollow(backbone, how.crop)
+    real = isinstance(network, Outputs) and not network.on_meta
+    return network if real else network.to("meta")
 
 
 @dataclass(frozen=True)
@@ -122,7 +151,7 @@ class Node:
 
 def graph(backbone: Backbone, how: Preprocess) -> list[Node]:
     """The graph of the network in evaluation, in order, with the shapes of outputs."""
-    network = hollow(backbone, how.crop).to("meta")
+    network = _for_shapes(backbone, how)
     nodes = node_names(network)
     found = shapes(backbone, network, nodes, input_shape(how))
     kinds = {name: type(module).__name__ for name, module in network.named_modules()}
@@ -131,7 +160,7 @@ def graph(backbone: Backbone, how: Preprocess) -> list[Node]:
 
 def widths(backbone: Backbone, how: Preprocess) -> tuple[int, ...]:
     """How many values each listed layer gives for an image, in their order."""
-    network = hollow(backbone, how.crop).to("meta")
+    network = _for_shapes(backbone, how)
     layers = list(backbone.layers.values())
     return Cut(backbone, network, layers, input_shape(how)).widths
 

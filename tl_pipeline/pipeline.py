@@ -102,7 +102,7 @@ def plan(work: Work) -> list[Step]:
             return outcome.output
 
         wire(replace(work, context=context), call)
-    return steps
+    return steps + work.skipped
 
 
 def run(work: Work) -> RunRecord:
@@ -144,7 +144,7 @@ def finish(
         started=started,
         finished=datetime.now(UTC),
         spec=work.spec,
-        steps=list(steps),
+        steps=[*steps, *work.skipped],
         images=_rows(store, wired.manifest, MANIFEST),
         quarantined=_rows(store, wired.manifest, QUARANTINE)
         + _refused(work, wired.manifest),

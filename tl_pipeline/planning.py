@@ -20,6 +20,7 @@ class Step:
 
     ``keys`` maps the label of each thing it stands for to its key. ``units`` counts the
     images to embed or heads to train; the estimates are None where nothing is known.
+    What is ``skipped`` cannot be done at all, and the reason says why.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Step:
     seconds: float = 0.0
     estimated_seconds: float | None = None
     estimated_bytes: int | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True)

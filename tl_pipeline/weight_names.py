@@ -1,6 +1,7 @@
 """What the ``weights`` of a wish mean: a named member, a file, or a seed."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tl_pipeline import backbones
-from tl_pipeline.backbones import Backbone, NamedWeights
+from tl_pipeline.backbones import PROVIDERS, SEALED, Backbone, Layer, NamedWeights
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.images import Preprocess
 from tl_pipeline.remembered import Remembered
 
-_FILE_ENDINGS = (".pth", ".pt", ".safetensors")
+_FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
+# The cache of huggingface_hub links to files that are named by their content.
+_NAMED_BY_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Weights(BaseModel):
@@ -47,8 +50,13 @@ def parse(text: str | None, backbone: Backbone) -> Asked:
     member is named.
 
     Raises:
-        InvalidSpec: a seed that is no whole number.
+        InvalidSpec: a seed that is no whole number; weights for a network that brings
+            its own.
     """
+    if text and backbone.origin in SEALED:
+        raise InvalidSpec(
+            f"weights={text}: {backbone.name} brings its own weights; leave this out"
+        )
     text = text or backbone.weights
     if text.endswith(_FILE_ENDINGS) or "/" in text:
         return Asked(backbone.weights, file=Path(text).expanduser().resolve())
@@ -71,31 +79,54 @@ def untrained(text: str | None, backbone: Backbone, seed: int) -> str:
 
 
 def find_named(backbone: Backbone, member: str, memo: Remembered) -> NamedWeights:
-    """The named weights ``member``, from ``memo`` where torchvision is the same.
+    """The named weights ``member``, from ``memo`` where the package is the same.
 
     Raises:
         UnknownName: the network has none of that name.
     """
-    key = f"torchvision {metadata.version('torchvision')} {backbone.name} {member}"
+    file = Path(member)
+    # A file with network and weights in one has its absolute path as its name.
+    whole = backbone.origin in SEALED and file.is_absolute() and file.is_file()
+    about = memo.sha256(file) if whole else member
+    key = f"{described_by(backbone)} {backbone.name} {about}"
     known = memo.get(key)
     if known is not None:
-        file = backbones.checkpoint_folder() / known.pop("file")
-        preprocess = Preprocess.model_validate(known.pop("preprocess"))
-        return NamedWeights(file=file, preprocess=preprocess, **known)
+        known["preprocess"] = Preprocess.model_validate(known["preprocess"])
+        known["layers"] = {name: Layer(name) for name in known.pop("layers", [])}
+        if not whole:
+            file = PROVIDERS[backbone.origin].place(known["url"])
+        known["file"] = file
+        return NamedWeights(**known)
     named = backbones.named_weights(backbone, member)
-    if named.url:
+    if named.url or whole:
         memo.put(
             key,
             {
                 "name": named.name,
-                "file": named.file.name,
                 "url": named.url,
                 "megabytes": named.megabytes,
                 "sha256_prefix": named.sha256_prefix,
                 "preprocess": named.preprocess.model_dump(mode="json"),
+                "layers": list(named.layers),
             },
         )
     return named
+
+
+def described_by(backbone: Backbone) -> str:
+    """The package that describes ``backbone``, with its version.
+
+    Raises:
+        InvalidSpec: it is not installed.
+    """
+    package = backbones.kind(backbone).PACKAGE
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        raise InvalidSpec(
+            f"{backbone.name}: needs the package {package}: "
+            f"pip install 'tl-pipeline[{backbone.origin}]'"
+        ) from None
 
 
 def find(
@@ -109,6 +140,8 @@ def find(
     if asked.seed is not None:
         # The draw depends on torch's own initialisation and generator.
         drawn = f"random:{asked.seed} torch {metadata.version('torch')}"
+        if backbone.origin == "timm":
+            drawn += f" {described_by(backbone)}"
         sha256 = hashlib.sha256(drawn.encode()).hexdigest()
         name = f"random:{asked.seed}"
         if named.name != backbone.weights:
@@ -119,42 +152,49 @@ def find(
             raise WeightsError(f"weights file {asked.file} does not exist")
         sha256 = memo.sha256(asked.file)
         return Weights(name=asked.file.name, sha256=sha256, file=asked.file)
+    if named.sha256:
+        return Weights(name=named.name, sha256=named.sha256)
     if not named.file.is_file():
         raise WeightsError(missing(named))
     sha256 = memo.sha256(named.file)
     # torchvision checks this only while it downloads.
-    if not sha256.startswith(named.sha256_prefix):
+    promised = named.sha256_prefix
+    blob = named.file.resolve().name
+    if not promised and _NAMED_BY_SHA256.fullmatch(blob):
+        promised = blob
+    if not sha256.startswith(promised):
         raise WeightsError(
             f"{named.file} is not the published {named.name}: its sha256 begins with "
-            f"{sha256[:8]}, not {named.sha256_prefix}. Delete it, or give it with "
+            f"{sha256[:8]}, not {promised[:8]}. Delete it, or give it with "
             "weights=FILE if you mean it"
         )
     return Weights(name=named.name, sha256=sha256, file=named.file)
 
 
 def fetch(text: str | None, backbone: Backbone) -> None:
-    """Download named weights by torchvision's own loader if they are missing.
+    """Download named weights by their package's own loader if they are missing.
 
     Raises:
         UnknownName: there are none of that name.
         WeightsError: they cannot be downloaded; says which file to put where.
     """
     asked = parse(text, backbone)
-    if asked.file is not None or asked.seed is not None:
+    sealed = backbone.origin in SEALED
+    if sealed or asked.file is not None or asked.seed is not None:
         return
     named = backbones.named_weights(backbone, asked.member)
     if named.file.exists():
         return
-    from torch.hub import load_state_dict_from_url  # noqa: PLC0415
-
     try:
-        load_state_dict_from_url(named.url, check_hash=True, weights_only=True)
+        PROVIDERS[backbone.origin].fetch(named)
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{missing(named)}. Download failed: {error}") from None
 
 
 def missing(named: NamedWeights) -> str:
     """That ``named`` are not there, which file they are, and where to put it."""
+    if not named.url:
+        return f"there are no published weights {named.name}; give weights=FILE"
     return (
         f"weights {named.name} are not on disk: put {named.url.rpartition('/')[2]} "
         f"({named.megabytes:.0f} MB, from {named.url}) at {named.file}, or give "

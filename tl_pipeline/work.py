@@ -1,7 +1,7 @@
 """A run with every name resolved, before anything is computed or written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_pipeline import catalog, encoders, heads, runs
@@ -10,7 +10,7 @@ from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.planning import Context
+from tl_pipeline.planning import Context, Step
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 MAJORITY = HeadSpec(name="majority")
@@ -21,13 +21,14 @@ class Work:
     """What a run does: the heads to train on each encoder, candidates first.
 
     ``eye`` is the encoder in whose embeddings near duplicates are looked for, None to
-    ignore them.
+    ignore them. ``skipped`` are the controls that were asked for and do not exist.
     """
 
     spec: RunSpec
     context: Context
     heads: list[tuple[Encoder, list[HeadSpec]]]
     eye: Encoder | None
+    skipped: list[Step] = field(default_factory=list)
 
     @property
     def leakage(self) -> tuple[Encoder, list[HeadSpec]] | None:
@@ -67,9 +68,11 @@ def prepare(
     wishes = [*spec.backbones, *([] if near.action == "ignore" else [looker])]
     found = resolve(wishes, store, verify=verify, download=download)
     work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
+    skipped: list[Step] = []
     if spec.controls:
         work[0][1].append(MAJORITY)
         work += _untrained(spec, store, wanted, {encoder.key for encoder, _ in work})
+        skipped = list(_without_twin(spec))
     context = Context(
         store=store,
         dataset=dataset,
@@ -79,7 +82,7 @@ def prepare(
         previous=runs.keys_used(runs.latest(store, dataset.name)),
     )
     eye = None if near.action == "ignore" else found[-1]
-    return Work(spec, context, work, eye)
+    return Work(spec, context, work, eye, skipped)
 
 
 def resolve(
@@ -113,7 +116,22 @@ def _untrained(
     """The untrained twin of every backbone, once."""
     twins: dict[str, Encoder] = {}
     for wish in spec.backbones:
-        twin = encoders.untrained_twin(wish, spec.seed)
-        encoder = encoders.resolve(twin, store, control=True)
-        twins.setdefault(encoder.key, encoder)
+        if not encoders.without_twin(wish):
+            twin = encoders.untrained_twin(wish, spec.seed)
+            encoder = encoders.resolve(twin, store, control=True)
+            twins.setdefault(encoder.key, encoder)
     return [(twin, wanted) for key, twin in twins.items() if key not in known]
+
+
+def _without_twin(spec: RunSpec) -> Iterator[Step]:
+    """That the untrained control of a backbone is missing, for people to read."""
+    for wish in spec.backbones:
+        if why := encoders.without_twin(wish):
+            yield Step(
+                stage="embed",
+                subject=f"untrained twin of {wish.short()}",
+                cached=True,
+                reason=f"no such control: {why}",
+                keys={},
+                skipped=True,
+            )

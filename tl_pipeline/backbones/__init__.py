@@ -2,25 +2,41 @@
 
 ``find_backbone`` is the way in. To add a network of torchvision: a name in a family of
 ``classifiers`` or ``detectors``. To add another kind of network: a module with the
-names of ``Provider``, and a row in ``PROVIDERS``. Nothing here imports torch before it
-is asked for weights or a network, so that listing and planning stay fast.
+names of ``Provider`` and a row in ``PROVIDERS``; with those of ``Sealed`` and a row in
+``SEALED`` if its weights come with it. Nothing here imports torch before it is asked
+for weights or a network, so that listing and planning stay fast.
 """
 
-from tl_pipeline.backbones import classifiers, detectors, ours
+import re
+
+from tl_pipeline.backbones import (
+    classifiers,
+    detectors,
+    exported,
+    factories,
+    onnx_files,
+    ours,
+    timm_networks,
+)
 from tl_pipeline.backbones.backbone import (
     Backbone,
+    Kind,
     Layer,
     NamedWeights,
     Pooling,
     Provider,
     Published,
+    Sealed,
 )
 from tl_pipeline.backbones.members import checkpoint_folder
 from tl_pipeline.errors import UnknownName
 
 __all__ = [
     "BACKBONES",
+    "BY_PREFIX",
+    "PATTERN",
     "PROVIDERS",
+    "SEALED",
     "Backbone",
     "Layer",
     "NamedWeights",
@@ -29,6 +45,7 @@ __all__ = [
     "Published",
     "checkpoint_folder",
     "find_backbone",
+    "kind",
     "named_weights",
 ]
 
@@ -36,11 +53,27 @@ PROVIDERS: dict[str, Provider] = {
     "ours": ours,
     "torchvision": classifiers,
     "torchvision detection": detectors,
+    "timm": timm_networks,
 }
+
+SEALED: dict[str, Sealed] = {
+    "python": factories,
+    "onnx": onnx_files,
+    "export": exported,
+}
+
+# What is named by a prefix instead of in a table, as people write it.
+BY_PREFIX = ("timm:NAME", "python:MODULE:FACTORY", "onnx:FILE", "export:FILE.pt2")
+
+_KINDS: dict[str, Kind] = {**PROVIDERS, **SEALED}
 
 BACKBONES: dict[str, Backbone] = {
     name: row for provider in PROVIDERS.values() for name, row in provider.ROWS.items()
 }
+
+_PREFIXES = "|".join(name.partition(":")[0] for name in BY_PREFIX)
+# Of an encoder in its short form, as far as names can be told without looking.
+PATTERN = rf"^(({'|'.join(map(re.escape, BACKBONES))})(:.+=.+)?|({_PREFIXES}):.+)$"
 
 
 def find_backbone(name: str) -> Backbone:
@@ -49,11 +82,16 @@ def find_backbone(name: str) -> Backbone:
     Raises:
         UnknownName: there is none.
     """
-    for provider in PROVIDERS.values():
-        found = provider.find(name)
+    for each in _KINDS.values():
+        found = each.find(name)
         if found is not None:
             return found
-    raise UnknownName("backbone", name, BACKBONES)
+    raise UnknownName("backbone", name, [*BACKBONES, *BY_PREFIX])
+
+
+def kind(backbone: Backbone) -> Kind:
+    """Who describes ``backbone``."""
+    return _KINDS[backbone.origin]
 
 
 def named_weights(backbone: Backbone, name: str) -> NamedWeights:
@@ -61,5 +99,6 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
 
     Raises:
         UnknownName: the network has no weights of that name.
+        InvalidSpec, WeightsError: see the providers by prefix.
     """
-    return PROVIDERS[backbone.origin].named_weights(backbone, name)
+    return kind(backbone).named_weights(backbone, name)

@@ -1,7 +1,7 @@
 """The words of a network: its layers, its named weights, who provides it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -11,6 +11,8 @@ from tl_pipeline.images import Preprocess
 
 if TYPE_CHECKING:
     import torch
+
+    from tl_pipeline.backbones.outputs import Outputs
 
 Pooling = Literal["none", "mean", "gem", "flatten", "cls", "cls+mean"]
 
@@ -59,8 +61,9 @@ class Backbone:
 class NamedWeights:
     """A named member of a network's weights: its file, and what it expects as input.
 
-    ``sha256_prefix`` is what torchvision promises of the file; "" where nothing is
-    promised.
+    ``sha256_prefix`` is what is promised of the file, "" where nothing is. A network
+    that brings its own weights tells its ``layers`` here, and its ``sha256`` if they
+    lie in no file of their own.
     """
 
     name: str
@@ -69,6 +72,8 @@ class NamedWeights:
     megabytes: float
     sha256_prefix: str
     preprocess: Preprocess
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,25 +89,40 @@ class Published:
     licence: str
 
 
-class Provider(Protocol):
-    """A kind of network: a module with these names, and a row in ``PROVIDERS``.
+class Kind(Protocol):
+    """A kind of network: a module with these names.
 
     Importing it must not import torch, and neither must ``find``.
     """
 
-    ROWS: Mapping[str, Backbone]
-    """The networks it lists; a provider of networks by pattern may list none."""
+    PACKAGE: str
+    """Whose version decides what is said of a network, and what a seed draws."""
 
     def find(self, name: str) -> Backbone | None:
-        """The network of that name, if it is one of this provider's."""
+        """The network of that name, if it is of this kind."""
         ...
 
     def named_weights(self, backbone: Backbone, name: str) -> NamedWeights:
         """The weights called ``name``; UnknownName where there are none."""
         ...
 
+
+class Provider(Kind, Protocol):
+    """A kind of network that is built, then filled: a row in ``PROVIDERS``."""
+
+    ROWS: Mapping[str, Backbone]
+    """The networks it lists; a provider of networks by pattern may list none."""
+
     def published(self, backbone: Backbone) -> list[Published]:
         """What is said of all named weights of ``backbone``."""
+        ...
+
+    def place(self, url: str) -> Path:
+        """Where the file from ``url`` is kept, or would be."""
+        ...
+
+    def fetch(self, named: NamedWeights) -> None:
+        """Download the file of ``named``; OSError or RuntimeError where it cannot."""
         ...
 
     def build(
@@ -114,5 +134,26 @@ class Provider(Protocol):
         """The network for inputs of ``side`` pixels, with as many classes as ``state``.
 
         InvalidSpec where it has no form for such inputs.
+        """
+        ...
+
+
+class Sealed(Kind, Protocol):
+    """A kind of network that brings its weights, and is nothing without them.
+
+    A row in ``SEALED``. Its ``named_weights`` tell layers too, and the weights'
+    ``sha256`` where they lie in no file. It has no untrained twin.
+    """
+
+    NO_TWIN: str
+    """Why it cannot be drawn anew, in a few words."""
+
+    def opened(
+        self, backbone: Backbone, data: bytes, origin: str, sha256: str
+    ) -> "Outputs":
+        """The network in ``data``, the bytes of its file, if it has one.
+
+        WeightsError, which names ``origin``, where they are none, or the network is no
+        longer the one that ``sha256`` tells.
         """
         ...

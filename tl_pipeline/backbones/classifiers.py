@@ -9,6 +9,7 @@ a module stands for its last node. Names of layers are those of the papers: ``fc
 
 from collections.abc import Mapping
 from math import isqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.backbones import members
@@ -19,6 +20,7 @@ from tl_pipeline.images import Preprocess
 if TYPE_CHECKING:
     import torch
 
+PACKAGE: str = "torchvision"
 Layers = Mapping[str, Layer]
 
 _FLATTEN, _MEAN = Layer("flatten"), Layer("mean")
@@ -158,6 +160,16 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
 def published(backbone: Backbone) -> list[Published]:
     """See ``members.published``."""
     return members.published(backbone)
+
+
+def place(url: str) -> Path:
+    """See ``members.place``."""
+    return members.place(url)
+
+
+def fetch(named: NamedWeights) -> None:
+    """See ``members.fetch``."""
+    members.fetch(named)
 
 
 def build(

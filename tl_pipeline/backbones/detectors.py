@@ -11,6 +11,7 @@ shorter side becomes 800 pixels, 320 or 300. ``resize`` and ``crop`` make it che
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.backbones import members
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 ORIGIN = "torchvision detection"
+PACKAGE: str = "torchvision"
 
 _RCNN = ("level3", "level0", "level1", "level2", "pool")
 _MOBILE = ("level1", "level0", "pool")
@@ -97,6 +99,16 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
 def published(backbone: Backbone) -> list[Published]:
     """See ``members.published``."""
     return members.published(backbone)
+
+
+def place(url: str) -> Path:
+    """See ``members.place``."""
+    return members.place(url)
+
+
+def fetch(named: NamedWeights) -> None:
+    """See ``members.fetch``."""
+    members.fetch(named)
 
 
 def build(

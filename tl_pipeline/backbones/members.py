@@ -41,13 +41,13 @@ def find_member(backbone: Backbone, name: str) -> "WeightsEnum":
 def named(member: "WeightsEnum", preprocess: Preprocess) -> NamedWeights:
     """``member`` with what its address promises of the file."""
     weights = member.value
-    file_name = weights.url.rpartition("/")[2]
+    file = place(weights.url)
     return NamedWeights(
         name=member.name,
-        file=checkpoint_folder() / file_name,
+        file=file,
         url=weights.url,
         megabytes=weights.meta["_file_size"],
-        sha256_prefix=file_name.rpartition("-")[2].partition(".")[0],
+        sha256_prefix=file.name.rpartition("-")[2].partition(".")[0],
         preprocess=preprocess,
     )
 
@@ -59,6 +59,22 @@ def published(backbone: Backbone) -> list[Published]:
     return [_published(member) for member in get_model_weights(backbone.name)]
 
 
+def place(url: str) -> Path:
+    """Where the file from ``url`` lies once it is downloaded."""
+    return checkpoint_folder() / url.rpartition("/")[2]
+
+
+def fetch(named: NamedWeights) -> None:
+    """Download the file of ``named`` by torchvision's own loader.
+
+    Raises:
+        OSError, RuntimeError: it cannot be downloaded, or is not what is promised.
+    """
+    from torch.hub import load_state_dict_from_url
+
+    load_state_dict_from_url(named.url, check_hash=True, weights_only=True)
+
+
 def _published(member: "WeightsEnum") -> Published:
     weights = member.value
     data, measures = next(iter(weights.meta["_metrics"].items()))
@@ -68,7 +84,7 @@ def _published(member: "WeightsEnum") -> Published:
     unstated = f"code BSD-3-Clause, weights: none stated (trained on {data}, {recipe})"
     return Published(
         name=member.name,
-        file=checkpoint_folder() / weights.url.rpartition("/")[2],
+        file=place(weights.url),
         megabytes=weights.meta["_file_size"],
         parameters=weights.meta["num_params"],
         score=None if math.isnan(score) else score,

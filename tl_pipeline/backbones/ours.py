@@ -22,6 +22,8 @@ ROWS: Mapping[str, Backbone] = {
     )
 }
 
+PACKAGE: str = "torchvision"  # nothing is remembered of LeNet, and torch draws it
+
 _LETTERS = "lenet5-letters.safetensors"
 _PREPROCESS = Preprocess(resize=32, crop=32, grey=True, mean=(0.5,), std=(0.5,))
 
@@ -39,8 +41,7 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     """
     if name != backbone.weights:
         raise UnknownName(f"{backbone.name} weights", name, [backbone.weights])
-    file = Path(str(resources.files("tl_pipeline") / "weights" / _LETTERS))
-    return NamedWeights(name, file, "", 0.25, "", _PREPROCESS)
+    return NamedWeights(name, place(""), "", 0.25, "", _PREPROCESS)
 
 
 def published(backbone: Backbone) -> list[Published]:
@@ -57,6 +58,26 @@ def published(backbone: Backbone) -> list[Published]:
             licence="Apache-2.0, as this package",
         )
     ]
+
+
+def place(url: str) -> Path:
+    """Where the bundled weights lie, which have no address.
+
+    Raises:
+        ValueError: ``url`` is one.
+    """
+    if url:
+        raise ValueError(f"the weights of LeNet-5 come with this package, not {url}")
+    return Path(str(resources.files("tl_pipeline") / "weights" / _LETTERS))
+
+
+def fetch(named: NamedWeights) -> None:
+    """Nothing: they come with this package.
+
+    Raises:
+        FileNotFoundError: they do not.
+    """
+    raise FileNotFoundError(f"{named.file.name} came with tl-pipeline: install again")
 
 
 def build(
