@@ -27,6 +27,7 @@ from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
 from tl_pipeline.prediction import predict
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE = 32
 SMALL = f"resize={SIDE},crop={SIDE}"
 

@@ -28,6 +28,7 @@ from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
 from tl_pipeline.images import as_ppm, pixels
 from tl_pipeline.specs import EncoderSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 # A small network of each kind, and a side in pixels that makes it cheap.
 FAMILIES = {
     "resnet10t": 64,
