@@ -51,7 +51,7 @@ def show(
     catalog: CatalogOption = None,
     json: Json = False,
 ) -> None:
-    """Look at a dataset: counts, sizes, what is refused, a contact sheet.
+    """Look at a dataset: counts, sizes, what is refused, a contact sheet if of images.
 
     Args:
         dataset: a name in the catalogue, or a folder of images.
@@ -65,11 +65,15 @@ def show(
     spec = entries.find(dataset, catalog)
     found = overview.look(spec)
     file = sheet or Path(f"{spec.name}.png")
-    found.sheet.save(file)
+    if found.sheet:
+        found.sheet.save(file)
+    elif sheet:
+        console.err.print(f"no contact sheet: {dataset} is no dataset of images")
     if json:
         console.print_json({**found.totals, "classes": found.classes})
         return
     console.print_rows(found.classes, list(found.classes[0]))
     for name, value in found.totals.items():
         console.out.print(f"{name:12} {value}")
-    console.out.print(f"{'sheet':12} {file}")
+    shown = str(file) if found.sheet else f"none: each input is a {spec.modality}"
+    console.out.print(f"{'sheet':12} {shown}")

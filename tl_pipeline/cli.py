@@ -148,11 +148,11 @@ def predict(
     store: StoreOption = "tl_store",
     json: Json = False,
 ) -> None:
-    """Classify image files with a registered model.
+    """Classify files with a registered model.
 
     Args:
         name: of the model, which is that of its dataset.
-        files: the images.
+        files: each an image; or one text in UTF-8, or one vector as .npy.
         alias: which of its versions.
         store: folder of all artifacts.
         json: print the predictions as JSON.

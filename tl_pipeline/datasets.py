@@ -15,6 +15,8 @@ from tl_pipeline.locations import (
 )
 from tl_pipeline.specs import Spec
 
+Modality = Literal["image", "text", "vector"]
+
 
 class SplitSpec(Spec):
     """Which images are learned from, chosen on, and looked at once.
@@ -126,6 +128,11 @@ class _Dataset(Spec):
         return self
 
     @property
+    def modality(self) -> Modality:
+        """What the inputs are; an encoder must take the same."""
+        return "image"
+
+    @property
     def grouped(self) -> bool:
         """Whether the source gives groups, as far as the entry alone can tell."""
         return False
@@ -187,7 +194,7 @@ class ImageFolderSpec(_Stored):
 
 
 class TableSpec(_Stored):
-    """A CSV, TSV or Parquet file with one row per image.
+    """A CSV, TSV or Parquet file with one row per image, or per text.
 
     ``image_column`` holds a path (relative to ``root``, by default the table's own
     folder), or the encoded bytes, or a struct of ``bytes`` and ``path``. ``path`` may
@@ -195,6 +202,8 @@ class TableSpec(_Stored):
     below ``root`` or begins as one of ``allowed_urls`` (``https://`` allows every
     host). ``separator`` is that of text files, by default a comma in .csv, else a tab.
     ``weight_column`` holds how much an image counts while training, a number >= 0.
+
+    With ``text_column`` the cells of that column are the inputs, and not images.
     """
 
     type: Literal["table"]
@@ -202,11 +211,27 @@ class TableSpec(_Stored):
     root: Location | None = None
     allowed_urls: tuple[UrlPrefix, ...] = ()
     image_column: str = "image"
+    text_column: str | None = None
     label_column: str = "label"
     group_column: str | None = None
     split_column: str | None = None
     weight_column: str | None = None
     separator: str | None = Field(default=None, pattern=r"^[^\r\n\x00\x22]$")
+
+    @model_validator(mode="after")
+    def _texts_or_images(self) -> Self:
+        of_images = {"image_column", "root", "allowed_urls"} & self.model_fields_set
+        if self.text_column is not None and of_images:
+            raise ValueError(
+                f"{', '.join(sorted(of_images))}: of images, but 'text_column' makes "
+                "the cells themselves the inputs; leave one out"
+            )
+        return self
+
+    @property
+    def modality(self) -> Modality:
+        """Text where a column of texts is named."""
+        return "image" if self.text_column is None else "text"
 
     @property
     def grouped(self) -> bool:
@@ -271,6 +296,45 @@ class PickleSpec(_Dataset):
     test: LocalPath | None = None
     features: str = "features"
     labels: str = "labels"
+
+
+class FeaturesSpec(_Dataset):
+    """Vectors that were computed elsewhere: .npy, .npz, .parquet, or a pickle.
+
+    ``features`` and ``labels`` are the names of two arrays of an .npz file or a pickle
+    (the notebooks' bottleneck features), or of two columns of a Parquet file, that of
+    the features a list of numbers in each row. An .npy file has no names: its labels
+    are another file, ``train_labels``. Whatever the axes of an array, its first counts
+    the rows, and the rest is laid out to one vector. Splits are declared as for
+    ``pickle``.
+    """
+
+    type: Literal["features"]
+    train: LocalPath
+    validation: LocalPath | None = None
+    test: LocalPath | None = None
+    train_labels: LocalPath | None = None
+    validation_labels: LocalPath | None = None
+    test_labels: LocalPath | None = None
+    features: str = "features"
+    labels: str = "labels"
+
+    @model_validator(mode="after")
+    def _labels_beside(self) -> Self:
+        for split in ("train", "validation", "test"):
+            file = getattr(self, split)
+            beside = getattr(self, f"{split}_labels")
+            bare = file is not None and file.suffix.lower() == ".npy"
+            if bare != (beside is not None):
+                raise ValueError(
+                    f"{split}_labels: an .npy file needs one, and nothing else does"
+                )
+        return self
+
+    @property
+    def modality(self) -> Modality:
+        """Vectors."""
+        return "vector"
 
 
 class _Boxed(_Dataset):
@@ -369,6 +433,7 @@ DatasetSpec = Annotated[
     | WebDatasetSpec
     | TorchvisionSpec
     | PickleSpec
+    | FeaturesSpec
     | VocObjectsSpec
     | CocoObjectsSpec
     | HuggingFaceSpec,

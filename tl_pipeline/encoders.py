@@ -15,10 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tl_pipeline import backbones, weight_names
 from tl_pipeline.artifacts import Store, digest
-from tl_pipeline.backbones import SEALED, Backbone, Layer, NamedWeights, Pooling
+from tl_pipeline.backbones import (
+    EMBEDDERS,
+    SEALED,
+    Backbone,
+    Layer,
+    NamedWeights,
+    Pooling,
+)
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.images import Preprocess
-from tl_pipeline.remembered import Remembered
+from tl_pipeline.modalities import Input
+from tl_pipeline.remembered import Remembered, file_sha256
 from tl_pipeline.specs import EncoderSpec
 from tl_pipeline.weight_names import Weights
 
@@ -48,7 +56,7 @@ class Encoder(BaseModel):
     node: str
     pooling: Pooling
     weights: Weights
-    preprocess: Preprocess
+    preprocess: Input
     precision: str
     control: bool = Field(default=False, description="run only to be compared with")
     variant: str = ""
@@ -89,6 +97,8 @@ def resolve(
     """
     backbone = backbones.find_backbone(spec.backbone)
     memo = Remembered(store, trust=trust)
+    if backbone.origin in EMBEDDERS:
+        return _whole(spec, backbone, memo, control)
     asked = weight_names.parse(spec.weights, backbone)
     backbone, named = _described(backbone, asked.member, memo)
     name, usual = _layer(spec, backbone, memo)
@@ -119,23 +129,31 @@ def untrained_twin(spec: EncoderSpec, seed: int) -> EncoderSpec:
     if why:
         raise InvalidSpec(f"{spec.short()} has no untrained twin: {why}")
     backbone = backbones.find_backbone(spec.backbone)
+    if backbone.origin in EMBEDDERS:
+        return spec.model_copy(update={"weights": f"random:{seed}"})
     weights = weight_names.untrained(spec.weights, backbone, seed)
     return spec.model_copy(update={"weights": weights})
 
 
 def without_twin(spec: EncoderSpec) -> str:
     """Why ``spec`` has no untrained twin, or "" where it has one."""
-    sealed = SEALED.get(backbones.find_backbone(spec.backbone).origin)
-    return sealed.NO_TWIN if sealed else ""
+    origin = backbones.find_backbone(spec.backbone).origin
+    whole = SEALED.get(origin) or EMBEDDERS.get(origin)
+    return whole.NO_TWIN if whole else ""
 
 
 def load(encoder: Encoder) -> "torch.nn.Module":
     """The frozen network of ``encoder``: (n, channels, crop, crop) -> (n, width).
 
+    Where its inputs are no images, from what ``collate`` of ``modalities`` makes.
+
     Raises:
         WeightsError: the file changed since it was resolved, or does not fit.
         InvalidSpec: the input or the pooling does not suit the network.
     """
+    backbone = backbones.find_backbone(encoder.backbone)
+    if backbone.origin in EMBEDDERS:
+        return _loaded(encoder, backbone)
     from tl_pipeline.cuts import Single  # noqa: PLC0415 - torch
 
     return Single(load_together([encoder]))
@@ -158,6 +176,8 @@ def load_together(encoders: Sequence[Encoder]) -> "Cut":
     backbone = backbones.find_backbone(encoder.backbone)
     layers = [Layer(other.node, other.pooling) for other in encoders]
     how, weights = encoder.preprocess, encoder.weights
+    if not isinstance(how, Preprocess):
+        raise TypeError(f"{encoder.label} takes no images")
     if weights.seed is not None:
         return networks.untrained(backbone, layers, how, weights.seed)
     file, sealed = weights.file, SEALED.get(backbone.origin)
@@ -194,6 +214,9 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
         InvalidSpec: the layer is no vector and nothing makes one.
     """
     backbone = backbones.find_backbone(spec.backbone)
+    if backbone.origin in EMBEDDERS:
+        _seed(spec, backbone)
+        return backbone
     asked = weight_names.parse(spec.weights, backbone)
     memo = Remembered(store)
     described, _ = _described(backbone, asked.member, memo)
@@ -209,7 +232,75 @@ def fetch(spec: EncoderSpec, store: Store) -> None:
         UnknownName, InvalidSpec: see ``check_names``.
         WeightsError: they cannot be downloaded; says which file to put where.
     """
-    weight_names.fetch(spec.weights, check_names(spec, store))
+    backbone = check_names(spec, store)
+    embedder = EMBEDDERS.get(backbone.origin)
+    if embedder:
+        embedder.fetch(backbone)
+    else:
+        weight_names.fetch(spec.weights, backbone)
+
+
+def _whole(
+    spec: EncoderSpec, backbone: Backbone, memo: Remembered, control: bool
+) -> Encoder:
+    """The identity of an encoder whose inputs are no images."""
+    seed = _seed(spec, backbone)
+    found = EMBEDDERS[backbone.origin].identify(backbone, seed, memo.sha256)
+    memo.save()
+    name, layer = backbone.layer(spec.layer)
+    return Encoder(
+        backbone=backbone.name,
+        layer=name,
+        node=layer.node,
+        pooling=layer.pooling,
+        weights=Weights(
+            name=found.name, sha256=found.sha256, file=found.place, seed=seed
+        ),
+        preprocess=found.input,
+        precision=spec.precision,
+        control=control,
+    )
+
+
+def _seed(spec: EncoderSpec, backbone: Backbone) -> int | None:
+    """The seed that ``spec`` asks for; nothing else can be set.
+
+    Raises:
+        UnknownName, InvalidSpec: something else is asked for.
+    """
+    backbone.layer(spec.layer)
+    known = {"backbone", "layer", "weights", "precision"}
+    odd = spec.model_dump(exclude=known, exclude_none=True)
+    if odd:
+        raise InvalidSpec(
+            f"{spec.short()}: {', '.join(odd)} is of images, and {backbone.name} takes "
+            "none; leave it out"
+        )
+    if spec.weights is None:
+        return None
+    seed = spec.weights.removeprefix("random:")
+    why = EMBEDDERS[backbone.origin].NO_TWIN
+    if why or seed == spec.weights or not seed.isdecimal() or int(seed) >= 2**64:
+        choice = f"nothing, {why}" if why else "random:SEED"
+        raise InvalidSpec(f"{spec.short()}: weights can be {choice}")
+    return int(seed)
+
+
+def _loaded(encoder: Encoder, backbone: Backbone) -> "torch.nn.Module":
+    """The network of an encoder whose inputs are no images.
+
+    Raises:
+        WeightsError: it changed since it was resolved.
+    """
+    embedder, weights = EMBEDDERS[backbone.origin], encoder.weights
+    # Where it lay then, whatever of that name may lie elsewhere now.
+    backbone = replace(backbone, weights=str(weights.file or backbone.weights))
+    found = embedder.identify(backbone, weights.seed, file_sha256)
+    if (found.sha256, found.input) != (weights.sha256, encoder.preprocess):
+        raise WeightsError(
+            f"{weights.file} is no longer what {encoder.label} was; run again"
+        )
+    return embedder.load(backbone, found.place, found.input, weights.seed)
 
 
 def _described(

@@ -12,15 +12,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from tl_pipeline import encoders
+from tl_pipeline import encoders, modalities
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.identity import image_id
-from tl_pipeline.images import Preprocess, RefusedImage, pixels
+from tl_pipeline.images import Preprocess, RefusedImage
+from tl_pipeline.modalities import Input
 from tl_pipeline.progress import Track
 
 BATCH = 32  # larger batches leave the cache of a processor and are slower
@@ -47,7 +49,7 @@ class _Batch:
     """The images of one forward pass, decoded or refused."""
 
     image_ids: list[str] = field(default_factory=list)
-    pixels: list[np.ndarray] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     refused: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -69,7 +71,7 @@ def embed(
         WeightsError: the network of ``encoder`` cannot be loaded.
         ValueError: the network gave values that are not finite.
     """
-    forward = Forward(encoder)
+    forward, collate = Forward(encoder), modalities.of(encoder.preprocess).collate
     done, started = Embedded(), time.perf_counter()
     workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
     with workers:
@@ -80,7 +82,7 @@ def embed(
             for batch in _decoded(shard, read, encoder.preprocess, workers):
                 if batch.image_ids:
                     ids += batch.image_ids
-                    blocks.append(forward(np.stack(batch.pixels)))
+                    blocks.append(forward(collate(batch.inputs)))
                 refused += batch.refused
                 track.advance(len(batch.image_ids) + len(batch.refused))
             if blocks:
@@ -95,7 +97,10 @@ def embed(
 
 
 class Forward:
-    """uint8 pixels (n, channels, crop, crop) -> float32 embeddings (n, width).
+    """A batch of n inputs -> float32 embeddings (n, width).
+
+    Of images that is uint8 pixels (n, channels, crop, crop), else what ``collate`` of
+    ``modalities`` makes.
 
     Raises:
         WeightsError: the network cannot be loaded.
@@ -105,31 +110,41 @@ class Forward:
     def __init__(self, encoder: Encoder) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._label = encoder.label
-        self._device = device
         self._module = encoders.load(encoder).to(device)
-        shape = (1, -1, 1, 1)
         how = encoder.preprocess
-        self._mean = torch.tensor(how.mean, device=device).reshape(shape)
-        self._std = torch.tensor(how.std, device=device).reshape(shape)
+        self._feed = _Normalised(how, device) if isinstance(how, Preprocess) else None
 
     @torch.inference_mode()
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
+    def __call__(self, batch: Any) -> np.ndarray:
         """Embed one batch."""
-        # Decoded pixels are channels-last already, the layout convolutions like best.
-        values = torch.from_numpy(batch).to(self._device)
-        values = values.contiguous(memory_format=torch.channels_last)
-        # The order of torchvision's preset: to [0, 1], then normalise.
-        values = (values.to(torch.float32) / 255 - self._mean) / self._std
+        values = self._feed(batch) if self._feed else batch
         vectors = self._module(values).cpu().numpy()
         if not np.isfinite(vectors).all():
             raise ValueError(f"{self._label} gave values that are not finite")
         return vectors
 
 
+class _Normalised:
+    """uint8 pixels to what a network of images takes, on its device."""
+
+    def __init__(self, how: Preprocess, device: torch.device) -> None:
+        shape = (1, -1, 1, 1)
+        self._device = device
+        self._mean = torch.tensor(how.mean, device=device).reshape(shape)
+        self._std = torch.tensor(how.std, device=device).reshape(shape)
+
+    def __call__(self, batch: np.ndarray) -> torch.Tensor:
+        # Decoded pixels are channels-last already, the layout convolutions like best.
+        values = torch.from_numpy(batch).to(self._device)
+        values = values.contiguous(memory_format=torch.channels_last)
+        # The order of torchvision's preset: to [0, 1], then normalise.
+        return (values.to(torch.float32) / 255 - self._mean) / self._std
+
+
 def _decoded(
     images: Sequence[tuple[str, str]],
     read: Read,
-    how: Preprocess,
+    how: Input,
     workers: ThreadPoolExecutor,
 ) -> Iterator[_Batch]:
     """Decode batches in threads, a bounded number ahead, and yield them in order."""
@@ -144,16 +159,16 @@ def _decoded(
         yield batch
 
 
-def _decode(images: Iterable[tuple[str, str]], read: Read, how: Preprocess) -> _Batch:
-    batch = _Batch()
+def _decode(images: Iterable[tuple[str, str]], read: Read, how: Input) -> _Batch:
+    batch, prepare = _Batch(), modalities.of(how).prepare
     for expected, uri in images:
         try:
-            values = pixels(_read(uri, expected, read), how)
+            values = prepare(_read(uri, expected, read), how)
         except RefusedImage as refusal:
             batch.refused.append((expected, refusal.reason, refusal.detail))
         else:
             batch.image_ids.append(expected)
-            batch.pixels.append(values)
+            batch.inputs.append(values)
     return batch
 
 

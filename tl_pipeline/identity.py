@@ -38,11 +38,14 @@ def image_id(data: bytes) -> str:
 
 
 class Facts(NamedTuple):
-    """What the bytes of an accepted image said: id, size in pixels, size in bytes."""
+    """What the bytes of an accepted image said: id, size in pixels, size in bytes.
+
+    A text or a vector has no width and height.
+    """
 
     image_id: str
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     bytes: int
 
 
@@ -146,7 +149,8 @@ def _load(file: Path) -> tuple[np.ndarray, pa.RecordBatch]:
 
 def _column(parts: pq.ParquetFile, field: pa.Field, order: np.ndarray) -> pa.Array:
     column = parts.read([field.name])[field.name].cast(field.type)
-    if column.null_count or len(column) != len(order):
+    sized = field.name in {"width", "height"}
+    if (column.null_count and not sized) or len(column) != len(order):
         raise ValueError(f"{field.name} is not whole")
     column.validate(full=True)
     return column.combine_chunks().take(pa.array(order))

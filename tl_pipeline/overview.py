@@ -27,11 +27,11 @@ from tl_pipeline.splits import SPLITS
 
 @dataclass(frozen=True)
 class Overview:
-    """Counts by class and split, totals by name, and a picture."""
+    """Counts by class and split, totals by name, and a picture if of images."""
 
     classes: list[dict[str, Any]]
     totals: dict[str, Any]
-    sheet: Image.Image
+    sheet: Image.Image | None
 
 
 def look(dataset: DatasetSpec) -> Overview:
@@ -64,15 +64,21 @@ def look(dataset: DatasetSpec) -> Overview:
         "groups": pc.count_distinct(manifest["group"]).as_py(),
         "refused": ", ".join(f"{n} {why}" for why, n in refused.items()) or 0,
         "duplicates": found.duplicates.num_rows,
-        "width": _range(manifest["width"]),
-        "height": _range(manifest["height"]),
+        **_sizes(manifest),
         "size": f"{pc.sum(manifest['bytes']).as_py() / 1e6:.1f} MB",
     }
-    return Overview(classes, totals, contact_sheet(source, manifest))
+    images = dataset.modality == "image"
+    sheet = contact_sheet(source, manifest) if images else None
+    return Overview(classes, totals, sheet)
 
 
 def _lists(rows: pa.Table) -> list[list[Any]]:
     return [column.to_pylist() for column in rows.columns]
+
+
+def _sizes(manifest: pa.Table) -> dict[str, str]:
+    sized = [n for n in ("width", "height") if not manifest[n].null_count]
+    return {name: _range(manifest[name]) for name in sized}
 
 
 def _range(pixels: pa.ChunkedArray) -> str:

@@ -1,14 +1,17 @@
-"""The path of one image from file to prediction, outside any run."""
+"""The path of one input from file to prediction, outside any run.
+
+A file is one input: an image, a text in UTF-8, or a vector as .npy.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from tl_pipeline import modalities
 from tl_pipeline.embeddings import Embeddings
 from tl_pipeline.engine import BATCH, Forward
-from tl_pipeline.images import RefusedImage, pixels
+from tl_pipeline.images import RefusedImage
 from tl_pipeline.registry import Model
 
 
@@ -23,7 +26,7 @@ class Prediction:
 
 
 def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
-    """Classify ``files`` in their order; one that is no image is refused alone.
+    """Classify ``files`` in their order; one that is no input is refused alone.
 
     Raises:
         WeightsError: the weights of the model's encoder are gone or changed.
@@ -36,16 +39,18 @@ def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
 
 
 def _batch(model: Model, forward: Forward, files: Sequence[Path]) -> list[Prediction]:
-    decoded: dict[Path, np.ndarray] = {}
+    how = model.encoder.preprocess
+    modality = modalities.of(how)
+    decoded: dict[Path, Any] = {}
     refused: dict[Path, str] = {}
     for file in files:
         try:
-            decoded[file] = pixels(file.read_bytes(), model.encoder.preprocess)
+            decoded[file] = modality.prepare(file.read_bytes(), how)
         except (RefusedImage, OSError) as error:
             refused[file] = str(error)
     said = {}
     if decoded:
-        vectors = forward(np.stack(list(decoded.values())))
+        vectors = forward(modality.collate(list(decoded.values())))
         names = [str(file) for file in decoded]
         embeddings = Embeddings(model.encoder.key, names, vectors)
         probabilities = model.head.predict_proba(embeddings)

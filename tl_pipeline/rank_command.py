@@ -54,9 +54,11 @@ def rank(
     from tl_pipeline.planning import Context
 
     place = Store.open(store)
+    entry = entries.find(dataset, catalog)
+    work.check_modality(entry, wishes)
     context = Context(
         store=place,
-        dataset=entries.find(dataset, catalog),
+        dataset=entry,
         seed=seed,
         trust_memo=not verify,
     )

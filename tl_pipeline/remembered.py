@@ -8,6 +8,12 @@ from typing import Any
 from tl_pipeline.artifacts import Store, write_atomically
 
 
+def file_sha256(file: Path) -> str:
+    """The hash of the bytes of ``file``, in hex."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 class Remembered:
     """What was found out once, so that resolving again needs neither torch nor time.
 
@@ -42,8 +48,7 @@ class Remembered:
         known = self._known.get(str(file))
         if known and known["version"] == version and self._trust:
             return known["sha256"]
-        with file.open("rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+        sha256 = file_sha256(file)
         self.put(str(file), {"version": version, "sha256": sha256})
         return sha256
 

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from tl_pipeline import splits, tables
 from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.identity import Facts, Memo, image_id
-from tl_pipeline.images import RefusedImage, probe
+from tl_pipeline.images import RefusedImage
+from tl_pipeline.modalities import MODALITIES, ModalityRow
 from tl_pipeline.progress import track
 from tl_pipeline.sources import Entry, Source
 from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE, Columns
@@ -97,13 +98,13 @@ def _look(
     source: Source, dataset: DatasetSpec, memo: Memo
 ) -> tuple[pa.Table, list[pa.Table]]:
     """The inputs that are images, in the order of the source, and those refused."""
-    accepted = Columns(_ACCEPTED)
+    accepted, modality = Columns(_ACCEPTED), MODALITIES[dataset.modality]
     refused = [QUARANTINE.schema.empty_table()]
     entries = source.entries()
     with track(f"ingest {dataset.name}", total=0) as progress:
         while batch := list(islice(entries, _BATCH)):
             reasons: list[tuple[Entry, RefusedImage]] = []
-            facts = _facts(batch, source, memo, reasons)
+            facts = _facts(batch, source, modality, memo, reasons)
             both = zip(batch, facts, strict=True)
             accepted.extend(_row(e, f) for e, f in both if f and e.label)
             if reasons:
@@ -119,6 +120,7 @@ def _look(
 def _facts(
     batch: Sequence[Entry],
     source: Source,
+    modality: ModalityRow,
     memo: Memo,
     refused: list[tuple[Entry, RefusedImage]],
 ) -> list[Facts | None]:
@@ -129,7 +131,7 @@ def _facts(
     for place, entry in enumerate(batch):
         try:
             if facts[place] is None:
-                facts[place] = found = _read(entry, source)
+                facts[place] = found = _read(entry, source, modality)
                 read.append((entry, found))
         except RefusedImage as refusal:
             refused.append((entry, refusal))
@@ -140,12 +142,12 @@ def _facts(
     return facts
 
 
-def _read(entry: Entry, source: Source) -> Facts:
+def _read(entry: Entry, source: Source, modality: ModalityRow) -> Facts:
     try:
         data = source.read(entry.uri)
     except OSError as error:
         raise RefusedImage("unreadable", f"{error}") from None
-    width, height = probe(data)
+    width, height = modality.probe(data)
     return Facts(image_id(data), width, height, len(data))
 
 

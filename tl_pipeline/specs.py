@@ -61,7 +61,7 @@ def _parse_short(text: str) -> tuple[str, dict[str, str]]:
 
 # Kinds of networks whose names hold colons and more.
 _PREFIXED = re.compile(
-    r"(?P<name>(?:timm|python|onnx|export):.+?)(?::(?P<params>[a-z_]+=.*))?"
+    r"(?P<name>(?:timm|python|onnx|export|text):.+?)(?::(?P<params>[a-z_]+=.*))?"
 )
 
 

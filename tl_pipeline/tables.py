@@ -42,7 +42,7 @@ def _columns(required: Mapping[str, Any], **optional: Any) -> pa.Schema:
 
 MANIFEST = Table(
     "manifest.parquet",
-    "One row per image of a dataset.",
+    "One row per image (or text, or vector) of a dataset.",
     ("image_id",),
     _columns(
         {
@@ -50,10 +50,10 @@ MANIFEST = Table(
             "uri": pa.string(),
             "label": pa.string(),
             "split": pa.string(),
-            "width": pa.int32(),
-            "height": pa.int32(),
             "bytes": pa.int64(),
         },
+        width=pa.int32(),  # a text or a vector has none
+        height=pa.int32(),
         group=pa.string(),
         weight=pa.float32(),
         declared=pa.string(),

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tl_pipeline import catalog, encoders, heads, runs
+from tl_pipeline import backbones, catalog, encoders, heads, runs
 from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import DatasetSpec
+from tl_pipeline.datasets import DatasetSpec, Modality
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec
@@ -14,6 +14,12 @@ from tl_pipeline.planning import Context, Step
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 MAJORITY = HeadSpec(name="majority")
+# What to write where an encoder of another modality was named.
+_CHOICES: dict[Modality, str] = {
+    "image": "a network of images, such as lenet5; see `tl backbones`",
+    "text": backbones.EMBEDDERS["text"].CHOICE,
+    "vector": backbones.EMBEDDERS["features"].CHOICE,
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def prepare(
         CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
+    spec = _with_backbones(spec, dataset)
     wanted = [heads.complete(head) for head in spec.heads]
     if all(heads.HEADS[head.name].control for head in wanted):
         raise InvalidSpec(
@@ -66,6 +73,7 @@ def prepare(
     near = dataset.near_duplicates
     looker = EncoderSpec.parse(near.backbone) if near.backbone else spec.backbones[0]
     wishes = [*spec.backbones, *([] if near.action == "ignore" else [looker])]
+    check_modality(dataset, wishes)
     found = resolve(wishes, store, verify=verify, download=download)
     work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
     skipped: list[Step] = []
@@ -83,6 +91,35 @@ def prepare(
     )
     eye = None if near.action == "ignore" else found[-1]
     return Work(spec, context, work, eye, skipped)
+
+
+def check_modality(dataset: DatasetSpec, wishes: Sequence[EncoderSpec]) -> None:
+    """Refuse an encoder that takes something else than ``dataset`` holds.
+
+    Raises:
+        UnknownName: there is no such backbone.
+        InvalidSpec: it takes something else.
+    """
+    for wish in wishes:
+        takes = backbones.find_backbone(wish.backbone).modality
+        if takes != dataset.modality:
+            raise InvalidSpec(
+                f"{wish.backbone} takes {takes}s, but {dataset.name} holds "
+                f"{dataset.modality}s. Choose {_CHOICES[dataset.modality]}"
+            )
+
+
+def _with_backbones(spec: RunSpec, dataset: DatasetSpec) -> RunSpec:
+    """``spec`` with the backbone that is usual for ``dataset`` if it names none."""
+    if "backbones" in spec.model_fields_set or dataset.modality == "image":
+        return spec
+    if dataset.modality == "text":
+        raise InvalidSpec(
+            f"{dataset.name} holds texts: name a network, --backbone "
+            f"{_CHOICES['text']}; none comes with this package"
+        )
+    usual = EncoderSpec(backbone=_CHOICES[dataset.modality])
+    return spec.model_copy(update={"backbones": (usual,)})
 
 
 def resolve(

@@ -3,7 +3,8 @@
 ``find_backbone`` is the way in. To add a network of torchvision: a name in a family of
 ``classifiers`` or ``detectors``. To add another kind of network: a module with the
 names of ``Provider`` and a row in ``PROVIDERS``; with those of ``Sealed`` and a row in
-``SEALED`` if its weights come with it. Nothing here imports torch before it is asked
+``SEALED`` if its weights come with it; with those of ``Embedder`` and a row in
+``EMBEDDERS`` if it takes no images. Nothing here imports torch before it is asked
 for weights or a network, so that listing and planning stay fast.
 """
 
@@ -14,12 +15,15 @@ from tl_pipeline.backbones import (
     detectors,
     exported,
     factories,
+    given,
     onnx_files,
     ours,
+    sentences,
     timm_networks,
 )
 from tl_pipeline.backbones.backbone import (
     Backbone,
+    Embedder,
     Kind,
     Layer,
     NamedWeights,
@@ -34,6 +38,7 @@ from tl_pipeline.errors import UnknownName
 __all__ = [
     "BACKBONES",
     "BY_PREFIX",
+    "EMBEDDERS",
     "PATTERN",
     "PROVIDERS",
     "SEALED",
@@ -62,8 +67,17 @@ SEALED: dict[str, Sealed] = {
     "export": exported,
 }
 
+# Of inputs that are no images.
+EMBEDDERS: dict[str, Embedder] = {"text": sentences, "features": given}
+
 # What is named by a prefix instead of in a table, as people write it.
-BY_PREFIX = ("timm:NAME", "python:MODULE:FACTORY", "onnx:FILE", "export:FILE.pt2")
+BY_PREFIX = (
+    "timm:NAME",
+    "python:MODULE:FACTORY",
+    "onnx:FILE",
+    "export:FILE.pt2",
+    "text:NAME",
+)
 
 _KINDS: dict[str, Kind] = {**PROVIDERS, **SEALED}
 
@@ -72,8 +86,9 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 _PREFIXES = "|".join(name.partition(":")[0] for name in BY_PREFIX)
+_NAMES = "|".join(map(re.escape, [*BACKBONES, given.CHOICE]))
 # Of an encoder in its short form, as far as names can be told without looking.
-PATTERN = rf"^(({'|'.join(map(re.escape, BACKBONES))})(:.+=.+)?|({_PREFIXES}):.+)$"
+PATTERN = rf"^(({_NAMES})(:.+=.+)?|({_PREFIXES}):.+)$"
 
 
 def find_backbone(name: str) -> Backbone:
@@ -82,15 +97,15 @@ def find_backbone(name: str) -> Backbone:
     Raises:
         UnknownName: there is none.
     """
-    for each in _KINDS.values():
+    for each in (*_KINDS.values(), *EMBEDDERS.values()):
         found = each.find(name)
         if found is not None:
             return found
-    raise UnknownName("backbone", name, [*BACKBONES, *BY_PREFIX])
+    raise UnknownName("backbone", name, [*BACKBONES, *BY_PREFIX, given.CHOICE])
 
 
 def kind(backbone: Backbone) -> Kind:
-    """Who describes ``backbone``."""
+    """Who describes ``backbone``, a network of images."""
     return _KINDS[backbone.origin]
 
 

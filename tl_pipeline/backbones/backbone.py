@@ -1,13 +1,15 @@
 """The words of a network: its layers, its named weights, who provides it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from tl_pipeline.datasets import Modality
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.images import Preprocess
+from tl_pipeline.modalities import Input
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ class Backbone:
 
     ``weights`` are those taken when none are asked for, ``origin`` the provider that
     describes and builds the network, ``class_tokens`` how many tokens come before
-    those of the image where a layer gives tokens.
+    those of the image where a layer gives tokens, ``modality`` what its inputs are.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Backbone:
     weights: str = "IMAGENET1K_V1"
     origin: str = "torchvision"
     class_tokens: int = 0
+    modality: Modality = "image"
 
     @cached_property
     def default_layer(self) -> str:
@@ -156,4 +159,50 @@ class Sealed(Kind, Protocol):
         WeightsError, which names ``origin``, where they are none, or the network is no
         longer the one that ``sha256`` tells.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What an ``Embedder`` says of a network: who it is, where it lies, its input."""
+
+    name: str
+    sha256: str
+    place: Path | None
+    input: Input
+
+
+class Embedder(Protocol):
+    """A kind of network that is whole from its input, no image, to one vector.
+
+    A module with these names, and a row in ``EMBEDDERS``. Importing it must not import
+    torch, and neither must ``find`` and ``identify``. Its one layer is what it gives.
+    """
+
+    CHOICE: str
+    """How people name such a network."""
+    NO_TWIN: str
+    """Why it cannot be drawn anew, in a few words; "" where it can."""
+
+    def find(self, name: str) -> Backbone | None:
+        """The network of that name, if it is of this kind."""
+        ...
+
+    def identify(
+        self, backbone: Backbone, seed: int | None, sha256: Callable[[Path], str]
+    ) -> Identified:
+        """The network, or with a ``seed`` its untrained twin; ``sha256`` of a file.
+
+        WeightsError or InvalidSpec where it is not there, or cannot be used.
+        """
+        ...
+
+    def fetch(self, backbone: Backbone) -> None:
+        """Download it if it is missing; WeightsError where it cannot."""
+        ...
+
+    def load(
+        self, backbone: Backbone, place: Path | None, how: Input, seed: int | None
+    ) -> "torch.nn.Module":
+        """The frozen network: a batch of inputs to float32 of shape (n, width)."""
         ...

@@ -1,4 +1,4 @@
-"""Where images come from: one small module per kind of source.
+"""Where images (or texts, or vectors) come from: one small module per kind of source.
 
 A source lists its inputs cheaply (``entries``) and hands out the bytes of one of them
 on demand (``read``). It filters nothing: what is not an image is refused later, with a
@@ -16,6 +16,7 @@ from tl_pipeline.datasets import (
     CocoObjectsSpec,
     DatasetSpec,
     DigitsSpec,
+    FeaturesSpec,
     HuggingFaceSpec,
     ImageFolderSpec,
     PickleSpec,
@@ -28,6 +29,7 @@ from tl_pipeline.sources.archive import Archive
 from tl_pipeline.sources.coco_objects import CocoObjects
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.features import Features
 from tl_pipeline.sources.huggingface import HuggingFace
 from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.sources.pickled import Pickled
@@ -72,13 +74,14 @@ class SourceRow:
 SOURCES = (
     SourceRow("image_folder", ImageFolderSpec, ImageFolder, "root/[split/]class/image"),
     SourceRow("digits", DigitsSpec, Digits, "scikit-learn's 1,797 handwritten digits"),
-    SourceRow("table", TableSpec, Table, "CSV, TSV or Parquet: paths or encoded bytes"),
+    SourceRow("table", TableSpec, Table, "CSV, TSV or Parquet: paths, bytes, texts"),
     SourceRow("archive", ArchiveSpec, Archive, "zip or tar of an image folder"),
     SourceRow("webdataset", WebDatasetSpec, WebDataset, "tar shards of samples"),
     SourceRow(
         "torchvision", TorchvisionSpec, TorchvisionDataset, "by name: GTSRB, ..."
     ),
     SourceRow("pickle", PickleSpec, Pickled, "train.p: features and labels"),
+    SourceRow("features", FeaturesSpec, Features, "vectors: npy, npz, Parquet, pickle"),
     SourceRow("voc_objects", VocObjectsSpec, VocObjects, "Pascal VOC, box by box"),
     SourceRow("coco_objects", CocoObjectsSpec, CocoObjects, "COCO, box by box"),
     SourceRow("huggingface", HuggingFaceSpec, HuggingFace, "save_to_disk, or the hub"),

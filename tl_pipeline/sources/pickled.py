@@ -107,7 +107,7 @@ def _checked(found: Any, name: str, spec: PickleSpec) -> tuple[np.ndarray, list[
     grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)
     if not grey_or_rgb and (images.ndim == 2 or images.dtype.kind == "f"):
         raise DatasetError(
-            f"{said}: precomputed features, which cannot be used yet; give the images"
+            f"{said}: precomputed features; say 'type: features' in the catalogue"
         )
     if not grey_or_rgb or 0 in images.shape[1:]:
         raise DatasetError(f"{said}; expected (n, height, width) or (n, h, w, 3)")

@@ -34,6 +34,7 @@ from tl_pipeline.sources.table_rows import (
     text_rows,
     weight_of,
 )
+from tl_pipeline.sources.table_texts import Texts
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _ENDINGS = (*_SEPARATORS, ".parquet")
@@ -53,7 +54,8 @@ class Table:
     refused by ``read``, as are URLs that neither the root nor ``allowed_urls`` covers,
     and such as hold credentials, which are cut off. A path that was listed before gets
     ``#copy=<row>``, counted through all files. A row with bytes, or with nothing, is
-    ``<file>#row=<row>``, counted in its file. Rows count from 0.
+    ``<file>#row=<row>``, counted in its file, and so is every row of a table of texts.
+    Rows count from 0.
     """
 
     def __init__(self, spec: TableSpec) -> None:
@@ -63,6 +65,9 @@ class Table:
         self._groups: dict[Any, pa.ChunkedArray] = {}
         homes = (spec.path, spec.root)
         self._storage = Storage(spec.storage, *homes)
+        self._texts = None
+        if spec.text_column is not None:
+            self._texts = Texts(spec.text_column, self._storage, self._mark)
         # Of what rows name, a redirect must not lead elsewhere.
         self._images = Storage(spec.storage, *homes, allowed=self._allows)
 
@@ -83,6 +88,8 @@ class Table:
         weighed = self._spec.weight_column is not None
         for file, root in self._files().items():
             whole = self._stamp(file)
+            if self._texts:
+                whole = self._texts.listed(whole)
             rows = enumerate(self._rows(file))
             while some := list(islice(rows, _TOGETHER)):
                 located = [self._locate(cells[0], root) for _, cells in some]
@@ -125,6 +132,8 @@ class Table:
             tables = self._found or self._files()
             if kind != "row":
                 return self._image(place)
+            if self._texts and place in tables:
+                return self._texts.read(place, int(row), self._stamp(place))
             known = place in tables and _ending(place) == ".parquet"
             data = self._cell(place, int(row)) if known else None
         except (PermissionError, FileNotFoundError):
@@ -182,7 +191,7 @@ class Table:
 
     def _locate(self, cell: str | None, root: Place) -> tuple[str | None, Place | None]:
         """The uri of what a row names, and where it is, if it may be read at all."""
-        if cell is None:
+        if cell is None or self._texts:
             return None, None
         if is_url(cell):
             uri = redacted(cell)
@@ -230,11 +239,13 @@ class Table:
 
     def _rows(self, file: Place) -> Iterator[Row]:
         spec = self._spec
-        names = (spec.image_column, spec.label_column, spec.split_column)
+        names = (self._inputs, spec.label_column, spec.split_column)
         names = (*names, spec.group_column, spec.weight_column)
         try:
             if _ending(file) == ".parquet":
-                rows = parquet_rows(file, self._storage.arrow(file), names)
+                source = self._storage.arrow(file)
+                texts = self._texts is not None
+                rows = parquet_rows(file, source, names, of_texts=texts)
             else:
                 mark = spec.separator or _SEPARATORS[_ending(file)]
                 rows = text_rows(file, self._storage.stream(file), names, mark)
@@ -246,6 +257,14 @@ class Table:
             raise DatasetError(
                 f"{file} is not what its ending says: {error}. Rename or rewrite it"
             ) from None
+
+    @property
+    def _inputs(self) -> str:
+        return self._spec.text_column or self._spec.image_column
+
+    def _mark(self, file: Place) -> str | None:
+        """What parts the cells of a text file; None for Parquet."""
+        return self._spec.separator or _SEPARATORS.get(_ending(file))
 
 
 def _matches(path: Path) -> list[Path]:

@@ -24,6 +24,9 @@ _IMAGES = re.compile(
     r"(large_)?(string|binary)|fixed_size_binary|dictionary|null"
     r"|struct<.*\b(bytes: \w*binary|path: \w*string)"
 )
+_TEXTS = re.compile(
+    r"(large_)?string(_view)?|null|dictionary<values=(large_)?string,.*"
+)
 _BATCH, _BUFFER = 128, 1 << 20  # rows, bytes
 Row = tuple[str | None, ...]  # the cells of the columns asked for; None for nothing
 
@@ -48,17 +51,23 @@ def text_rows(file: Path | str, source: Any, names: Row, mark: str) -> Iterator[
             yield tuple(None if p is None else cells[p] or None for p in places)
 
 
-def parquet_rows(file: Path | str, source: Any, names: Row) -> Iterator[Row]:
+def parquet_rows(
+    file: Path | str, source: Any, names: Row, *, of_texts: bool = False
+) -> Iterator[Row]:
     """The columns ``names`` of a Parquet file; bytes of images are not read.
 
     Raises:
-        DatasetError: a column is missing, or that of images holds none.
+        DatasetError: a column is missing, or the first holds no images (or texts).
         pyarrow.ArrowException: it is no Parquet file.
     """
     with pq.ParquetFile(source, buffer_size=_BUFFER) as table:
         image, *others = _check(file, names, table.schema_arrow.names)
         kind = str(table.schema_arrow.field(image).type)
-        if not _IMAGES.match(kind):
+        if of_texts and not _TEXTS.fullmatch(kind):
+            raise DatasetError(
+                f"{file}: column {image!r} holds {kind}; 'text_column' must hold text"
+            )
+        if not of_texts and not _IMAGES.match(kind):
             raise DatasetError(
                 f"{file}: column {image!r} holds {kind}; 'image_column' must hold "
                 "paths, bytes, or a struct of 'bytes' and 'path'"

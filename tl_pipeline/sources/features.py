@@ -1,0 +1,234 @@
+"""Vectors that were computed elsewhere, each row an input."""
+
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tl_pipeline.datasets import FeaturesSpec
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
+from tl_pipeline.sources.entry import Entry
+from tl_pipeline.vectors import as_npy
+
+_PICKLES = (".p", ".pkl", ".pickle")
+_ENDINGS = (".npy", ".npz", ".parquet", *_PICKLES)
+
+
+class _File(NamedTuple):
+    vectors: Path
+    labels: Path | None
+    split: str
+
+
+class _Loaded(NamedTuple):
+    version: str
+    modified_ns: int
+    vectors: np.ndarray
+    labels: list[str | None]
+
+
+class Features:
+    """Each row is an input, ``<file>#<row>``, given as an .npy file of float32.
+
+    Splits are declared as for ``pickle``: where only train and validation are given,
+    the declared validation becomes the test split; where only train is given, none is
+    declared. Whole files are read, and stay in memory until they change.
+    """
+
+    def __init__(self, spec: FeaturesSpec) -> None:
+        self._spec, self._lock = spec, threading.Lock()
+        self._loaded: dict[str, _Loaded] = {}
+        held_out = "validation" if spec.test else "test"
+        given = [
+            (spec.train, spec.train_labels, "train"),
+            (spec.validation, spec.validation_labels, held_out),
+            (spec.test, spec.test_labels, "test"),
+        ]
+        files = [_File(path.resolve(), *rest) for path, *rest in given if path]
+        # A name that is no UTF-8 fits no table: in a uri it is escaped.
+        names = [
+            str(file.vectors).encode(errors="backslashreplace").decode()
+            for file in files
+        ]
+        self._files = dict(zip(names, files, strict=True))
+        self._repeated = len(self._files) < len(files)
+
+    def __reduce__(self) -> tuple[type["Features"], tuple[FeaturesSpec]]:
+        """A copy in another process reads the files itself."""
+        return Features, (self._spec,)
+
+    def entries(self) -> Iterator[Entry]:
+        """One entry per row, file by file.
+
+        Raises:
+            DatasetError: a file is missing, damaged, given twice, would run code, or
+                holds no vectors with labels; or the files' vectors differ in length.
+        """
+        if self._repeated:
+            raise DatasetError(f"{self._spec.name}: one file is given for two splits")
+        widths: dict[int, str] = {}
+        for name, (_, _, split) in self._files.items():
+            found = self._load(name)
+            widths.setdefault(found.vectors.shape[1], name)
+            if len(widths) > 1:
+                told = ", ".join(f"{width} in {file}" for width, file in widths.items())
+                raise DatasetError(f"vectors must be of one length, but have {told}")
+            declared = split if len(self._files) > 1 else None
+            for index, label in enumerate(found.labels):
+                uri = f"{name}#{index}"
+                told = (found.version, declared)
+                yield Entry(uri, label, *told, modified_ns=found.modified_ns)
+
+    def read(self, uri: str) -> bytes:
+        """The row ``uri`` as an .npy file.
+
+        Raises:
+            OSError: there is no such row.
+            DatasetError: its file as a whole cannot be read.
+        """
+        name, _, index = uri.rpartition("#")
+        vectors = self._load(name).vectors if name in self._files else []
+        if not re.fullmatch(r"[0-9]{1,12}", index) or int(index) >= len(vectors):
+            raise FileNotFoundError(f"{uri}: there are {len(vectors)} such vectors")
+        with np.errstate(over="ignore"):  # an infinite value is refused by name
+            return as_npy(vectors[int(index)].astype(np.float32))
+
+    def _load(self, name: str) -> _Loaded:
+        with self._lock:
+            known, file = self._loaded.get(name), self._files[name]
+            try:
+                stats = [path.stat() for path in file[:2] if path]
+                version = ":".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
+                version += f":{self._spec.features}"
+                if known is None or known.version != version:
+                    self._loaded.pop(name, None)  # never two copies in memory
+                    vectors, labels = _arrays(file, name, self._spec)
+                    vectors, texts = _checked(vectors, labels, name)
+                    youngest = max(stat.st_mtime_ns for stat in stats)
+                    known = _Loaded(version, youngest, vectors, texts)
+            except OSError as error:
+                raise DatasetError(f"{name} cannot be read: {error}") from None
+            return self._loaded.setdefault(name, known)
+
+
+def _arrays(
+    file: _File, name: str, spec: FeaturesSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """The features and the labels of ``file``, whatever they are.
+
+    Raises:
+        DatasetError: they are not there, or no arrays.
+        OSError: they cannot be read.
+    """
+    ending = file.vectors.suffix.lower()
+    wanted = (spec.features, spec.labels)
+    if ending not in _ENDINGS:
+        raise DatasetError(
+            f"{name}: features are read from files that end in {', '.join(_ENDINGS)}"
+        )
+    if ending in _PICKLES:
+        return _named(_unpickled(file.vectors, name), name, wanted)
+    try:
+        if ending == ".parquet":
+            return _columns(file.vectors, name, wanted)
+        with file.vectors.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
+            if isinstance(found, np.lib.npyio.NpzFile):
+                held = {key: found[key] for key in wanted if key in found.files}
+                others = {key: None for key in found.files if key not in held}
+                return _named({**held, **others}, name, wanted)
+        if file.labels is None:
+            raise DatasetError(f"{name} is no .npz file, but an .npy file")
+        with file.labels.open("rb") as opened:
+            return found, np.load(opened, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+        said = f"{error}"[:200]
+        raise DatasetError(f"{name} is damaged or of another kind: {said}") from None
+
+
+def _unpickled(file: Path, name: str) -> dict[str, np.ndarray | None]:
+    with file.open("rb") as opened:
+        found = load_arrays(opened, name)
+    if not isinstance(found, dict):
+        raise DatasetError(f"{name}: expected a dictionary, not {type(found).__name__}")
+    return {
+        str(key): value.values if isinstance(value, PickledArray) else None
+        for key, value in found.items()
+    }
+
+
+def _named(
+    found: dict[str, np.ndarray | None], name: str, wanted: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    vectors, labels = map(found.get, wanted)
+    if vectors is None or labels is None:
+        raise DatasetError(
+            f"{name}: expected arrays {wanted[0]!r} and {wanted[1]!r}, found "
+            f"{', '.join(found) or 'nothing'}; see 'features' and 'labels' of the "
+            "catalogue"[:500]
+        )
+    return vectors, labels
+
+
+def _columns(
+    file: Path, name: str, wanted: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    with pq.ParquetFile(file) as parts:
+        there = parts.schema_arrow.names
+        if not {*wanted} <= {*there}:
+            raise DatasetError(
+                f"{name}: expected columns {wanted[0]!r} and {wanted[1]!r}, found "
+                f"{', '.join(there)}; see 'features' and 'labels' of the catalogue"
+            )
+        table = parts.read(list(wanted))
+    column = table[wanted[0]].combine_chunks()
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (lists or pa.types.is_fixed_size_list(kind)) or column.null_count:
+        raise DatasetError(
+            f"{name}: column {wanted[0]!r} holds {kind} with {column.null_count} "
+            "nulls; expected a list of numbers in each row"
+        )
+    lengths = np.unique([len(row) for row in column])
+    if len(lengths) > 1:
+        raise DatasetError(
+            f"{name}: the lists of {wanted[0]!r} have {lengths[0]} to {lengths[-1]} "
+            "values; expected one length"
+        )
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    labels = table[wanted[1]].to_numpy()
+    return flat.reshape(len(column), -1 if len(flat) else 0), labels
+
+
+def _checked(
+    vectors: np.ndarray, labels: np.ndarray, name: str
+) -> tuple[np.ndarray, list[str | None]]:
+    """Vectors of shape (n, width) and their labels as text, None for no label.
+
+    Raises:
+        DatasetError: they are no numbers, or not as many as there are labels.
+    """
+    if vectors.dtype.kind not in "fiu" or vectors.ndim < 2 or 0 in vectors.shape[1:]:
+        raise DatasetError(
+            f"{name}: the features are {vectors.dtype} of shape {vectors.shape}; "
+            "expected numbers of shape (n, width)"
+        )
+    if labels.size != len(vectors) or labels.dtype.kind not in "iuUOb":
+        raise DatasetError(
+            f"{name}: {len(vectors)} vectors, but labels of shape {labels.shape} and "
+            f"type {labels.dtype}; expected a whole number or a text for each"
+        )
+    told = labels.reshape(-1).tolist()
+    texts = [None if label in (None, "") else str(label) for label in told]
+    try:
+        "".join(text or "" for text in texts).encode()
+    except ValueError as error:
+        raise DatasetError(f"{name}: a label is no valid text: {error}") from None
+    return vectors.reshape(len(vectors), -1), texts
