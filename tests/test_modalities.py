@@ -180,7 +180,8 @@ def test_vectors_run_through_the_stages_with_their_own_encoder(
     assert all(step.cached for step in again.steps)
 
 
-def test_vectors_are_ranked_and_looked_at(features: Path, store: Store, tmp_path: Path):
+@pytest.mark.usefixtures("features")
+def test_vectors_are_ranked_and_looked_at(store: Store, tmp_path: Path):
     spec = FeaturesSpec(name="points", type="features", train=tmp_path / "x.npz")
     wish = EncoderSpec(backbone="features")
     encoders = work.resolve([wish], store)
