@@ -143,6 +143,13 @@ def test_a_register_is_not_taken_for_a_class_token(store: Store):
         encoders.load(without)
 
 
+def test_a_network_of_two_branches_has_no_features(store: Store):
+    text = "timm:crossvit_tiny_240:weights=random:0"
+    assert encoders.load(resolved(store, text))(noise(1, 3, 240)).shape == (1, 288)
+    with pytest.raises(InvalidSpec, match="does not give one output an image"):
+        encoders.load(resolved(store, f"{text},layer=features"))
+
+
 def test_another_layer_is_refused_with_those_there_are(store: Store):
     with pytest.raises(UnknownName, match="features, penultimate, pre_logits"):
         resolved(store, "timm:resnet10t:layer=layer4,weights=random:1")

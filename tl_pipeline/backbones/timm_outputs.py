@@ -32,7 +32,9 @@ class TimmOutputs(Outputs):
         """See ``Outputs``."""
         features = self.network.forward_features(batch)
         vectors = self.network.forward_head(features, pre_logits=True)
-        if features.ndim == 3:
+        if not torch.is_tensor(features):
+            features = vectors.new_empty(0)  # of two branches: no layer of one shape
+        elif features.ndim == 3:
             features = features[:, self._first :]
         elif self._channels_last:
             features = features.permute(0, 3, 1, 2)
