@@ -1,6 +1,11 @@
 """What several tests need: a store, small folders of real images, the shared data."""
 
 import os
+
+# Tests run one on each core: more threads would wait for one another, spinning. It is
+# read when a library is loaded, so it is said before the other imports.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -151,7 +151,9 @@ def truncated(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda _: b"no parquet", truncated], ids=str
+    "damage",
+    [lambda _: b"", lambda _: b"no parquet", truncated],
+    ids=["empty", "no parquet", "truncated"],
 )
 @pytest.mark.usefixtures("photos")
 def test_a_damaged_memo_is_forgotten(look: Look, memo_file: Path, damage: Callable):
