@@ -69,8 +69,8 @@ datasets:
     assert unknown == "data_catalog.yaml:6: datasets.one.colour: unknown field"
     assert tag == (
         "data_catalog.yaml:8: datasets.two: type must be one of: archive, "
-        "coco_objects, digits, huggingface, image_folder, pickle, table, torchvision, "
-        "voc_objects, webdataset"
+        "coco_objects, digits, features, huggingface, image_folder, pickle, table, "
+        "torchvision, voc_objects, webdataset"
     )
     assert share.startswith("data_catalog.yaml:14: datasets.three.split.test: ")
     assert "less than 1" in share

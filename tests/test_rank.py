@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tl_pipeline import catalog, pipeline, rank_command, ranking, tables
+from tl_pipeline import catalog, pipeline, rank_command, ranking, tables, work
 from tl_pipeline.artifacts import Store
 from tl_pipeline.comparison import Difference
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -60,7 +60,7 @@ def tl(tmp_path: Path) -> Tl:
 def rank(store: Store, dataset: str, images: int, *wishes: EncoderSpec) -> Ranking:
     named = Path(dataset).exists()
     context = Context(store, catalog.find(dataset, None if named else DIGITS))
-    encoders = pipeline.resolve(wishes or (LETTERS, TWIN), store)
+    encoders = work.resolve(wishes or (LETTERS, TWIN), store)
     return ranking.rank(context, encoders, images)
 
 
@@ -132,7 +132,7 @@ def test_only_training_images_are_looked_at_and_a_run_finds_them_embedded(
 def test_a_larger_sample_embeds_only_what_it_adds(store: Store, folder: Path):
     small, large = (rank(store, str(folder), n, LETTERS) for n in (12, 20))
     assert small.rows[0].cost.missing - large.rows[0].cost.missing == 8
-    assert {pipeline.resolve([LETTERS], store)[0].key} == {large.rows[0].key}
+    assert {work.resolve([LETTERS], store)[0].key} == {large.rows[0].key}
 
 
 def test_an_encoder_named_twice_is_ranked_once(store: Store, folder: Path):
@@ -154,7 +154,7 @@ def test_whole_groups_are_judged_at_a_time(store: Store, folder: Path, tmp_path:
         "image_column: file, label_column: species, group_column: session}\n"
     )
     context = Context(store, catalog.find("listed", entry))
-    found = ranking.rank(context, pipeline.resolve([LETTERS], store), 30)
+    found = ranking.rank(context, work.resolve([LETTERS], store), 30)
     assert found.grouped
     assert found.probed == found.sampled == 30
 
@@ -165,7 +165,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_for_all(
     for file in sorted((folder / "china").iterdir())[:8]:
         file.write_bytes(file.read_bytes()[:-900])
     entry = catalog.find(str(folder)).model_copy(update={"max_quarantined": 0.5})
-    encoders = pipeline.resolve([LETTERS, TWIN], store)
+    encoders = work.resolve([LETTERS, TWIN], store)
     found = ranking.rank(Context(store, entry), encoders, 100)
     refused = [len(EmbeddingFolder(store, row.key).refused()) for row in found.rows]
     assert found.probed == found.sampled - refused[0]
@@ -229,7 +229,7 @@ def test_the_speed_is_measured_warm_and_few_images_do_not_replace_it(
 ):
     """A first pace of few images is better than none; a known one stays."""
     context = Context(store, catalog.find(str(folder)))
-    (encoder,) = pipeline.resolve([LETTERS], store)
+    (encoder,) = work.resolve([LETTERS], store)
     every = embed.images_of(context, pipeline.ingest.run(context).output)
     place = EmbeddingFolder(store, encoder.key)
     assert embed.known_speed(place) is None
