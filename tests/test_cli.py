@@ -290,6 +290,11 @@ def test_a_backbone_is_shown_as_names_that_can_be_layers(tl: Tl):
     shapes = {node["name"]: node["shape"] for node in document["graph"]}
     assert shapes["c3_relu"] == [16, 10, 10]
     assert shapes["output"] == [26]
+    whole = json.loads(tl("backbones", "show", "features", "--json").stdout)
+    assert (whole["takes"], whole["layer"]) == ("vectors", "vector")
+    assert "takes" in tl("backbones", "show", "features").stdout
+    nowhere = tl("backbones", "show", "text:nowhere")
+    assert (nowhere.returncode, nowhere.stdout) == (2, "")
     unknown = tl("backbones", "show", "resnet5")
     assert unknown.returncode == 2
     assert "Did you mean 'resnet50'" in unknown.stderr

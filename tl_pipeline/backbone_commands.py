@@ -53,6 +53,13 @@ def show(name: str, /, *, json: Json = False) -> None:
     from tl_pipeline import backbones, console, networks
 
     row = backbones.find_backbone(name)
+    if row.origin in backbones.EMBEDDERS:
+        told = _without_graph(row)
+        if json:
+            console.print_json(told)
+        for field, value in {} if json else told.items():
+            console.out.print(f"{field:10} {value}", markup=False)
+        return
     named = backbones.named_weights(row, row.weights)
     graph = networks.graph(row, named.preprocess)
     if json:
@@ -81,6 +88,22 @@ def show(name: str, /, *, json: Json = False) -> None:
         disk = f"on disk: {weights.file}" if weights.file.exists() else "not on disk"
         console.out.print(f"{_scored(weights)}, {weights.megabytes:.0f} MB, {disk}")
         console.out.print(f"  licence: {weights.licence}")
+
+
+def _without_graph(row: "Backbone") -> dict[str, Any]:
+    """What there is to say of a network that takes no images: it is whole."""
+    from tl_pipeline import backbones
+    from tl_pipeline.remembered import file_sha256
+
+    found = backbones.EMBEDDERS[row.origin].identify(row, None, file_sha256)
+    return {
+        "backbone": row.name,
+        "takes": f"{row.modality}s",
+        "layer": row.default_layer,
+        "weights": found.name,
+        "folder": str(found.place or ""),
+        **found.input.model_dump(mode="json"),
+    }
 
 
 def _line(row: "Backbone", *, with_width: bool) -> dict[str, Any]:
