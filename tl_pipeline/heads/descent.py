@@ -1,0 +1,212 @@
+"""Preconditioned L-BFGS for all heads of one C at once, each with a step of its own.
+
+Nocedal & Wright (2006), algorithm 7.5, with the inverse curvature of ``curvature.py``
+in the place of the scaled identity, and backtracking on the loss (their algorithm 3.1).
+A step costs one pass over the rows for all heads together, and one product with the
+inverse curvature; heads that are done leave the passes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tl_pipeline.heads.curvature import Basis, Curvature, curvature
+from tl_pipeline.heads.softmax_rows import Rows, evaluate
+
+MEMORY = 10  # pairs of steps and gradient changes that are kept
+REFRESH = (6, 20, 60)  # iterations after which the curvature is taken anew
+HALVINGS = 30
+PATIENCE = 15  # iterations without a better gap before float64 takes over
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A step (H, D, K), its gradient change, and that preconditioned.
+
+    ``inverse`` (H,) is 1 over the product of the first two, 0 for a head to skip.
+    """
+
+    step: torch.Tensor
+    change: torch.Tensor
+    solved: torch.Tensor
+    inverse: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a descent ended: ``coefficients`` (H, D, K), and per head how well.
+
+    ``gaps`` estimate (f - minimum) / f by half the squared length of the gradient in
+    the inverse curvature; ``gradients`` are the greatest absolute derivatives of f over
+    C and the weight of the training rows, which is scikit-learn's measure.
+    """
+
+    coefficients: torch.Tensor
+    iterations: list[int]
+    gaps: list[float]
+    gradients: list[float]
+
+
+class Descent:
+    """Minimise ``C loss + 1/2 ||W||^2`` of every head of ``rows`` for one C."""
+
+    def __init__(self, rows: Rows, base: Basis, c: float, tol: float) -> None:
+        self.rows, self.base, self.c, self.tol = rows, base, c, tol
+        self.live = list(range(len(rows.folds)))
+        self.gaps = [float("inf")] * len(rows.folds)
+        self.pairs: list[Pair] = []
+        self.inverse: Curvature  # set by _begin
+        self.stuck: list[int] = []
+        self.precise = rows.x.dtype == torch.float64
+
+    def run(self, w: torch.Tensor, max_iter: int) -> Reached:
+        """Descend from ``w`` (H, D, K), ``max_iter`` steps at most.
+
+        In float32, then the heads that come no nearer because of its rounding go on in
+        float64.
+        """
+        iterations = np.zeros(len(self.live), int)
+        f, g, solved = self._begin(w)
+        best, since = self._judge(f, g, solved), 0
+        while self.live and iterations.max() < max_iter:
+            iterations[self.live] += 1
+            since += 1
+            fresh = int(iterations.max()) in REFRESH
+            step = self._direction(g, solved)
+            step, f, g_new, spread = self._search(w, step, f, g, fresh=fresh)
+            w = w + step
+            if spread is not None:
+                self._renew(spread)
+                solved = self._solve(g)
+            solved_new = self._solve(g_new)
+            self._remember(step, g_new - g, solved_new - solved)
+            g, solved = g_new, solved_new
+            total = self._judge(f, g, solved)
+            if total < 0.7 * best:
+                best, since = total, 0
+            if self.precise:
+                self.live = [head for head in self.live if head not in self.stuck]
+            elif self.live and (self.stuck or since > PATIENCE):
+                self.precise, self.pairs, w = True, [], w.double()
+                f, g, solved = self._begin(w)
+        steepest = g.abs().amax(dim=(1, 2)).double() / self.c / self.rows.totals
+        return Reached(
+            w.to(self.rows.x), iterations.tolist(), self.gaps, steepest.tolist()
+        )
+
+    def _begin(
+        self, w: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Objective, gradient and preconditioned gradient at ``w``."""
+        f, g, spread = self._objective(w, list(range(len(w))), fresh=True)
+        self._renew(spread)
+        return f, g, self._solve(g)
+
+    def _solve(self, g: torch.Tensor) -> torch.Tensor:
+        return self.inverse.solve(g.to(self.rows.x)).to(g)
+
+    def _objective(
+        self, w: torch.Tensor, heads: list[int], *, fresh: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Objective (H,) in float64, gradient (H, D, K), curvature if ``fresh``."""
+        found = evaluate(self.rows, w, heads, curvature=fresh)
+        gradient = self.c * found.gradient
+        gradient[:, :-1] += w[:, :-1]
+        norm = w[:, :-1].square().sum(dim=(1, 2), dtype=torch.float64)
+        return self.c * found.loss + norm / 2, gradient, found.curvature
+
+    def _judge(self, f: torch.Tensor, g: torch.Tensor, solved: torch.Tensor) -> float:
+        """Note the gaps of the heads at work, and let go those that are done.
+
+        Returns the sum of all gaps. A head that was let go is not judged again: another
+        curvature would estimate its gap a little differently.
+        """
+        gaps = (_dot(g, solved) / 2 / f.clamp_min(1e-300)).tolist()
+        for head in self.live:
+            self.gaps[head] = gaps[head]
+        self.live = [head for head in self.live if not gaps[head] <= self.tol]
+        return sum(self.gaps)
+
+    def _search(
+        self,
+        w: torch.Tensor,
+        step: torch.Tensor,
+        f: torch.Tensor,
+        g: torch.Tensor,
+        *,
+        fresh: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Halve each head's step until its loss falls: step, loss, gradient, curvature.
+
+        A head whose loss will not fall stays where it is, and is ``stuck``.
+        """
+        size = torch.zeros_like(f)
+        size[self.live] = 1
+        slope = _dot(g, step)
+        slack = 1e-14 if self.precise else 1e-6  # the loss itself is known no better
+        f_new, g_new, spread = f.clone(), g.clone(), None
+        todo = self.live
+        for attempt in range(HALVINGS):
+            tried = w + _wide(size, step) * step
+            f_try, g_try, s = self._objective(tried, todo, fresh=fresh and attempt == 0)
+            spread = s if attempt == 0 else spread
+            bound = f + 1e-4 * size * slope + slack * f.abs()
+            good = [head for head in todo if f_try[head] <= bound[head]]
+            f_new[good], g_new[good] = f_try[good], g_try[good]
+            todo = [head for head in todo if head not in good]
+            if not todo:
+                break
+            size[todo] /= 2
+        size[todo] = 0
+        self.stuck = todo
+        return _wide(size, step) * step, f_new, g_new, spread
+
+    def _direction(self, g: torch.Tensor, solved: torch.Tensor) -> torch.Tensor:
+        """The two-loop recursion, per head; ``solved`` is ``g`` preconditioned."""
+        left, right = g.clone(), solved.clone()
+        alphas = []
+        for pair in reversed(self.pairs):
+            alpha = _dot(pair.step, left) * pair.inverse
+            left -= _wide(alpha, left) * pair.change
+            right -= _wide(alpha, right) * pair.solved
+            alphas.append(alpha)
+        for at, (pair, alpha) in enumerate(
+            zip(self.pairs, reversed(alphas), strict=True)
+        ):
+            if at == 0:
+                right *= _wide(self._scale(), right)
+            beta = _dot(pair.change, right) * pair.inverse
+            right += _wide(alpha - beta, right) * pair.step
+        return -right
+
+    def _scale(self) -> torch.Tensor:
+        last = self.pairs[-1]
+        scale = 1 / (last.inverse * _dot(last.change, last.solved))
+        return torch.where(last.inverse > 0, scale, 1)
+
+    def _remember(
+        self, step: torch.Tensor, change: torch.Tensor, solved: torch.Tensor
+    ) -> None:
+        product = _dot(step, change)
+        good = product > 1e-12 * _dot(step, step)
+        inverse = torch.where(good, 1 / torch.where(good, product, 1), 0)
+        self.pairs = [*self.pairs, Pair(step, change, solved, inverse)][-MEMORY:]
+
+    def _renew(self, spread: torch.Tensor | None) -> None:
+        """Take the curvature anew if ``spread`` is; precondition what is kept by it."""
+        if spread is None:
+            return
+        self.inverse = curvature(self.base, spread, self.c, self.rows)
+        self.pairs = [
+            Pair(p.step, p.change, self._solve(p.change), p.inverse) for p in self.pairs
+        ]
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of each head: (H,) in float64."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
+
+
+def _wide(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return numbers[:, None, None].to(like)

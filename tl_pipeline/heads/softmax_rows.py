@@ -1,0 +1,201 @@
+"""The rows of a softmax path: blocks of them, what each head sees, one pass over all.
+
+Rows lie sorted by fold, standardised by the statistics of all rows, with a last column
+of ones for the intercept. A head trains on the rows of every fold but its own. Its own
+standardisation is a change of its coefficients, not of the rows (``to_rows``), so that
+one matrix product serves all heads and no head learns from rows that it must not see.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+BLOCK = 4096  # rows of one product; bounds the memory of a pass
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Standardised rows, and what of them each of H heads is trained on.
+
+    ``x`` (n, D) ends in a column of ones, D = width + 1; ``targets`` (n,) are class
+    numbers; ``weights`` (n,) count each row. ``starts`` are (first row, fold) of runs
+    of one fold; ``folds`` (H,) names the fold each head leaves out, -2 for none;
+    ``totals`` (H,) in float64 are the weights of what it is trained on.
+    ``mean`` and ``scale`` (H, D - 1) standardise a head's own training rows in units of
+    ``x``. ``absent`` (H, K) is True where no training row has the class.
+    """
+
+    x: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    starts: list[tuple[int, int]]
+    folds: list[int]
+    totals: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    absent: torch.Tensor
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes."""
+        return self.absent.shape[1]
+
+    def to_rows(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """(H, D, K) on each head's standardised rows, as coefficients of ``x``."""
+        weights = coefficients[:, :-1] / self.scale[:, :, None]
+        shift = (self.mean[:, :, None] * weights).sum(dim=1, keepdim=True)
+        return torch.cat([weights, coefficients[:, -1:] - shift], dim=1)
+
+    def from_rows(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The transpose of ``to_rows``: (H, D, K) in ``x``'s units to the heads'."""
+        ones = gradient[:, -1:]
+        inner = (gradient[:, :-1] - self.mean[:, :, None] * ones) / self.scale[
+            :, :, None
+        ]
+        return torch.cat([inner, ones], dim=1)
+
+    def blocks(self) -> list[tuple[slice, int]]:
+        """Slices of at most ``BLOCK`` rows, each with the one fold of its rows."""
+        ends = [first for first, _ in self.starts[1:]] + [len(self.x)]
+        return [
+            (slice(at, min(at + BLOCK, end)), fold)
+            for (first, fold), end in zip(self.starts, ends, strict=True)
+            for at in range(first, end, BLOCK)
+        ]
+
+    def log_probabilities(
+        self, rows: slice, of_rows: torch.Tensor, heads: list[int]
+    ) -> torch.Tensor:
+        """Log softmax of ``rows`` under ``heads``: (rows, heads, K)."""
+        columns = of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
+        logits = (self.x[rows].to(columns) @ columns).view(-1, len(heads), self.classes)
+        logits.masked_fill_(self.absent[heads], -torch.inf)
+        return logits.log_softmax(dim=2)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one pass found: ``loss`` (H,) in float64, ``gradient`` (H, D, K).
+
+    Both without C and penalty. ``curvature`` (n, K), where it was asked for, is
+    p (1 - p) times the row's weight, averaged over heads.
+    """
+
+    loss: torch.Tensor
+    gradient: torch.Tensor
+    curvature: torch.Tensor | None
+
+
+def evaluate(
+    rows: Rows, coefficients: torch.Tensor, live: list[int], *, curvature: bool
+) -> Evaluated:
+    """Weighted log loss of the ``live`` heads, and its gradient, in one pass.
+
+    ``coefficients`` (H, D, K) are in units of each head's standardised rows. Heads that
+    are not live get zeros. Computed in the precision of ``coefficients``.
+    """
+    of_rows = rows.to_rows(coefficients)
+    heads = len(rows.folds)
+    loss = torch.zeros(heads, dtype=torch.float64, device=rows.x.device)
+    gradient = torch.zeros_like(of_rows)
+    spread = rows.x.new_zeros(len(rows.x), rows.classes) if curvature else None
+    for block, fold in rows.blocks():
+        trained = [head for head in live if rows.folds[head] != fold]
+        if not trained:
+            continue
+        weights = rows.weights[block, None, None].to(of_rows)
+        found = rows.log_probabilities(block, of_rows, trained)
+        own = rows.targets[block, None, None].expand(-1, len(trained), 1)
+        of_own = found.gather(2, own)
+        of_own = torch.where(weights > 0, of_own, 0)  # absent class: -inf times 0
+        loss[trained] -= (weights * of_own).sum(dim=(0, 2), dtype=torch.float64)
+        found.exp_()
+        if spread is not None:
+            uncertain = ((1 - found) * found).sum(dim=1) * weights[:, 0]
+            spread[block] = (uncertain / len(live)).to(spread)
+        found.scatter_add_(2, own, -torch.ones_like(of_own))
+        found *= weights
+        product = rows.x[block].T.to(of_rows) @ found.view(len(found), -1)
+        gradient[trained] += product.view(-1, len(trained), rows.classes).transpose(
+            0, 1
+        )
+    return Evaluated(loss, rows.from_rows(gradient), spread)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``rows``, and the ``mean`` and ``scale`` (width,) that made them of the given."""
+
+    rows: Rows
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def prepare(
+    x: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    folds: np.ndarray | None,
+    *,
+    standardise: bool,
+    device: str,
+) -> Prepared:
+    """Sort and standardise; one head per fold, or one of all rows without ``folds``."""
+    of_rows = np.full(len(x), -1) if folds is None else np.asarray(folds)
+    heads = [-2] if folds is None else sorted(set(of_rows[of_rows >= 0].tolist()))
+    order = np.argsort(of_rows, kind="stable")
+    fold, targets, weights = of_rows[order], targets[order], weights[order]
+    changes = np.flatnonzero(np.diff(fold, prepend=fold[0] - 1))
+    width, classes = x.shape[1], int(targets.max()) + 1
+    mean, scale = np.zeros(width), np.ones(width)
+    if standardise:
+        mean, scale = moments(x, np.ones(len(x)))
+    table = np.ones((len(x), width + 1), x.dtype)
+    for first in range(0, len(x), BLOCK):
+        chosen = slice(first, first + BLOCK)
+        table[chosen, :-1] = (x[order[chosen]] - mean) / scale
+    kept = [weights * (fold != head) for head in heads]
+    own = [(np.zeros(width), np.ones(width)) for _ in heads]
+    if standardise:
+        own = [moments(table[:, :-1], counts) for counts in kept]
+    absent = np.array([np.bincount(targets, c, classes) == 0 for c in kept])
+
+    def tensor(numbers: np.ndarray, dtype: Any = None) -> torch.Tensor:
+        return torch.from_numpy(numbers.astype(dtype or numbers.dtype)).to(device)
+
+    rows = Rows(
+        torch.from_numpy(table).to(device),
+        tensor(targets),
+        tensor(weights, x.dtype),
+        [(int(at), int(fold[at])) for at in changes],
+        heads,
+        tensor(np.array([c.sum() for c in kept])),
+        tensor(np.array([moment[0] for moment in own]), x.dtype),
+        tensor(np.array([moment[1] for moment in own]), x.dtype),
+        tensor(absent),
+    )
+    return Prepared(rows, mean, scale)
+
+
+def moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of each column, in float64.
+
+    A column that is constant, up to rounding, has the deviation 1, as in scikit-learn's
+    ``StandardScaler``.
+    """
+    total = weights.sum()
+    mean = np.zeros(x.shape[1])
+    for first in range(0, len(x), BLOCK):
+        chosen = slice(first, first + BLOCK)
+        mean += weights[chosen] @ x[chosen].astype(np.float64)
+    mean /= total
+    variance = np.zeros(x.shape[1])
+    for first in range(0, len(x), BLOCK):
+        chosen = slice(first, first + BLOCK)
+        variance += weights[chosen] @ (x[chosen].astype(np.float64) - mean) ** 2
+    variance /= total
+    rounding = np.finfo(x.dtype).eps
+    noise = len(x) * np.finfo(np.float64).eps * variance + (rounding * mean) ** 2
+    return mean, np.sqrt(np.where(variance > noise, variance, 1))
