@@ -14,8 +14,6 @@ from tl_pipeline.heads.descent import Descent, Reached
 from tl_pipeline.heads.softmax_rows import Prepared, Rows, prepare
 from tl_pipeline.heads.threads import alone
 
-THREADED = 1 << 30  # multiplications of one product that are worth several threads
-
 
 @dataclass(frozen=True)
 class PathHead:
@@ -99,21 +97,20 @@ def fit_path(
     counts = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     ready = prepare(x, targets, counts, folds, standardise=standardise, device=device)
     ascending = sorted({float(c) for c in cs})
-    work = partial(_descend, ready.rows, ascending, tol, max_iter)
-    products = ready.rows.x.numel() * ready.rows.absent.numel()
-    found = work() if products > THREADED or device != "cpu" else alone(work)
+    found, scores = alone(partial(_descend, ready.rows, ascending, tol, max_iter))
     heads = [
         head
         for c, reached in zip(ascending, found, strict=True)
         for head in _heads(ready, reached, c, tol)
     ]
     _warn(heads, tol, max_iter)
-    table = np.array([_scores(ready.rows, reached.coefficients) for reached in found])
-    return Path(classes, ascending, heads, table[..., 0], table[..., 1])
+    return Path(classes, ascending, heads, scores[..., 0], scores[..., 1])
 
 
-def _descend(rows: Rows, cs: list[float], tol: float, max_iter: int) -> list[Reached]:
-    """For each of ``cs``, ascending, from where those before it ended."""
+def _descend(
+    rows: Rows, cs: list[float], tol: float, max_iter: int
+) -> tuple[list[Reached], np.ndarray]:
+    """For each of ``cs``, ascending, from where those before it ended; the scores."""
     base = basis(rows)
     zeros = rows.x.new_zeros(len(rows.folds), rows.x.shape[1], rows.classes)
     reached: list[Reached] = []
@@ -123,7 +120,7 @@ def _descend(rows: Rows, cs: list[float], tol: float, max_iter: int) -> list[Rea
         before = [zeros, *(end.coefficients for end in reached[-2:])]
         descent = Descent(rows, base, strength, tol)
         reached.append(descent.run(_guess(before, cs[: at + 1]), max_iter))
-    return reached
+    return reached, np.array([_scores(rows, end.coefficients) for end in reached])
 
 
 def _guess(found: list[torch.Tensor], cs: list[float]) -> torch.Tensor:

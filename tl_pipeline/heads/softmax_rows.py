@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tl_pipeline.heads.threads import product
+
 BLOCK = 4096  # rows of one product; bounds the memory of a pass
 
 
@@ -70,7 +72,9 @@ class Rows:
     ) -> torch.Tensor:
         """Log softmax of ``rows`` under ``heads``: (rows, heads, K)."""
         columns = of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
-        logits = (self.x[rows].to(columns) @ columns).view(-1, len(heads), self.classes)
+        logits = product(self.x[rows].to(columns), columns).view(
+            -1, len(heads), self.classes
+        )
         logits.masked_fill_(self.absent[heads], -torch.inf)
         return logits.log_softmax(dim=2)
 
@@ -117,10 +121,8 @@ def evaluate(
             spread[block] = (uncertain / len(live)).to(spread)
         found.scatter_add_(2, own, -torch.ones_like(of_own))
         found *= weights
-        product = rows.x[block].T.to(of_rows) @ found.view(len(found), -1)
-        gradient[trained] += product.view(-1, len(trained), rows.classes).transpose(
-            0, 1
-        )
+        summed = product(rows.x[block].T.to(of_rows), found.view(len(found), -1))
+        gradient[trained] += summed.view(-1, len(trained), rows.classes).transpose(0, 1)
     return Evaluated(loss, rows.from_rows(gradient), spread)
 
 
@@ -155,11 +157,13 @@ def prepare(
     table = np.ones((len(x), width + 1), x.dtype)
     for first in range(0, len(x), BLOCK):
         chosen = slice(first, first + BLOCK)
-        table[chosen, :-1] = (x[order[chosen]] - mean) / scale
+        table[chosen, :-1] = (x[order[chosen]] - mean.astype(x.dtype)) / scale.astype(
+            x.dtype
+        )
     kept = [weights * (fold != head) for head in heads]
     own = [(np.zeros(width), np.ones(width)) for _ in heads]
     if standardise:
-        own = [moments(table[:, :-1], counts) for counts in kept]
+        own = _moments_without(heads, table[:, :-1], weights, fold)
     absent = np.array([np.bincount(targets, c, classes) == 0 for c in kept])
 
     def tensor(numbers: np.ndarray, dtype: Any = None) -> torch.Tensor:
@@ -179,23 +183,52 @@ def prepare(
     return Prepared(rows, mean, scale)
 
 
+def _moments_without(
+    heads: list[int], z: np.ndarray, weights: np.ndarray, fold: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """``moments`` of ``z``, nearly standardised, without each fold, in one pass.
+
+    ``fold`` (n,) is sorted.
+    """
+    sums = {name: np.zeros((3, z.shape[1])) for name in np.unique(fold).tolist()}
+    for name, total in sums.items():
+        first, end = np.searchsorted(fold, [name, name + 1])
+        for at in range(first, end, BLOCK):
+            rows = slice(at, min(at + BLOCK, end))
+            block = z[rows].astype(np.float64)
+            total[0] += weights[rows].sum()
+            total[1] += weights[rows] @ block
+            total[2] += weights[rows] @ np.square(block, out=block)
+    found = []
+    for head in heads:
+        total = np.sum([sums[name] for name in sums if name != head], axis=0)
+        mean, square = total[1] / total[0], total[2] / total[0]
+        found.append((mean, _deviation(square - mean**2, square, mean, z)))
+    return found
+
+
 def moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean and standard deviation of each column, in float64.
 
     A column that is constant, up to rounding, has the deviation 1, as in scikit-learn's
     ``StandardScaler``.
     """
-    total = weights.sum()
-    mean = np.zeros(x.shape[1])
+    mean, variance = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for first in range(0, len(x), BLOCK):
-        chosen = slice(first, first + BLOCK)
-        mean += weights[chosen] @ x[chosen].astype(np.float64)
-    mean /= total
-    variance = np.zeros(x.shape[1])
+        rows = slice(first, first + BLOCK)
+        mean += weights[rows] @ x[rows].astype(np.float64)
+    mean /= weights.sum()
     for first in range(0, len(x), BLOCK):
-        chosen = slice(first, first + BLOCK)
-        variance += weights[chosen] @ (x[chosen].astype(np.float64) - mean) ** 2
-    variance /= total
-    rounding = np.finfo(x.dtype).eps
-    noise = len(x) * np.finfo(np.float64).eps * variance + (rounding * mean) ** 2
-    return mean, np.sqrt(np.where(variance > noise, variance, 1))
+        rows = slice(first, first + BLOCK)
+        variance += weights[rows] @ (x[rows] - mean) ** 2
+    variance /= weights.sum()
+    return mean, _deviation(variance, variance, mean, x)
+
+
+def _deviation(
+    variance: np.ndarray, square: np.ndarray, mean: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """Root of ``variance``, but 1 where it is no more than the rounding of its sums."""
+    rounding = len(x) * np.finfo(np.float64).eps * square
+    rounding += (np.finfo(x.dtype).eps * mean) ** 2
+    return np.sqrt(np.where(variance > rounding, variance, 1))
