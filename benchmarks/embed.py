@@ -203,8 +203,9 @@ EXPLAINED = f"""
 Photos are JPEGs of 500x375, quality 90, about 65 kB, cut from scikit-learn's two sample
 photos; weights are random, batch normalisation calibrated. Images/s is the steady part:
 what follows the first fifth of the images, until every embedding is there (ours: in
-Parquet). Start-up is the rest of the wall time: imports, loading, compiling. Cosines
-are with fp32 on the CPU, over {SAMPLE} photos; img2vec squashes where all others crop.
+Parquet). Start-up is the rest of the wall time: importing and loading (over after
+"loaded"), compiling, filling of queues. Cosines are with fp32 on the CPU, over {SAMPLE}
+photos; img2vec squashes where all others crop.
 """
 
 

@@ -8,6 +8,8 @@ which has its own; all use every core, and the GPU where torch sees one.
 import argparse
 import json
 import os
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -183,7 +185,8 @@ def ray_data(job: Job) -> Embedded:
             with torch.inference_mode():
                 pixels = torch.from_numpy(batch["pixels"]).to(_device())
                 vectors = self.network(pixels).cpu().numpy()
-            return {"path": batch["path"], "embedding": vectors}
+            done = [time.time()] * len(vectors)
+            return {"path": batch["path"], "embedding": vectors, "done": done}
 
     transform = preset(network)
 
@@ -203,11 +206,14 @@ def ray_data(job: Job) -> Embedded:
         compute=ray.data.ActorPoolStrategy(size=1),
         num_gpus=int(torch.cuda.is_available()),
     )
-    names, vectors = [], []
+    names, vectors, done = [], [], Counter[float]()
     for batch in found.iter_batches(batch_size=BATCH):
         names += [Path(path).name for path in batch["path"]]
         vectors.append(batch["embedding"])
-        job.timeline.add(len(batch["path"]))
+        done.update(batch["done"].tolist())
+    # Results arrive in large blocks: the pace is that of the actor.
+    for second, images in sorted(done.items()):
+        job.timeline.add(images, at=second)
     return names, np.concatenate(vectors)
 
 

@@ -83,7 +83,8 @@ def cosines(vectors: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> np.
 
 def table(images: int, ours: Runner, peers: Sequence[Runner], limit: Limits) -> str:
     """The table of one network and what it says in words."""
-    heads = ["", "images/s", "min-max", "start-up s", f"{MANY:,} images s"]
+    heads = ["", "images/s", "min-max", "loaded s", "start-up s", "wall s"]
+    heads += [f"{MANY:,} images s"]
     heads += ["ours: times its speed", "with start-up", "of the limit"]
     heads += ["cosine mean", "worst"]
     lines = [
@@ -103,12 +104,14 @@ def table(images: int, ours: Runner, peers: Sequence[Runner], limit: Limits) -> 
 def _line(runner: Runner, ours: Runner, limit: Limits) -> str:
     name = f"| {runner.title}, {runner.precision} | "
     if not runner.paces:
-        return f"{name}{runner.fault} |" + " |" * 8
+        return f"{name}{runner.fault} |" + " |" * 10
     rates = [pace.rate for pace in runner.paces]
     cells = [
         f"{runner.rate:,.1f}",
         f"{min(rates):,.1f}-{max(rates):,.1f}",
+        f"{runner.middle(lambda pace: pace.loaded):.1f}",
         f"{runner.middle(lambda pace: pace.start_up):.1f}",
+        f"{runner.middle(lambda pace: pace.wall):.1f}",
         f"{runner.seconds:,.0f}",
         f"{ours.rate / runner.rate:.2f}" if ours.paces else "",
         f"{runner.seconds / ours.seconds:.2f}" if ours.paces else "",

@@ -30,10 +30,11 @@ class Timeline:
         """The imports are done and the network is in memory."""
         self.ready = since_start()
 
-    def add(self, images: int) -> None:
-        """``images`` more are embedded."""
+    def add(self, images: int, at: float | None = None) -> None:
+        """``images`` more were embedded ``at`` that ``time.time()``, by default now."""
         self._done += images
-        self.marks.append((since_start(), self._done))
+        seconds = since_start() if at is None else at - float(os.environ[STARTED])
+        self.marks.append((seconds, self._done))
 
     def save(self, folder: Path, finished: float, **more: Any) -> None:
         """Write ``report.json``; ``finished`` is when all embeddings were there."""
@@ -45,11 +46,12 @@ class Timeline:
 class Pace:
     """``rate`` is images/s of the steady part, ``wall`` seconds of everything.
 
-    ``start_up`` is what the steady pace does not explain: importing, loading,
-    compiling, filling of queues.
+    ``start_up`` is what the steady pace does not explain: importing and loading, over
+    after ``loaded``, then compiling and filling of queues.
     """
 
     rate: float
+    loaded: float
     start_up: float
     wall: float
 
@@ -66,7 +68,8 @@ def pace(report: dict[str, Any]) -> Pace:
     if before == images:
         raise ValueError(f"{images} images were done at once: too few to see a pace")
     rate = (images - before) / (finished - begun)
-    return Pace(rate, max(0.0, finished - images / rate), finished)
+    start_up = max(0.0, finished - images / rate)
+    return Pace(rate, report["ready"], start_up, finished)
 
 
 def save_vectors(folder: Path, names: list[str], vectors: np.ndarray) -> None:
