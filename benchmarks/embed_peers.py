@@ -60,21 +60,26 @@ def reference(job: Job) -> Embedded:
     return job.names, torch.cat(vectors)
 
 
+@dataclass(frozen=True)
+class _Photos:
+    """What a DataLoader reads: pixels by the number of the photo."""
+
+    photos: list[Path]
+    transform: Any
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.transform(Image.open(self.photos[row]).convert("RGB"))
+
+
 def _loader(job: Job) -> Any:
     """A DataLoader over the photos; a worker for every core."""
     import torch  # noqa: PLC0415
 
-    transform = preset(job.network)
-
-    class Photos(torch.utils.data.Dataset[torch.Tensor]):
-        def __len__(self) -> int:
-            return len(job.photos)
-
-        def __getitem__(self, row: int) -> torch.Tensor:
-            return transform(Image.open(job.photos[row]).convert("RGB"))
-
     return torch.utils.data.DataLoader(
-        Photos(),
+        _Photos(job.photos, preset(job.network)),
         batch_size=BATCH,
         num_workers=CORES,
         pin_memory=torch.cuda.is_available(),
