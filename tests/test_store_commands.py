@@ -253,6 +253,7 @@ def test_leftovers_go_after_a_day(used: tuple[Path, Path]):
     said = call(place, "store", "gc")
     assert "6 more" in said
     assert "--grace 1 days" in said
+    assert len(asked(place, "store", "gc", "--dry-run")["stay"]) == 6
     call(place, "store", "gc", "--grace", 0)
     assert not any(path.exists() for path in plants)
     assert list(place.rglob(".damaged-*")) == list(place.rglob(".why-*")) == []

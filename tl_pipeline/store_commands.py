@@ -1,6 +1,6 @@
 """``tl store``: what lies in a store, what of it nothing needs, and small parts."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter, validators
 
@@ -8,6 +8,7 @@ from tl_pipeline.request import Json, StoreOption
 
 if TYPE_CHECKING:
     from tl_pipeline.artifacts import Store
+    from tl_pipeline.housekeeping import Waste
 
 app = App(name="store", help="The store: look, remove what nothing needs, compact.")
 
@@ -82,20 +83,12 @@ def gc(
     if not dry_run:
         done = housekeeping.collect(opened, waste, grace)
         waste, stay = done.removed, [*stay, *done.in_use]
-    rows = [
-        {
-            "kind": item.kind,
-            "path": str(item.path.relative_to(opened.root)),
-            "bytes": item.bytes,
-            "size": amount(item.bytes),
-            "why": item.why,
-        }
-        for item in waste
-    ]
+    rows = [_row(opened, item) for item in waste]
     if json:
-        rows = [{k: v for k, v in row.items() if k != "size"} for row in rows]
-        console.print_json({"removed": not dry_run, "waste": rows})
+        left = [_row(opened, item) for item in stay]
+        console.print_json({"removed": not dry_run, "waste": rows, "stay": left})
         return
+    rows = [{**row, "size": amount(row["bytes"])} for row in rows]
     if rows:
         console.print_rows(rows, ["kind", "path", "size", "why"])
         console.out.print()
@@ -149,6 +142,11 @@ def compact(
     columns = ["encoder", "parts_before", "parts_after"]
     columns += ["refused_before", "refused_after"]
     console.show(done, columns, as_json=json, empty="no embeddings yet")
+
+
+def _row(store: "Store", waste: "Waste") -> dict[str, Any]:
+    path = str(waste.path.relative_to(store.root))
+    return {"kind": waste.kind, "path": path, "bytes": waste.bytes, "why": waste.why}
 
 
 def amount(size: int) -> str:
