@@ -14,13 +14,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tl_pipeline.errors import DamagedArtifact, StoreError
 
@@ -152,6 +152,8 @@ class Store:
             folder = root / kind / key
             provenance = _read_json(folder / PROVENANCE)
             if provenance and _whole(folder, provenance["files"]):
+                if not self.planning:
+                    _mark_used(folder)
                 return Artifact(kind, key, provenance["fingerprint"])
         return None
 
@@ -229,11 +231,25 @@ class Store:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock ``name`` of this store; the kernel frees it if we die."""
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("w") as handle:
+        with self._lock_file(name) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def lock_if_free(self, name: str) -> Iterator[bool]:
+        """Hold the lock ``name`` unless another does; says whether we hold it."""
+        with self._lock_file(name) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def _lock_file(self, name: str) -> TextIO:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("w")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -258,6 +274,12 @@ def _file_facts(path: Path) -> dict[str, Any]:
 def _whole(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
     sizes = {name: _size(folder / name) for name in files}
     return all(sizes[name] == facts["bytes"] for name, facts in files.items())
+
+
+def _mark_used(folder: Path) -> None:
+    """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
+    with suppress(OSError):  # a store of somebody else is only read
+        os.utime(folder)
 
 
 def _size(path: Path) -> int | None:

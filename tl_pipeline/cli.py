@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from tl_pipeline import backbone_commands, catalog_commands, rank_command
+from tl_pipeline import (
+    backbone_commands,
+    catalog_commands,
+    rank_command,
+    store_commands,
+)
 from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.request import Json, Request, StoreOption
 
@@ -27,6 +32,7 @@ app = App(
 app.command(catalog_commands.app)
 app.command(backbone_commands.app)
 app.command(rank_command.rank)
+app.command(store_commands.app)
 
 NOTHING = Request()
 

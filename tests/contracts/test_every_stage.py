@@ -109,8 +109,11 @@ def copied(ran: Ran, tmp_path: Path) -> Store:
 
 
 def listing(root: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of modification of everything below ``root``."""
-    found = ((path, path.stat()) for path in sorted(root.rglob("*")))
+    """Size and time of modification of every file below ``root``.
+
+    The time of a folder says when a run last used it.
+    """
+    found = ((path, path.stat()) for path in sorted(root.rglob("*")) if path.is_file())
     return {
         str(path.relative_to(root)): (stat.st_size, stat.st_mtime_ns)
         for path, stat in found

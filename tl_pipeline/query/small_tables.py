@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tl_pipeline import registry, runs, tables
+from tl_pipeline import overlaps, registry, runs, tables
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
@@ -110,6 +110,12 @@ def _of_store(store: Store) -> dict[str, SmallTable]:
             _refused(store),
             _schema("encoder_key image_id reason detail:s", "first_seen:t"),
             "One row per encoder and image that could not be decoded.",
+        ),
+        "doubled_embeddings": SmallTable(
+            _doubled(store),
+            _schema("file:s", "row:i"),
+            "One row per embedding that another part file gives too; the view "
+            "embeddings leaves it out.",
         ),
     }
 
@@ -228,6 +234,13 @@ def _refused(store: Store) -> Iterable[Row]:
         folder = EmbeddingFolder(store, row["encoder_key"])
         for refusal in folder.refusals().values():
             yield {"encoder_key": row["encoder_key"], **refusal}
+
+
+def _doubled(store: Store) -> Iterable[Row]:
+    for row in _encoders(store):
+        parts = EmbeddingFolder(store, row["encoder_key"]).parts().whole
+        for file, rows in overlaps.doubled(parts).items():
+            yield from ({"file": str(file), "row": int(again)} for again in rows)
 
 
 _KINDS = {

@@ -1,7 +1,7 @@
 -- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
 -- {name} is replaced by a list of files or a glob; the tables runs, stages, splits,
 -- class_counts, near_duplicates, models, encoders, refused, latest_manifests,
--- run_evaluations come from small_tables.py. Tables of older versions lack columns
+-- run_evaluations, doubled_embeddings come from small_tables.py. Tables of older versions lack columns
 -- (weight, first_seen), which are null here.
 
 CREATE VIEW images AS
@@ -42,9 +42,11 @@ COMMENT ON VIEW duplicates IS
 CREATE VIEW embeddings AS
 SELECT e.encoder, p.encoder AS encoder_key, p.image_id, p.embedding
 FROM read_parquet(
-    {embeddings}, hive_partitioning = true, hive_types_autocast = false
+    {embeddings}, hive_partitioning = true, hive_types_autocast = false,
+    filename = true, file_row_number = true
 ) AS p
-JOIN encoders AS e ON e.encoder_key = p.encoder;
+JOIN encoders AS e ON e.encoder_key = p.encoder
+ANTI JOIN doubled_embeddings AS d ON d.file = p.filename AND d.row = p.file_row_number;
 COMMENT ON VIEW embeddings IS
 'One row per encoder and image: embedding is FLOAT[width]. Shared by all datasets.';
 

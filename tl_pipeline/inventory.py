@@ -1,0 +1,110 @@
+"""What lies in a store: counts and sizes by kind, and who uses each encoder."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tl_pipeline import housekeeping, part_files, reach
+from tl_pipeline.artifacts import Store
+from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.encoders import Encoder
+from tl_pipeline.housekeeping import ARTIFACTS, size
+from tl_pipeline.reach import Reach
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """``kinds``, ``encoders`` and ``damaged`` are rows; sizes are in bytes."""
+
+    kinds: list[Row]
+    encoders: list[Row]
+    damaged: list[Row]
+
+    @property
+    def unused_bytes(self) -> int:
+        """What no run and no model uses, leftovers included."""
+        return sum(row["unused_bytes"] for row in self.kinds)
+
+    def as_json(self) -> Row:
+        """Everything, for a script."""
+        return asdict(self)
+
+
+def take(store: Store) -> Inventory:
+    """Look at everything in ``store``; parts that are new are read through."""
+    reached = reach.survey(store)
+    encoders = list(_encoders(store, reached))
+    damaged = [
+        {"file": str(path.relative_to(store.root)), "why": part_files.why(path) or ""}
+        for kind, path in housekeeping.leftovers(store)
+        if kind == "damaged"
+    ]
+    return Inventory(list(_kinds(store, reached)), encoders, damaged)
+
+
+def label(store: Store, encoder_key: str) -> str:
+    """The name of an encoder for people; its key if it was never described."""
+    try:
+        text = (EmbeddingFolder(store, encoder_key).path / "encoder.json").read_text()
+    except FileNotFoundError:
+        return encoder_key
+    return Encoder.model_validate(json.loads(text)).label
+
+
+def _kinds(store: Store, reached: Reach) -> Iterator[Row]:
+    root = store.root
+    for kind in ARTIFACTS:
+        yield _kind(kind, sorted((root / kind).glob("[!.]*/")), reached)
+    folders = sorted((root / "embeddings").glob("encoder=*/"))
+    yield _kind("embeddings", folders, reached)
+    for kind, pattern in (
+        ("runs", "runs/*/[!.]*.json"),
+        ("reports", "reports/*/[!.]*.html"),
+        ("catalogue", "catalog.duckdb"),
+        ("registry", "mlflow.db"),
+        ("memo", "memo"),
+    ):
+        yield _kind(kind, sorted(root.glob(pattern)), None)
+    left = [path for _, path in housekeeping.leftovers(store)]
+    yield _kind("damaged, unfinished", left, Reach({}, [], []))
+
+
+def _kind(kind: str, paths: list[Path], reached: Reach | None) -> Row:
+    """One row; without ``reached`` all of it counts as used."""
+    unused = []
+    if reached is not None:
+        unused = [p for p in paths if p.name.removeprefix("encoder=") not in reached]
+    return {
+        "kind": kind,
+        "count": len(paths),
+        "bytes": sum(map(size, paths)),
+        "unused": len(unused),
+        "unused_bytes": sum(map(size, unused)),
+    }
+
+
+def _encoders(store: Store, reached: Reach) -> Iterator[Row]:
+    for file in sorted((store.root / "embeddings").glob("encoder=*/encoder.json")):
+        key = file.parent.name.removeprefix("encoder=")
+        folder = EmbeddingFolder(store, key)
+        parts = folder.parts().whole
+        ids, refused = _ids(parts), _ids(folder.refusal_files().whole)
+        yield {
+            "encoder": label(store, key),
+            "encoder_key": key,
+            "images": len(ids),
+            "refused": len(refused - ids),
+            "parts": len(parts),
+            "bytes": size(file.parent),
+            "used_by": sorted(reached.users.get(key, ())),
+        }
+
+
+def _ids(files: dict[Path, pa.Table]) -> set[str]:
+    return {i for rows in files.values() for i in rows["image_id"].to_pylist()}
