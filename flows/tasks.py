@@ -22,17 +22,22 @@ from tl_pipeline.specs import HeadSpec
 def perform(stage: str, inputs: Sequence[Any]) -> State[Outcome[Any]]:
     """Run ``stage`` on ``inputs``, taking the output out of each earlier outcome."""
     outcome = STAGES[stage].run(*map(_output, inputs))
-    step = outcome.step
-    if step.cached:
-        return Completed(name="Cached", message=step.reason, data=outcome)
-    return Completed(message=f"ran: {step.reason}", data=outcome)
+    due = [step for step in outcome.steps if not step.cached]
+    said = "; ".join(dict.fromkeys(step.reason for step in due or outcome.steps))
+    if not due:
+        return Completed(name="Cached", message=said, data=outcome)
+    return Completed(message=f"ran: {said}", data=outcome)
 
 
 def run_name(stage: str, inputs: Sequence[Any]) -> str:
     """What the UI calls the task run, such as ``train mlp on resnet18/avgpool V1``."""
     head = next((f"{i.name} on" for i in inputs if isinstance(i, HeadSpec)), "")
-    encoder = next((i.label for i in inputs if isinstance(i, Encoder)), "")
-    return " ".join(part for part in (stage, head, encoder) if part)
+    subject = next((i.label for i in inputs if isinstance(i, Encoder)), "")
+    several = next((i for i in inputs if isinstance(i, tuple)), ())
+    if several:
+        one = len(several) == 1
+        subject = several[0].label if one else f"{len(several)} encoders"
+    return " ".join(part for part in (stage, head, subject) if part)
 
 
 def _output(value: Any) -> Any:

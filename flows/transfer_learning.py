@@ -92,7 +92,7 @@ def _submit(work: Work) -> RunRecord:
     wired = pipeline.wire(work, call)
     # In order, so that the first failure is raised and not what followed from it.
     outcomes = {id(future): future.result() for future in submitted}
-    steps: list[Step] = [outcome.step for outcome in outcomes.values()]
+    steps: list[Step] = [s for outcome in outcomes.values() for s in outcome.steps]
     return pipeline.finish(
         work,
         started,

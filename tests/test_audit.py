@@ -140,7 +140,7 @@ def test_the_encoder_that_compares_may_be_named(photos: Path, tmp_path: Path):
     assert record.split_report.near_duplicates is not None
     assert record.split_report.near_duplicates.encoder == "lenet5/f6 LETTERS"
     embedded = [s.subject for s in record.steps if s.stage == "embed"]
-    assert embedded == ["lenet5/f6 LETTERS", "lenet5/c5 LETTERS"]
+    assert embedded == ["lenet5/c5 LETTERS", "lenet5/f6 LETTERS"]
 
 
 def test_groups_bring_a_control_that_is_split_image_by_image(

@@ -25,7 +25,8 @@ from tl_pipeline.backbones import timm_networks
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.engine import Forward
 from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
-from tl_pipeline.images import as_ppm, pixels
+from tl_pipeline.images import as_ppm
+from tl_pipeline.pixels import pixels
 from tl_pipeline.specs import EncoderSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import WeightsError
 from tl_pipeline.identity import image_id
-from tl_pipeline.images import pixels
+from tl_pipeline.pixels import pixels
 from tl_pipeline.progress import reporting, track
 from tl_pipeline.sources.digits import Digits
 from tl_pipeline.specs import EncoderSpec
@@ -59,7 +59,9 @@ def embed(
 ) -> engine.Embedded:
     """``engine.embed`` with a track."""
     with track("test", total=len(images)) as progress:
-        return engine.embed(encoder, images, read, parts, part_rows, progress)
+        return engine.embed(
+            [engine.Job(encoder, parts)], images, read, part_rows, progress
+        )[0]
 
 
 @torch.inference_mode()

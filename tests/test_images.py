@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_pipeline.images import Preprocess, RefusedImage, decode, pixels, probe
+from tl_pipeline.images import Preprocess, RefusedImage, decode, probe
+from tl_pipeline.pixels import pixels
 
 SIZE = (48, 32)
 
@@ -255,8 +256,11 @@ def test_a_strip_that_resizing_would_blow_up_is_refused():
     """1 x 60,000 pixels would become 256 x 15,360,000: the end of the process."""
     code = (
         "import resource, sys\n"
-        "from tl_pipeline.images import Preprocess, RefusedImage, pixels\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "from tl_pipeline.images import Preprocess, RefusedImage\n"
+        "from tl_pipeline.pixels import pixels\n"
+        "used = int(open('/proc/self/statm').read().split()[0])\n"
+        "most = used * resource.getpagesize() + (2 << 30)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
         "how = Preprocess(resize=256, crop=224, mean=(0.5,), std=(0.5,))\n"
         "try: pixels(sys.stdin.buffer.read(), how)\n"
         "except RefusedImage as refusal: print(refusal.reason)\n"

@@ -201,7 +201,7 @@ encoder = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
 dataset = ImageFolderSpec(name="damaged", path=Path(sys.argv[1]), max_quarantined=1)
 context, imported = Context(store, dataset), megabytes()
 manifest = ingest.run(context).output
-embed.run(context, manifest, encoder)
+embed.run(context, manifest, [encoder])
 print(json.dumps([manifest.key, encoder.key, imported, megabytes()]))
 """
 

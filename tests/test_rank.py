@@ -22,7 +22,6 @@ from tl_pipeline.planning import Context
 from tl_pipeline.ranking import Cost, Ranked, Ranking
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.stages import embed
-from tl_pipeline.stages.embed import Speed
 from tl_pipeline.transferability import LogME
 
 LETTERS, TWIN = (
@@ -233,10 +232,10 @@ def test_the_speed_is_measured_warm_and_few_images_do_not_replace_it(
     every = embed.images_of(context, pipeline.ingest.run(context).output)
     place = EmbeddingFolder(store, encoder.key)
     assert embed.known_speed(place) is None
-    first = embed.fill(context, encoder, every[:10])
+    first = embed.fill(context, [encoder], every[:10])[encoder.key]
     assert first.speed is not None
     assert embed.known_speed(place) == pytest.approx(first.speed, abs=0.01)
-    second = embed.fill(context, encoder, every[:20])
+    second = embed.fill(context, [encoder], every[:20])[encoder.key]
     assert (second.images, second.speed) == (10, None)
     assert embed.known_speed(place) == pytest.approx(first.speed, abs=0.01)
 
@@ -245,13 +244,23 @@ def test_the_time_before_the_first_batch_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """128 images in the 2 s after the first batch, whatever that took."""
+    from tl_pipeline import engine
+    from tl_pipeline.timings import Clock
+
     clock = iter([100.0, 101.0, 102.0])
-    monkeypatch.setattr(embed.time, "perf_counter", lambda: next(clock))
-    pace = embed._Pace(embed.Track("embed"))
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
+    spent = Clock()
+    spent.add("forward", 3.0, "one")
+    spent.add("forward", 1.0, "other")
+    warm = engine._Warm(spent)
+    assert warm.seconds_per_image(["one", "other"]) == {}
     for images in (32, 64, 64):
-        pace.advance(images)
-    done = type("Embedded", (), {"images": 160, "width": 5, "seconds": 50.0})
-    assert embed._measured(done, pace, None) == Speed(64.0, 5)
+        warm.saw(images)
+    each = 2.0 / 128
+    assert warm.seconds_per_image(["one", "other"]) == {
+        "one": each * 0.75,
+        "other": each * 0.25,
+    }
 
 
 def ranked(name: str, value: float, behind: tuple | None, seconds: float | None):

@@ -9,7 +9,7 @@ from torchvision.models import SqueezeNet1_0_Weights
 
 from tl_pipeline import encoders, pipeline
 from tl_pipeline.artifacts import Store
-from tl_pipeline.images import pixels
+from tl_pipeline.pixels import pixels
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 WEIGHTS = "squeezenet1_0-imagenet-deepcompression.pth"

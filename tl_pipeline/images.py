@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels: probe, decode, preprocess."""
+"""What bytes are an image: probe and decode by PIL, and how networks are fed."""
 
 import contextlib
 import io
@@ -18,7 +18,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # "Corrupt EXIF data" and the like name no file: nobody could act on them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _ORIENTATION, _LYING = ExifTags.Base.Orientation, (5, 6, 7, 8)
-_MOST_PIXELS = 2 * 89_478_485  # where PIL refuses to decode
+_TURNED, _MARKS = range(2, 9), (b"Exif", b"tiff:Orientation")
+MOST_PIXELS = 2 * 89_478_485  # where PIL refuses to decode
 
 
 class RefusedImage(Exception):
@@ -66,7 +67,7 @@ def probe(data: bytes) -> tuple[int, int]:
         RefusedImage: empty, not an image, zero-sized, or over the pixel limit.
     """
     width, height = jpeg_size(data) or _size(data)
-    if width * height > _MOST_PIXELS:
+    if width * height > MOST_PIXELS:
         raise RefusedImage("too many pixels", f"{width}x{height}")
     if width < 1 or height < 1:
         raise RefusedImage("zero-sized", f"{width}x{height} pixels")
@@ -94,22 +95,14 @@ def decode(data: bytes) -> Image.Image:
             raise RefusedImage("undecodable", f"{error}"[:200]) from None
 
 
-def pixels(data: bytes, how: Preprocess) -> np.ndarray:
-    """Resized and cropped pixels: uint8 of shape (channels, crop, crop).
-
-    The same values, before scaling and normalising, as torchvision's
-    ``ImageClassification`` preset computes from a PIL image.
-
-    Raises:
-        RefusedImage: see ``decode``.
-    """
-    image = decode(data)
-    if how.grey:
-        image = image.convert("L")
-    image = _resize(image, how)
-    image = _centre_crop(image, how.crop)
-    values = np.asarray(image)
-    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+def orientation(data: bytes) -> int | None:
+    """How EXIF says that a JPEG must be turned, 2 to 8; None where it is upright."""
+    if jpeg_size(data) or not any(mark in data for mark in _MARKS):
+        return None
+    with _opened(data) as image, contextlib.suppress(Exception):  # as in _turn_upright
+        found = image.getexif().get(_ORIENTATION)
+        return found if found in _TURNED else None
+    return None
 
 
 def as_ppm(values: np.ndarray) -> bytes:
@@ -189,37 +182,3 @@ def _white(mode: str, values: np.ndarray) -> float:
     top = values.max(initial=0)
     whites = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
     return next((white for white in whites if top <= white), float(top))
-
-
-def _resize(image: Image.Image, how: Preprocess) -> Image.Image:
-    method = Image.Resampling[how.interpolation.upper()]
-    if how.squash:
-        return image.resize((how.resize, how.resize), method)
-    # As torchvision: the longer side is truncated, not rounded.
-    short, long = sorted(image.size)
-    if short == how.resize:
-        return image
-    stretched = int(how.resize * long / short)
-    if how.resize * stretched > _MOST_PIXELS:
-        raise RefusedImage(
-            "too many pixels",
-            f"{image.width}x{image.height} would become {how.resize}x{stretched}",
-        )
-    size = (how.resize, stretched)
-    width, height = size if image.width <= image.height else size[::-1]
-    return image.resize((width, height), method)
-
-
-def _centre_crop(image: Image.Image, side: int) -> Image.Image:
-    # Where the image is smaller than the crop, torchvision pads with zeros, the odd
-    # pixel at the right and the bottom; so does PIL's crop from a negative corner.
-    left = _corner(image.width, side)
-    top = _corner(image.height, side)
-    return image.crop((left, top, left + side, top + side))
-
-
-def _corner(length: int, side: int) -> int:
-    if length < side:
-        return -((side - length) // 2)
-    # torchvision rounds half to even
-    return round((length - side) / 2.0)

@@ -25,23 +25,45 @@ class ModalityRow:
     """One modality.
 
     ``probe`` checks bytes and tells width and height in pixels, or None twice;
-    ``prepare`` makes of them what ``collate`` puts into one batch for the network. Both
-    raise RefusedImage for what is none. ``file`` is what `tl predict` reads.
+    ``decode`` makes of them what all encoders share, ``prepare`` of that what one of
+    them is fed with, and ``collate`` a batch of it. The first three raise RefusedImage
+    for what is none. ``file`` is what `tl predict` reads.
     """
 
     probe: Callable[[bytes], tuple[int | None, int | None]]
-    prepare: Callable[[bytes, Any], Any]
+    decode: Callable[[bytes], Any]
+    prepare: Callable[[Any, Any], Any]
     collate: Callable[[Sequence[Any]], Any]
     file: str
 
 
+def _decode(data: bytes) -> Any:
+    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+
+    return pixels.decode(data)
+
+
+def _preprocess(image: Any, how: Preprocess) -> np.ndarray:
+    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+
+    return pixels.preprocess(image, how)
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+
+    return pixels.stack(rows)
+
+
+def _as_it_is(decoded: Any, how: Input) -> Any:  # noqa: ARG001 - one of several
+    return decoded
+
+
 MODALITIES: dict[Modality, ModalityRow] = {
-    "image": ModalityRow(images.probe, images.pixels, np.stack, "an image"),
-    "text": ModalityRow(
-        texts.probe, lambda data, _: texts.text(data), list, "one text, in UTF-8"
-    ),
+    "image": ModalityRow(images.probe, _decode, _preprocess, _stack, "an image"),
+    "text": ModalityRow(texts.probe, texts.text, _as_it_is, list, "one text, in UTF-8"),
     "vector": ModalityRow(
-        vectors.probe, lambda data, _: vectors.vector(data), np.stack, "one .npy vector"
+        vectors.probe, vectors.vector, _as_it_is, np.stack, "one .npy vector"
     ),
 }
 

@@ -57,23 +57,17 @@ def wire(work: Work, call: Call) -> Wired:
     """Every head on every encoder, then the best; in the order of the README."""
     context = work.context
     ingested = manifest = call("ingest", context)
-    embedded: dict[str, Any] = {}
+    embedded = call("embed", context, ingested, work.encoders)
     evaluations, used = [], []
 
-    def embed(encoder: Encoder) -> Any:
-        if encoder.key not in embedded:
-            embedded[encoder.key] = call("embed", context, ingested, encoder)
-        return embedded[encoder.key]
-
     def score(context: Context, rows: Any, encoder: Encoder, head: HeadSpec) -> None:
-        given = (rows, embed(encoder))
-        trained = call("train", context, *given, encoder, head)
-        scored = call("evaluate", context, *given, trained, encoder, head)
+        trained = call("train", context, rows, embedded, encoder, head)
+        scored = call("evaluate", context, rows, embedded, trained, encoder, head)
         evaluations.append(scored)
         used.append(encoder)
 
     if work.eye:
-        manifest = call("audit", context, ingested, embed(work.eye), work.eye)
+        manifest = call("audit", context, ingested, embedded, work.eye)
     for encoder, specs in work.heads:
         for head in specs:
             score(context, manifest, encoder, head)
@@ -98,7 +92,7 @@ def plan(work: Work) -> list[Step]:
 
         def call(stage: str, *inputs: Any) -> Any:
             outcome = STAGES[stage].plan(*inputs)
-            steps.append(outcome.step)
+            steps.extend(outcome.steps)
             return outcome.output
 
         wire(replace(work, context=context), call)
@@ -115,7 +109,7 @@ def run(work: Work) -> RunRecord:
 
     def call(stage: str, *inputs: Any) -> Any:
         outcome: Outcome[Any] = STAGES[stage].run(*inputs)
-        steps.append(outcome.step)
+        steps.extend(outcome.steps)
         return outcome.output
 
     wired = wire(work, call)

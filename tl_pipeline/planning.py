@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from tl_pipeline.artifacts import KeyDocument, Store, digest
+from tl_pipeline.artifacts import Artifact, KeyDocument, Store, digest
 from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.timings import Timings
 
 OutputT = TypeVar("OutputT")
+# What embed gives: the embeddings of each encoder, by its key.
+EmbeddingsOf = Mapping[str, Artifact]
 # What makes a control of a context: see ``Context.control``.
 ONE_BY_ONE = "split image by image"
 LOST = "its artifact is missing or damaged"
@@ -20,7 +23,8 @@ class Step:
 
     ``keys`` maps the label of each thing it stands for to its key. ``units`` counts the
     images to embed or heads to train; the estimates are None where nothing is known.
-    What is ``skipped`` cannot be done at all, and the reason says why.
+    What is ``skipped`` cannot be done at all, and the reason says why. ``timings`` tell
+    where the time of embedding went.
     """
 
     stage: str
@@ -33,19 +37,26 @@ class Step:
     estimated_seconds: float | None = None
     estimated_bytes: int | None = None
     skipped: bool = False
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[OutputT]):
-    """A stage's output, a small reference, and the step that led to it."""
+    """A stage's output, small references, and the steps that led to it."""
 
     output: OutputT
-    step: Step
+    steps: tuple[Step, ...]
+
+    @property
+    def step(self) -> Step:
+        """The step of a stage that works on one subject."""
+        (step,) = self.steps
+        return step
 
     def ran(self, seconds: float, **changes: Any) -> "Outcome[OutputT]":
         """This plan once it has been carried out, in ``seconds``."""
         step = replace(self.step, cached=False, seconds=seconds, **changes)
-        return replace(self, step=step)
+        return replace(self, steps=(step,))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_pipeline import modalities
+from tl_pipeline.devices import devices
 from tl_pipeline.embeddings import Embeddings
-from tl_pipeline.engine import BATCH, Forward
+from tl_pipeline.forward import BATCH, Forward
 from tl_pipeline.images import RefusedImage
 from tl_pipeline.registry import Model
 
@@ -31,10 +32,11 @@ def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
     Raises:
         WeightsError: the weights of the model's encoder are gone or changed.
     """
-    forward = Forward(model.encoder)
+    forward = Forward([model.encoder], devices()[0])
     found: list[Prediction] = []
-    for start in range(0, len(files), BATCH):
-        found += _batch(model, forward, files[start : start + BATCH])
+    size = BATCH[forward.device.type]
+    for start in range(0, len(files), size):
+        found += _batch(model, forward, files[start : start + size])
     return found
 
 
@@ -45,12 +47,12 @@ def _batch(model: Model, forward: Forward, files: Sequence[Path]) -> list[Predic
     refused: dict[Path, str] = {}
     for file in files:
         try:
-            decoded[file] = modality.prepare(file.read_bytes(), how)
+            decoded[file] = modality.prepare(modality.decode(file.read_bytes()), how)
         except (RefusedImage, OSError) as error:
             refused[file] = str(error)
     said = {}
     if decoded:
-        vectors = forward(modality.collate(list(decoded.values())))
+        (vectors,) = forward(modality.collate(list(decoded.values())))
         names = [str(file) for file in decoded]
         embeddings = Embeddings(model.encoder.key, names, vectors)
         probabilities = model.head.predict_proba(embeddings)

@@ -178,7 +178,7 @@ def _cost(
     sample = [image for image in every if image[0] in ids]
     measured = None
     if embed.unsettled(folder, sample):
-        measured = embed.fill(context, encoder, sample).speed
+        measured = embed.fill(context, [encoder], sample)[encoder.key].speed
     speed = measured or embed.known_speed(folder)
     return Cost(
         seconds_per_image=1 / speed.images_per_second if speed else None,

@@ -108,8 +108,9 @@ class EncoderSpec(Spec):
     vector. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of another kind.
     ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
     path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
-    ``std`` of values in [0, 1], one per channel. What is left out takes the default of
-    the backbone, layer or weights.
+    ``std`` of values in [0, 1], one per channel. ``precision`` is that of the network's
+    computing, see ``precision.choose``. What is left out takes the default of the
+    backbone, layer or weights.
     """
 
     backbone: str
@@ -121,7 +122,7 @@ class EncoderSpec(Spec):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     mean: _Means | None = None
     std: _Deviations | None = None
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @classmethod
     def parse(cls, text: str) -> Self:

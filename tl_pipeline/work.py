@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tl_pipeline import backbones, catalog, encoders, heads, runs
+from tl_pipeline import backbones, catalog, encoders, heads, precision, runs
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import DatasetSpec, Modality
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -35,6 +35,13 @@ class Work:
     heads: list[tuple[Encoder, list[HeadSpec]]]
     eye: Encoder | None
     skipped: list[Step] = field(default_factory=list)
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """Each encoder once, in the order of ``heads``."""
+        used = [encoder for encoder, _ in self.heads]
+        used += [self.eye] if self.eye else []
+        return tuple({encoder.key: encoder for encoder in used}.values())
 
     @property
     def leakage(self) -> tuple[Encoder, list[HeadSpec]] | None:
@@ -79,7 +86,7 @@ def prepare(
     skipped: list[Step] = []
     if spec.controls:
         work[0][1].append(MAJORITY)
-        work += _untrained(spec, store, wanted, {encoder.key for encoder, _ in work})
+        work += _untrained(spec, store, wanted, [encoder for encoder, _ in work])
         skipped = list(_without_twin(spec))
     context = Context(
         store=store,
@@ -143,20 +150,25 @@ def resolve(
         encoder = encoders.resolve(wish, store, trust=not verify)
         if download and not EmbeddingFolder(store, encoder.key).path.exists():
             encoders.load(encoder)
+        if wish.precision == "auto":
+            encoder = precision.choose(encoder, store)
         found.append(encoder)
     return found
 
 
 def _untrained(
-    spec: RunSpec, store: Store, wanted: list[HeadSpec], known: set[str]
+    spec: RunSpec, store: Store, wanted: list[HeadSpec], found: list[Encoder]
 ) -> list[tuple[Encoder, list[HeadSpec]]]:
     """The untrained twin of every backbone, once."""
     twins: dict[str, Encoder] = {}
-    for wish in spec.backbones:
+    for wish, trained in zip(spec.backbones, found, strict=True):
         if not encoders.without_twin(wish):
-            twin = encoders.untrained_twin(wish, spec.seed)
+            # as exact as the one that it is compared with
+            alike = wish.model_copy(update={"precision": trained.precision})
+            twin = encoders.untrained_twin(alike, spec.seed)
             encoder = encoders.resolve(twin, store, control=True)
             twins.setdefault(encoder.key, encoder)
+    known = {encoder.key for encoder in found}
     return [(twin, wanted) for key, twin in twins.items() if key not in known]
 
 

@@ -29,7 +29,13 @@ from tl_pipeline.datasets import SplitSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.planning import (
+    Context,
+    EmbeddingsOf,
+    Outcome,
+    Step,
+    why_not_cached,
+)
 from tl_pipeline.split_findings import near_duplicates
 from tl_pipeline.split_report import NearDuplicateFindings
 from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
@@ -41,14 +47,15 @@ VERSION = 1
 def plan(
     context: Context,
     manifest: Artifact,
-    embeddings: Artifact,
-    encoder: Encoder,  # noqa: ARG001 - the signature of run
+    embedded: EmbeddingsOf,
+    encoder: Encoder,
 ) -> Outcome[Artifact]:
     """Look whether these images were compared already.
 
     Until they are, the output is ``manifest`` itself: with ``keep_together`` the plan
     of what follows holds for its splits, and may change by what is found.
     """
+    embeddings = embedded[encoder.key]
     started = time.perf_counter()
     too_many = _too_many(context, manifest)
     document = _document(context, manifest, embeddings)
@@ -70,19 +77,20 @@ def plan(
         keys={} if too_many else {"manifest": digest(document)},
         seconds=time.perf_counter() - started,
     )
-    return Outcome(made or manifest, step)
+    return Outcome(made or manifest, (step,))
 
 
 def run(
-    context: Context, manifest: Artifact, embeddings: Artifact, encoder: Encoder
+    context: Context, manifest: Artifact, embedded: EmbeddingsOf, encoder: Encoder
 ) -> Outcome[Artifact]:
     """Find the near duplicates, and keep them together where the dataset says so.
 
     Raises:
         DatasetError: they are to be kept together, but are too many to be compared.
     """
+    embeddings = embedded[encoder.key]
     started = time.perf_counter()
-    planned = plan(context, manifest, embeddings, encoder)
+    planned = plan(context, manifest, embedded, encoder)
     if planned.step.cached:
         return planned
     # scipy is imported only when there is something to compare

@@ -1,30 +1,29 @@
-"""Embed: the manifest's images x one encoder -> vectors, each computed once.
+"""Embed: the manifest's images x some encoders -> vectors, each computed once.
 
-Reads the manifest and, for what is missing, the images. Adds part files to
-``embeddings/encoder=<key>/``, which all datasets share. The fingerprint of its output
-is (encoder key, set of image ids) and not the bits of the floats.
+Reads the manifest and, for what is missing, the images, once for all encoders.
+Writes part files into ``embeddings/encoder=<key>/``, which all datasets share. The fingerprint
+of an encoder's embeddings is (encoder key, set of image ids), not the bits of floats.
 """
 
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tl_pipeline import tables
 from tl_pipeline.artifacts import Artifact, digest, write_atomically
 from tl_pipeline.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.planning import Context, Outcome, Step, field_changes
-from tl_pipeline.progress import Track, track
+from tl_pipeline.planning import Context, EmbeddingsOf, Outcome, Step, field_changes
+from tl_pipeline.progress import track
 from tl_pipeline.sources import open_source
 from tl_pipeline.tables import MANIFEST
+from tl_pipeline.timings import Timings
 
 if TYPE_CHECKING:
-    from tl_pipeline.engine import Embedded
-
-# A pace is taken once the network is warm, over images enough to outweigh those that
-# were decoded meanwhile.
-_TIMED = 128
+    from tl_pipeline.engine import Embedded, Image, Job
 
 
 class Speed(NamedTuple):
@@ -35,18 +34,143 @@ class Speed(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """What ``fill`` did; ``speed`` is None where it told nothing new."""
+    """What ``fill`` did for an encoder; ``speed`` is None where it told nothing new."""
 
     images: int
     refused: int
     speed: Speed | None
+    timings: Timings
 
 
-def plan(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Artifact]:
-    """Count the images of ``manifest`` that have no embedding under ``encoder``."""
+def plan(
+    context: Context, manifest: Artifact, encoders: Sequence[Encoder]
+) -> Outcome[EmbeddingsOf]:
+    """Count the images of ``manifest`` that have no embedding, encoder by encoder."""
+    images = images_of(context, manifest)
+    found = {encoder.key: _plan(context, images, encoder) for encoder in encoders}
+    return Outcome(
+        {key: artifact for key, (artifact, _) in found.items()},
+        tuple(step for _, step in found.values()),
+    )
+
+
+def run(
+    context: Context, manifest: Artifact, encoders: Sequence[Encoder]
+) -> Outcome[EmbeddingsOf]:
+    """Embed what is missing, shard by shard; refuse what cannot be decoded.
+
+    Raises:
+        WeightsError: a network cannot be loaded.
+        DeviceError: there is a GPU that torch cannot use.
+    """
+    started, planned = time.perf_counter(), plan(context, manifest, encoders)
+    due = [
+        e for e, step in zip(encoders, planned.steps, strict=True) if not step.cached
+    ]
+    if not due:
+        return planned
+    filled = fill(context, due, images_of(context, manifest))
+    # planned anew: what was refused is known only now
+    after = plan(context, manifest, encoders)
+    seconds = time.perf_counter() - started
+    worked = sum(done.timings.elapsed for done in filled.values())
+
+    def ran(before: Step) -> Step:
+        done = filled.get(before.keys["encoder"])
+        if done is None:
+            return before
+        refused = f"; {done.refused:,} refused" if done.refused else ""
+        share = done.timings.elapsed / worked if worked else 1 / len(filled)
+        return replace(
+            before,
+            reason=before.reason + refused,
+            units=done.images,
+            seconds=seconds * share,
+            timings=done.timings,
+        )
+
+    return replace(after, steps=tuple(map(ran, planned.steps)))
+
+
+def fill(
+    context: Context, encoders: Sequence[Encoder], images: Sequence["Image"]
+) -> dict[str, Filled]:
+    """Embed those of ``images`` that are missing; what was done, by encoder key.
+
+    ``images`` are pairs of (image_id, uri) of ``context.dataset``. On this machine
+    there is one writer of an encoder at a time.
+
+    Raises:
+        WeightsError: a network cannot be loaded.
+        DeviceError: there is a GPU that torch cannot use.
+    """
+    # torch is imported only when there is something to embed
+    from tl_pipeline import engine  # noqa: PLC0415
+
+    context.store.create()
+    jobs = [engine.Job(e, EmbeddingFolder(context.store, e.key)) for e in encoders]
+    # Neighbours in a tar, a row group or a folder are read together.
+    by_place = sorted(images, key=lambda image: image[1])
+    total = {encoder.key: engine.Embedded() for encoder in encoders}
+    with ExitStack() as locks:
+        # in one order everywhere, so that no two runs wait for each other
+        for job in sorted(jobs, key=lambda job: job.encoder.key):
+            job.folder.describe(job.encoder.model_dump_json(indent=1))
+            locks.enter_context(job.folder.writing())
+        # another run may have embedded them while we waited
+        wanted = _alike(jobs, by_place)
+        label = encoders[0].label if len(encoders) == 1 else f"{len(encoders)} encoders"
+        due = sum(len(group) * len(missing) for group, missing in wanted)
+        with track(f"embed {label}", due) as progress:
+            for group, missing in wanted:
+                read = open_source(context.dataset).read
+                made = engine.embed(group, missing, read, context.part_rows, progress)
+                for job, done in zip(group, made, strict=True):
+                    total[job.encoder.key] = _sum(total[job.encoder.key], done)
+        return {job.encoder.key: _filled(job, total[job.encoder.key]) for job in jobs}
+
+
+def _alike(
+    jobs: "Sequence[Job]", images: Sequence["Image"]
+) -> "list[tuple[list[Job], list[Image]]]":
+    """``images`` in groups of those that are missing under the same of ``jobs``."""
+    missing = [{i for i, _ in unsettled(job.folder, images)} for job in jobs]
+    groups: dict[tuple[int, ...], list[Image]] = {}
+    for image in images:
+        which = tuple(at for at, ids in enumerate(missing) if image[0] in ids)
+        if which:
+            groups.setdefault(which, []).append(image)
+    return [([jobs[at] for at in which], found) for which, found in groups.items()]
+
+
+def _sum(one: "Embedded", other: "Embedded") -> "Embedded":
+    return replace(
+        other,
+        images=one.images + other.images,
+        refused=one.refused + other.refused,
+        width=other.width or one.width,
+        timings=one.timings + other.timings,
+        seconds_per_image=other.seconds_per_image or one.seconds_per_image,
+    )
+
+
+def _filled(job: "Job", done: "Embedded") -> Filled:
+    """What was done, its speed remembered for the next plan."""
+    known, speed = known_speed(job.folder), None
+    if done.seconds_per_image:
+        speed = Speed(1 / done.seconds_per_image, done.width)
+    elif done.images and known is None:
+        speed = Speed(done.images / done.timings.elapsed, done.width)
+    if speed:
+        _remember_speed(job.folder, speed)
+    return Filled(done.images, done.refused, speed, done.timings)
+
+
+def _plan(
+    context: Context, images: Sequence["Image"], encoder: Encoder
+) -> tuple[Artifact, Step]:
     started = time.perf_counter()
     folder = EmbeddingFolder(context.store, encoder.key)
-    images = images_of(context, manifest)
     missing = unsettled(folder, images)
     speed = known_speed(folder)
     ids = sorted({image_id for image_id, _ in images} - folder.refused().keys())
@@ -61,89 +185,7 @@ def plan(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Arti
         estimated_seconds=len(missing) / speed.images_per_second if speed else None,
         estimated_bytes=len(missing) * speed.width * 4 if speed else None,
     )
-    fingerprint = digest([encoder.key, ids])
-    return Outcome(Artifact("embeddings", encoder.key, fingerprint), step)
-
-
-def run(context: Context, manifest: Artifact, encoder: Encoder) -> Outcome[Artifact]:
-    """Embed what is missing, shard by shard; refuse what cannot be decoded.
-
-    Raises:
-        WeightsError: the network cannot be loaded.
-    """
-    started, planned = time.perf_counter(), plan(context, manifest, encoder)
-    if planned.step.cached:
-        return planned
-    done = fill(context, encoder, images_of(context, manifest))
-    refused = f"; {done.refused:,} refused" if done.refused else ""
-    # planned anew: what was refused is known only now
-    return plan(context, manifest, encoder).ran(
-        time.perf_counter() - started,
-        reason=planned.step.reason + refused,
-        units=done.images,
-    )
-
-
-def fill(
-    context: Context, encoder: Encoder, images: Sequence[tuple[str, str]]
-) -> Filled:
-    """Embed those of ``images`` that are missing, as the only writer of the encoder.
-
-    ``images`` are pairs of (image_id, uri) of ``context.dataset``.
-
-    Raises:
-        WeightsError: the network cannot be loaded.
-    """
-    # torch is imported only when there is something to embed
-    from tl_pipeline import engine  # noqa: PLC0415
-
-    folder = EmbeddingFolder(context.store, encoder.key)
-    context.store.create()
-    folder.describe(encoder.model_dump_json(indent=1))
-    with folder.writing():
-        # another run may have embedded them while we waited
-        missing = unsettled(folder, images)
-        with track(f"embed {encoder.label}", len(missing)) as progress:
-            pace = _Pace(progress)
-            done = engine.embed(
-                encoder,
-                missing,
-                open_source(context.dataset).read,
-                folder,
-                context.part_rows,
-                pace,
-            )
-        speed = _measured(done, pace, known_speed(folder))
-        if speed:
-            _remember_speed(folder, speed)
-    return Filled(done.images, done.refused, speed)
-
-
-def _measured(done: "Embedded", pace: "_Pace", known: Speed | None) -> Speed | None:
-    """The speed of the warm network; of all there was, if nothing better is known."""
-    if not done.images:
-        return None
-    if pace.images >= _TIMED:
-        return Speed(pace.images / pace.seconds, done.width)
-    return None if known else Speed(done.images / done.seconds, done.width)
-
-
-class _Pace(Track):
-    """Takes the time from the end of the first batch to the end of the last."""
-
-    def __init__(self, progress: Track) -> None:
-        self._progress = progress
-        self._first: float | None = None
-        self.images, self.seconds = 0, 0.0
-
-    def advance(self, done: int = 1) -> None:
-        """Report ``done`` more images as finished."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = now
-        else:
-            self.images, self.seconds = self.images + done, now - self._first
-        self._progress.advance(done)
+    return Artifact("embeddings", encoder.key, digest([encoder.key, ids])), step
 
 
 def images_of(context: Context, manifest: Artifact) -> list[tuple[str, str]]:

@@ -20,7 +20,13 @@ from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.labels import labels_of
-from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.planning import (
+    Context,
+    EmbeddingsOf,
+    Outcome,
+    Step,
+    why_not_cached,
+)
 from tl_pipeline.specs import HeadSpec
 from tl_pipeline.splits import TEST, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
@@ -37,12 +43,13 @@ Row = dict[str, Any]
 def plan(
     context: Context,
     manifest: Artifact,
-    embeddings: Artifact,
+    embedded: EmbeddingsOf,
     trained: tuple[Artifact, ...],
     encoder: Encoder,
     head: HeadSpec,
 ) -> Outcome[Artifact]:
     """Look whether these heads were scored on these rows."""
+    embeddings = embedded[encoder.key]
     started = time.perf_counter()
     document = _document(context, manifest, embeddings, trained, encoder, head)
     key, subject = digest(document), f"{head.name} on {context.named(encoder.label)}"
@@ -59,13 +66,13 @@ def plan(
         units=0 if cached else len(trained),
         seconds=time.perf_counter() - started,
     )
-    return Outcome(Artifact("evaluations", key, key), step)
+    return Outcome(Artifact("evaluations", key, key), (step,))
 
 
 def run(
     context: Context,
     manifest: Artifact,
-    embeddings: Artifact,
+    embedded: EmbeddingsOf,
     trained: tuple[Artifact, ...],
     encoder: Encoder,
     head: HeadSpec,
@@ -75,8 +82,9 @@ def run(
     Raises:
         DatasetError: no validation or no test image could be embedded.
     """
+    embeddings = embedded[encoder.key]
     started = time.perf_counter()
-    planned = plan(context, manifest, embeddings, trained, encoder, head)
+    planned = plan(context, manifest, embedded, trained, encoder, head)
     if planned.step.cached:
         return planned
     document = _document(context, manifest, embeddings, trained, encoder, head)

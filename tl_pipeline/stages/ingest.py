@@ -77,7 +77,7 @@ def run(context: Context) -> Outcome[Artifact]:
         seconds=time.perf_counter() - started,
         units=scan.manifest.num_rows,
     )
-    return Outcome(artifact, step)
+    return Outcome(artifact, (step,))
 
 
 def _declared(manifest: pa.Table) -> dict[str, str]:

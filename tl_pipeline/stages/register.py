@@ -58,7 +58,7 @@ def plan(
             keys={},
             seconds=time.perf_counter() - started,
         )
-        return Outcome(None, step)
+        return Outcome(None, (step,))
     best = _best(context, evaluations)
     document = _document(context, best)
     key = digest(document)
@@ -80,7 +80,7 @@ def plan(
         keys={"model": key},
         seconds=time.perf_counter() - started,
     )
-    return Outcome(Best(Artifact("models", key, key), best), step)
+    return Outcome(Best(Artifact("models", key, key), best), (step,))
 
 
 def run(

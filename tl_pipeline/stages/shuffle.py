@@ -44,7 +44,7 @@ def run(context: Context, manifest: Artifact) -> Outcome[Artifact]:
         keys={"manifest": digest(document)},
         seconds=time.perf_counter() - started,
     )
-    outcome = Outcome(made or store.build("manifests", document, write), step)
+    outcome = Outcome(made or store.build("manifests", document, write), (step,))
     return outcome if made else outcome.ran(time.perf_counter() - started)
 
 

@@ -19,7 +19,13 @@ from tl_pipeline.embeddings import EmbeddingFolder, Embeddings
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.labels import TrainingRows, training_rows
-from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.planning import (
+    Context,
+    EmbeddingsOf,
+    Outcome,
+    Step,
+    why_not_cached,
+)
 from tl_pipeline.progress import track
 from tl_pipeline.specs import HeadConfig, HeadSpec
 
@@ -30,11 +36,12 @@ VERSION = 1
 def plan(
     context: Context,
     manifest: Artifact,
-    embeddings: Artifact,
+    embedded: EmbeddingsOf,
     encoder: Encoder,
     head: HeadSpec,
 ) -> Outcome[tuple[Artifact, ...]]:
     """Name every configuration of ``head`` and look which are trained already."""
+    embeddings = embedded[encoder.key]
     started = time.perf_counter()
     documents = _documents(context, manifest, embeddings, head)
     subject = f"{head.name} on {context.named(encoder.label)}"
@@ -60,13 +67,13 @@ def plan(
         seconds=time.perf_counter() - started,
     )
     keys = [digest(document) for _, document in documents]
-    return Outcome(tuple(Artifact("heads", key, key) for key in keys), step)
+    return Outcome(tuple(Artifact("heads", key, key) for key in keys), (step,))
 
 
 def run(
     context: Context,
     manifest: Artifact,
-    embeddings: Artifact,
+    embedded: EmbeddingsOf,
     encoder: Encoder,
     head: HeadSpec,
 ) -> Outcome[tuple[Artifact, ...]]:
@@ -76,8 +83,9 @@ def run(
         DatasetError: fewer than two classes have an embedded training image.
         InvalidSpec: images have weights, and ``head`` cannot take them.
     """
+    embeddings = embedded[encoder.key]
     started = time.perf_counter()
-    planned = plan(context, manifest, embeddings, encoder, head)
+    planned = plan(context, manifest, embedded, encoder, head)
     if planned.step.cached:
         return planned
     rows = training_rows(context.store, manifest, embeddings)

@@ -1,0 +1,185 @@
+"""The forward pass: a batch of inputs through one frozen network. Imports torch."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from tl_pipeline import encoders, packing
+from tl_pipeline.cuts import Cut
+from tl_pipeline.devices import CPU, exact_float32, keep_freed_memory
+from tl_pipeline.encoders import Encoder
+from tl_pipeline.images import Preprocess
+from tl_pipeline.timings import Clock
+
+# Images a batch. More leave the cache of a processor and are slower.
+BATCH = {"cpu": 32, "cuda": 256}
+# Batches without a complaint after which one that was too large is tried again.
+_FORGIVEN = 16
+# How far packed weights may change embeddings, as a share of the largest value: by the
+# rounding of the sums that they are computed in.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+_NOT_FINITE = "{} gave values that are not finite"
+
+Vectors = list[np.ndarray]
+
+
+class Forward:
+    """A batch of n inputs -> float32 embeddings (n, width), one of each encoder.
+
+    Of images a batch is uint8 pixels (n, channels, crop, crop), else what ``collate``
+    of ``modalities`` makes. The encoders differ in layer and pooling alone. ``bytes``
+    is what the weights take.
+
+    Raises:
+        WeightsError: the network cannot be loaded.
+        ValueError: it gave values that are not finite.
+    """
+
+    def __init__(self, together: Sequence[Encoder], device: torch.device = CPU) -> None:
+        encoder = together[0]
+        self.encoders, self.device = tuple(together), device
+        keep_freed_memory()
+        exact_float32()
+        how = encoder.preprocess
+        self._feed: Callable[[Any], Any] = lambda batch: batch
+        if isinstance(how, Preprocess):
+            module = encoders.load_together(together)
+            kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+            self._feed = _Normalised(how, device, kind)
+            self.bytes = _weigh(module)
+            self._module = _hastened(module, self._feed, how, encoder.label)
+        else:
+            module = encoders.load(encoder).to(device)
+            self.bytes = _weigh(module)
+            self._module = lambda batch: (module(batch),)
+        self._most = _AsManyAsFit(device)
+
+    def __call__(self, batch: Any, clock: Clock | None = None) -> Vectors:
+        """Embed one batch; ``clock`` counts ``transfer`` and ``forward``."""
+        timed = partial(self._compute, clock=clock or Clock())
+        found = self._most(timed, batch)
+        for encoder, vectors in zip(self.encoders, found, strict=True):
+            if not np.isfinite(vectors).all():
+                raise ValueError(_NOT_FINITE.format(encoder.label))
+        return found
+
+    @torch.inference_mode()
+    def _compute(self, batch: Any, clock: Clock) -> Vectors:
+        started = time.perf_counter()
+        values = self._feed(batch)
+        fed = time.perf_counter()
+        vectors = [found.float().cpu().numpy() for found in self._module(values)]
+        ended = time.perf_counter()
+        for encoder in self.encoders:
+            clock.add("transfer", (fed - started) / len(vectors), encoder.key)
+            clock.add("forward", (ended - fed) / len(vectors), encoder.key)
+        return vectors
+
+
+class _Normalised:
+    """uint8 pixels to what a network of images takes, on its device."""
+
+    def __init__(
+        self, how: Preprocess, device: torch.device, kind: torch.dtype
+    ) -> None:
+        self._device, self._kind = device, kind
+        # For whole rows of pixels at a time: on three channels alone vectors are idle.
+        self._mean = torch.tensor(how.mean, device=device).repeat(how.crop)
+        self._std = torch.tensor(how.std, device=device).repeat(how.crop)
+
+    def __call__(self, batch: np.ndarray) -> torch.Tensor:
+        images, channels, height, width = batch.shape
+        # The memory of pixels has the channels last, as convolutions like it best.
+        rows = batch.transpose(0, 2, 3, 1).reshape(images, height, width * channels)
+        values = self._moved(torch.from_numpy(rows)).to(torch.float32)
+        # The order of torchvision's preset: to [0, 1], then normalise.
+        values = values.div_(255).sub_(self._mean).div_(self._std).to(self._kind)
+        return values.view(images, height, width, channels).permute(0, 3, 1, 2)
+
+    def _moved(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return rows
+        return rows.pin_memory().to(self._device, non_blocking=True)
+
+
+class _AsManyAsFit:
+    """Halves batches that do not fit into the memory of a GPU, and grows them back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._most: int | None = None
+        self._good = 0
+
+    def __call__(self, compute: Callable[[Any], Vectors], batch: Any) -> Vectors:
+        if self._most is not None and len(batch) > self._most:
+            return self._halves(compute, batch)
+        try:
+            found = compute(batch)
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            self._grow()
+            return found
+        # Outside of the handler, whose traceback would keep the tensors alive.
+        if self._cuda:
+            torch.cuda.empty_cache()
+        self._most, self._good = len(batch) // 2, 0
+        return self._halves(compute, batch)
+
+    def _halves(self, compute: Callable[[Any], Vectors], batch: Any) -> Vectors:
+        half = (len(batch) + 1) // 2
+        parts = [self(compute, batch[:half]), self(compute, batch[half:])]
+        return [np.concatenate(vectors) for vectors in zip(*parts, strict=True)]
+
+    def _grow(self) -> None:
+        self._good += 1
+        if self._most is not None and self._good >= _FORGIVEN:
+            self._most, self._good = 2 * self._most, 0
+
+
+def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
+    """``cut`` on the device and in the type of ``feed``, as fast as we know how."""
+    graph = cut.body if isinstance(cut.body, fx.GraphModule) else None
+    if graph is not None:
+        packing.fold(graph)
+    batch = feed(_noise(how))
+    cut.to(batch.device, batch.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if graph is not None and batch.device == CPU and packing.can_pack():
+        # oneDNN makes zeros of what is no number, so it is looked for before.
+        expected = _trial(cut, batch)
+        if not expected.isfinite().all():
+            raise ValueError(_NOT_FINITE.format(label))
+        packing.pack(graph, batch)
+        found = _trial(cut, batch)
+        tolerance = _TOLERANCE[batch.dtype] * expected.abs().max()
+        if not torch.allclose(found, expected, rtol=0, atol=float(tolerance)):
+            raise ValueError(
+                f"{label}: oneDNN gives other values than torch on this processor; "
+                "report it, and use precision=fp32 or another torch until it is mended"
+            )
+    return cut
+
+
+@torch.inference_mode()
+def _trial(cut: Cut, batch: torch.Tensor) -> torch.Tensor:
+    """The embeddings of two inputs under all layers, side by side."""
+    return torch.cat([values.flatten() for values in cut(batch[:2])])
+
+
+def _noise(how: Preprocess) -> np.ndarray:
+    """A batch of uint8 pixels as they come, (32, channels, crop, crop)."""
+    channels = 1 if how.grey else len(how.mean)
+    shape = (BATCH["cpu"], how.crop, how.crop, channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return pixels.transpose(0, 3, 1, 2)
+
+
+def _weigh(module: torch.nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
