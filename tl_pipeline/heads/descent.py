@@ -119,10 +119,12 @@ class Descent:
     def _judge(self, f: torch.Tensor, g: torch.Tensor, solved: torch.Tensor) -> float:
         """Note the gaps of the heads at work, and let go those that are done.
 
+        A negative one is rounding that the curvature does not survive, and no end.
         Returns the sum of all gaps. A head that was let go is not judged again: another
         curvature would estimate its gap a little differently.
         """
-        gaps = (_dot(g, solved) / 2 / f.clamp_min(1e-300)).tolist()
+        found = _dot(g, solved) / 2 / f.clamp_min(1e-300)
+        gaps = torch.where(found >= 0, found, torch.inf).tolist()
         for head in self.live:
             self.gaps[head] = gaps[head]
         self.live = [head for head in self.live if not gaps[head] <= self.tol]

@@ -127,8 +127,8 @@ class LinearClassifier(StandardisedLinear):
         *,
         class_weight: str = "none",
         standardise: bool = True,
-        tol: float = 1e-8,
-        max_iter: int = 300,
+        tol: float = 1e-9,
+        max_iter: int = 1000,
         device: str = "cpu",
         random_state: int | None = None,
     ) -> None:
