@@ -1,10 +1,11 @@
 """Parameters of heads: which values they take, and which of them make a key."""
 
+import json
 import math
 
 import pytest
 
-from tl_pipeline import heads
+from tl_pipeline import cli, heads
 from tl_pipeline.artifacts import digest
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads import HEADS
@@ -207,3 +208,26 @@ def test_all_steps_of_preparation_are_parameters_of_every_classical_head():
     for row in HEADS.values():
         if not row.control and "max_epochs" not in row.parameters:
             assert set(PREPARATION) <= set(row.parameters), row.name
+
+
+def test_the_command_lists_heads_and_the_parameters_of_one(
+    capsys: pytest.CaptureFixture[str],
+):
+    cli.heads()
+    text = capsys.readouterr().out
+    assert "C=0.001/0.01/0.1/1.0" in text
+    assert "tl heads NAME" in text
+    cli.heads("lda", json=True)
+    rows = {row["parameter"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["shrinkage"]["default"] == "auto/0.3"
+    assert rows["scale"]["values"] == "standard, none"
+    assert "share" in rows["pca"]["values"]
+    with pytest.raises(UnknownName, match="Did you mean 'lda'"):
+        cli.heads("ldaa")
+
+
+@every_head
+def test_the_defaults_that_are_listed_are_taken_back(name: str):
+    for row in heads.describe(name):
+        spec = HeadSpec.parse(f"{name}:{row['parameter']}={row['default']}")
+        assert heads.complete(spec) == heads.complete(HeadSpec(name=name))

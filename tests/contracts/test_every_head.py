@@ -385,7 +385,6 @@ FAILING: dict[str, dict[str, str]] = {
     "MarginHead": {WEIGHTS_REPEAT: "rows are dealt to parts by chance"},
     "LinearSVMHead": {WEIGHTS_REPEAT: "rows are dealt to parts by chance"},
     "ForestHead": {WEIGHTS_REPEAT: "rows are drawn by chance"},
-    "BoostingHead": {WEIGHTS_REPEAT: "min_leaf counts rows, whatever their weight"},
 }
 
 

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tl_pipeline.errors import UnknownName
-from tl_pipeline.heads.parameters import LIMITS, PREPARATION, accepted
+from tl_pipeline.heads.parameters import (
+    LIMITS,
+    MEANINGS,
+    PREPARATION,
+    accepted,
+    domain,
+)
 from tl_pipeline.specs import HeadConfig, HeadSpec, Scalar
 
 BALANCE: Mapping[str, Scalar] = {"class_weight": "none"}
@@ -132,9 +138,9 @@ HEADS: dict[str, Head] = {
             {
                 "rounds": 100,
                 "learning_rate": 0.1,
-                "leaves": 31,
-                "max_features": 1.0,
-                "min_leaf": 20,
+                "leaves": 8,
+                "max_features": 0.1,
+                "min_leaf": 5,
             },
             options={**RAW, **BALANCE},
         ),
@@ -172,6 +178,26 @@ HEADS: dict[str, Head] = {
 }
 
 
+def describe(name: str) -> list[dict[str, Any]]:
+    """Every parameter of a head: default, values it takes, meaning.
+
+    Raises:
+        UnknownName: no such head.
+    """
+    if name not in HEADS:
+        raise UnknownName("head", name, HEADS)
+    row = HEADS[name]
+    return [
+        {
+            "parameter": parameter,
+            "default": HeadSpec(name="", params={"": default}).short()[2:],
+            "values": domain(parameter, _sample(default), row.limits_of(parameter)),
+            "meaning": MEANINGS[parameter],
+        }
+        for parameter, default in row.parameters.items()
+    ]
+
+
 def complete(spec: HeadSpec) -> HeadSpec:
     """``spec`` with every parameter that it leaves out at its default.
 
@@ -189,9 +215,7 @@ def complete(spec: HeadSpec) -> HeadSpec:
     for name, value in spec.params.items():
         if name not in known:
             raise UnknownName(f"{spec.name} parameter", name, known)
-        default = known[name]
-        sample = default[0] if isinstance(default, list) else default
-        limits = row.limits_of(name)
+        sample, limits = _sample(known[name]), row.limits_of(name)
         values = value if isinstance(value, list) else [value]
         values = [accepted(spec.name, name, sample, limits, v) for v in values]
         given[name] = values if isinstance(value, list) else values[0]
@@ -229,6 +253,10 @@ def build(config: HeadConfig, seed: int) -> Any:
         return head
     preparation = importlib.import_module(f"{__name__}.preparation")
     return preparation.prepared(head, **steps)
+
+
+def _sample(default: Scalar | list[Scalar]) -> Scalar:
+    return default[0] if isinstance(default, list) else default
 
 
 def _without_defaults(row: Head, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,5 +123,8 @@ def domain(name: str, sample: Scalar, limits: tuple[float, float] | None) -> str
         return "true, false"
     parts = list(CHOICES.get(name, ()))
     if limits is not None:
-        parts.append(f"{limits[0]:g} to {limits[1]:g}")
+        least, most = (str(n) if isinstance(n, int) else f"{n:g}" for n in limits)
+        parts.append(f"{least} to {most}")
+    if name in SHARES:
+        parts.append("a share below 1")
     return ", ".join(parts)
