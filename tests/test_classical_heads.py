@@ -12,19 +12,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import SVC, LinearSVC
 
-from tl_pipeline.embeddings import Embeddings
-from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.heads import cosine, fitted, trees
+from tl_pipeline.heads import cosine, trees
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
 from tl_pipeline.heads.linear import LinearClassifier
 from tl_pipeline.heads.margins import MarginHead, dealt
 from tl_pipeline.heads.preparation import Components
 from tl_pipeline.heads.ridge import RidgeHead
-from tl_pipeline.heads.sharpness import sharpness
+from tl_pipeline.heads.sharpness import probabilities, sharpness
 from tl_pipeline.heads.support_vectors import LinearSVMHead
 from tl_pipeline.heads.trees import BoostingHead, ForestHead
-from tl_pipeline.specs import HeadConfig
 
 
 def rows(
@@ -126,6 +123,17 @@ def test_the_sharpness_of_centroids_is_that_of_rows_left_out():
         scores[~alone], np.searchsorted(names, y)[~alone], np.ones((~alone).sum())
     )
     assert CentroidHead().fit(x, y).sharpness_ == pytest.approx(expected, rel=1e-3)
+
+
+def test_decisions_without_an_error_give_no_boundless_certainty():
+    scores = np.eye(3)[np.arange(60) % 3]
+    for count in (6, 60):
+        factor = sharpness(scores[:count], np.arange(count) % 3, np.ones(count))
+        (sure, *_) = probabilities(scores[:1], factor)[0]
+        assert sure == pytest.approx((count + 1) / (count + 3), abs=1e-3)
+    wrong = sharpness(scores, (np.arange(60) + 1) % 3, np.ones(60))
+    assert wrong == pytest.approx(1e-3, rel=0.1)
+    assert sharpness(scores[:0], np.arange(0), np.ones(0)) == 1
 
 
 @pytest.mark.parametrize("k", [1, 5, 1000])
@@ -299,11 +307,3 @@ def test_balanced_classes_are_those_of_scikit_learn(classes: int):
     np.testing.assert_allclose(
         ours.decision_function(x), theirs.decision_function(x), atol=1e-8
     )
-
-
-def test_neighbours_are_refused_where_images_have_weights():
-    x, y = rows()
-    embeddings = Embeddings("e", [str(i) for i in range(len(y))], x.astype(np.float32))
-    config = HeadConfig(name="knn", params={"k": 5, "temperature": 0.07})
-    with pytest.raises(InvalidSpec, match="'knn' cannot take the weights"):
-        fitted.fit(config, 0, embeddings, y, np.ones(len(y)))

@@ -20,6 +20,7 @@ from tl_pipeline.embeddings import Embeddings
 from tl_pipeline.errors import (
     DamagedArtifact,
     EncoderMismatch,
+    InvalidSpec,
     UnsafeModelFile,
 )
 from tl_pipeline.heads import HEADS, fitted
@@ -221,6 +222,33 @@ def test_probabilities_of_a_row_do_not_depend_on_the_rows_beside_it(name: str):
     np.testing.assert_allclose(
         found, head.predict_proba(embeddings)[some], rtol=1e-3, atol=1e-5
     )
+
+
+@every_head
+@pytest.mark.parametrize("params", [{}, PREPARED], ids=["plain", "prepared"])
+def test_weights_are_taken_by_all_heads_but_one(name: str, params: dict[str, Any]):
+    if params and "pca" not in HEADS[name].options:
+        params = {}
+    embeddings, labels = rows(3)
+    weights = np.random.default_rng(0).uniform(0.1, 3, len(labels))
+    config = first(name, **params)
+    if name == "knn":
+        with pytest.raises(InvalidSpec, match="'knn' cannot take the weights"):
+            fitted.fit(config, 0, embeddings, labels, weights)
+        return
+    plain = fitted.fit(config, 0, embeddings, labels).predict_proba(embeddings)
+    head = fitted.fit(config, 0, embeddings, labels, weights)
+    assert np.abs(head.predict_proba(embeddings) - plain).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_svm"])
+def test_a_saved_head_tells_how_near_to_its_optimum_it_ended(name: str, tmp_path: Path):
+    for params in ({}, PREPARED):
+        fitted.save(fit(name, **params), tmp_path)
+        about = json.loads((tmp_path / "head.json").read_text())
+        assert about["converged"] is True
+        assert 0 <= about["relative_gap"] < 1e-8
+        assert about["iterations"] > 0
 
 
 @pytest.mark.parametrize(

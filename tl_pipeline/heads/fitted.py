@@ -113,6 +113,7 @@ def save(head: FittedHead, folder: Path) -> None:
         "encoder_key": head.encoder_key,
         "classes": head.classes,
         "file": f"head.{kind}",
+        **_convergence(head.estimator),
     }
     if kind == "skops":
         import skops.io  # noqa: PLC0415 - three seconds that reading a plan has not got
@@ -153,6 +154,18 @@ def load(folder: Path) -> FittedHead:
     return FittedHead(
         config, about["seed"], about["encoder_key"], about["classes"], estimator
     )
+
+
+def _convergence(estimator: Any) -> dict[str, Any]:
+    """How near to its optimum a head of our own solvers ended, for people."""
+    model = getattr(estimator, "steps", [("", estimator)])[-1][1]
+    if not hasattr(model, "converged_"):
+        return {}
+    return {
+        "converged": bool(model.converged_),
+        "relative_gap": float(model.gap_),
+        "iterations": int(model.n_iter_[0]),
+    }
 
 
 def _kind(estimator: Any) -> str:

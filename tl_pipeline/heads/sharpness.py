@@ -14,7 +14,9 @@ def sharpness(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> f
 
     Guo et al. 2017 (its inverse, the temperature). With one number for all classes the
     order of the classes of a row stays that of the decisions, and a class of few rows
-    needs none of its own. 1 where there are no rows.
+    needs none of its own. The targets are smoothed as if every class had one row more
+    behind each decision (after Platt 1999, section 2.2), so that rows without an error
+    do not make it boundless. 1 where there are no rows.
 
     Args:
         scores: decisions (n, K), or (n,) of two classes, positive for the second.
@@ -29,6 +31,9 @@ def sharpness(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> f
     logits = _logits(scores)
     logits = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    classes = logits.shape[1]
+    smoothing = classes / (len(logits) + classes)
+    own = (1 - smoothing) * own + smoothing * logits.mean(axis=1)
 
     def loss(log_factor: float) -> float:
         factor = np.exp(log_factor)
