@@ -22,7 +22,7 @@ from tl_pipeline.heads.softmax_rows import BLOCK, Rows
 from tl_pipeline.heads.threads import product
 
 DIRECTIONS = 256  # of the matrices of one class, or an eighth of the width
-ROUNDING = 0.01  # of the penalty, from which float32 is left
+ROUNDING = 0.02  # of the penalty, from which float32 is left
 NUMBERS = 1 << 25  # at most, of the matrices of all classes
 
 
@@ -72,7 +72,7 @@ def basis(rows: Rows) -> Basis:
 class Curvature:
     """An inverse of the approximate Hessian: ``inverse`` (K, r + 1, r + 1).
 
-    It is in float64 where float32 would not keep it positive definite.
+    All is in float64 where float32 would not keep it positive definite.
     """
 
     axes: torch.Tensor | None
@@ -90,8 +90,7 @@ class Curvature:
         if self.axes is not None:
             inside = torch.einsum("wr,hwk->hrk", self.axes, gradient[:, :-1])
             inner = torch.cat([inside, gradient[:, -1:]], dim=1)
-        columns = inner.permute(2, 1, 0).to(self.inverse)
-        solved = torch.bmm(self.inverse, columns).permute(2, 1, 0).to(inner)
+        solved = torch.bmm(self.inverse, inner.permute(2, 1, 0)).permute(2, 1, 0)
         if self.axes is not None:
             rest = gradient[:, :-1] / self.outside
             rest -= self.axes @ (inner[:, :-1] / self.outside)
@@ -108,17 +107,22 @@ def centred(step: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
     return step - mean * present
 
 
-def curvature(base: Basis, spread: torch.Tensor, c: float, rows: Rows) -> Curvature:
-    """The preconditioner at strength ``c`` for ``spread`` (n, K) of ``evaluate``."""
+def curvature(
+    base: Basis, spread: torch.Tensor, c: float, rows: Rows, *, exact: bool
+) -> Curvature:
+    """The preconditioner at strength ``c`` for ``spread`` (n, K) of ``evaluate``.
+
+    In float64 if ``exact``, or if float32 would probably not do.
+    """
     size = base.inner.shape[1]
     count = min(len(spread), size)
     top, at = spread.topk(count, dim=0)
     rest = spread.sum(dim=0) - top.sum(dim=0)
-    # how far float32 can be off, to a penalty of 1
+    # how far float32 is off, to a penalty of 1
     rounding = 4 * torch.finfo(base.inner.dtype).eps
-    largest = c * rest.max().item() * base.gram.diagonal().max().item()
-    largest += c * top.sum(dim=0).max().item() * base.gram.diagonal().max().item()
-    kind = torch.float64 if rounding * largest > ROUNDING else base.inner.dtype
+    typical = c * spread.sum(dim=0).max() * base.gram.diagonal()[:-1].mean()
+    exact = exact or rounding * typical.item() > ROUNDING
+    kind = torch.float64 if exact else base.inner.dtype
     inverse = base.inner.new_empty(rows.classes, size, size, dtype=kind)
     penalty = torch.ones(size).to(inverse)
     penalty[-1] = 0
@@ -132,7 +136,8 @@ def curvature(base: Basis, spread: torch.Tensor, c: float, rows: Rows) -> Curvat
         matrix.diagonal().add_(penalty + jitter)
         inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     outside = 1 + c * base.tail * spread.sum(dim=0)
-    return Curvature(base.axes, inverse, outside, rows.absent)
+    axes = None if base.axes is None else base.axes.to(kind)
+    return Curvature(axes, inverse, outside.to(kind), rows.absent)
 
 
 def _gram(x: torch.Tensor) -> torch.Tensor:
