@@ -109,7 +109,10 @@ def test_the_nearest_centroid_is_the_mean_direction(weighted: bool):
     assert (head.predict(x) == nearest).all()
 
 
-def test_the_sharpness_of_centroids_is_that_of_rows_left_out():
+def test_the_sharpness_of_centroids_is_that_of_rows_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(cosine, "BLOCK", 7)
     x, y = rows(40, 5, 3, spread=2.0)
     unit, names = normalize(x), np.unique(y)
     scores = np.empty((len(y), len(names)))

@@ -13,6 +13,7 @@ from sklearn.utils.validation import (
 )
 
 from tl_pipeline.heads.sharpness import probabilities, sharpness
+from tl_pipeline.heads.softmax_rows import BLOCK
 
 PRODUCTS = 1 << 24  # similarities at once
 
@@ -71,23 +72,30 @@ class CentroidHead(CosineHead):
         weights = _check_sample_weight(
             sample_weight, rows, dtype=np.float64, ensure_non_negative=True
         )
-        shares = csr_array((weights, (targets, np.arange(len(rows)))))
-        sums = shares @ rows.astype(np.float64)
         counts = np.bincount(targets, weights > 0)
         if (counts == 0).any():
             raise ValueError("a class has no row with a weight above 0")
+        shares = csr_array((weights, (targets, np.arange(len(rows)))))
+        blocks = [slice(at, at + BLOCK) for at in range(0, len(rows), BLOCK)]
+        sums = np.zeros((len(counts), rows.shape[1]))
+        for block in blocks:
+            sums += shares[:, block] @ rows[block].astype(np.float64)
         self.centroids_ = _unit(sums)
-        scores = rows @ self.centroids_.T
-        own = np.arange(len(rows)), targets
-        less = sums[targets] - weights[:, None] * rows
-        scores[own] = (rows * _unit(less)).sum(axis=1)
+        scores = np.empty((len(rows), len(counts)))
+        for block in blocks:
+            scores[block] = rows[block] @ self.centroids_.T
+            less = sums[targets[block]] - weights[block, None] * rows[block]
+            own = np.arange(len(less)), targets[block]
+            scores[block][own] = (rows[block] * _unit(less)).sum(axis=1)
         used = (weights > 0) & (counts[targets] > 1)
         self.sharpness_ = sharpness(scores[used], targets[used], weights[used])
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Class probabilities (n, K)."""
-        return probabilities(self._rows(X) @ self.centroids_.T, self.sharpness_)
+        rows = self._rows(X)
+        cosines = rows @ self.centroids_.T.astype(rows.dtype)
+        return probabilities(cosines, self.sharpness_)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that was learned, by name: what ``from_tensors`` needs."""

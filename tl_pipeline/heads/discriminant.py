@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from tl_pipeline.heads.linear import StandardisedLinear
+from tl_pipeline.heads.linear import StandardisedLinear, counted
 from tl_pipeline.heads.principal import Centred
 from tl_pipeline.heads.softmax_rows import moments
 
@@ -43,8 +43,7 @@ class DiscriminantHead(StandardisedLinear):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
         X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
-        counted = weights > 0
-        X, y, weights = X[counted], y[counted], weights[counted]  # noqa: N806
+        X, y, weights = counted(X, y, weights)  # noqa: N806
         self.classes_, targets = np.unique(y, return_inverse=True)
         self.mean_, scale = moments(X, weights)
         self.scale_ = scale if self.standardise else np.ones_like(scale)

@@ -182,3 +182,11 @@ def balance(y: np.ndarray, weights: np.ndarray, class_weight: str) -> np.ndarray
         class_weight, classes=classes, y=y, sample_weight=weights
     )
     return weights * factors[targets]
+
+
+def counted(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those with a weight above 0; the same arrays if all have one."""
+    there = weights > 0
+    return (x, y, weights) if there.all() else (x[there], y[there], weights[there])

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tl_pipeline.heads.linear import StandardisedLinear, balance
+from tl_pipeline.heads.linear import StandardisedLinear, balance, counted
 from tl_pipeline.heads.principal import Centred
 from tl_pipeline.heads.sharpness import sharpness
 from tl_pipeline.heads.softmax_rows import BLOCK, moments
@@ -136,8 +136,7 @@ class RidgeHead(StandardisedLinear):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
         X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
-        counted = weights > 0
-        X, y, weights = X[counted], y[counted], weights[counted]  # noqa: N806
+        X, y, weights = counted(X, y, weights)  # noqa: N806
         targets = np.searchsorted(self.classes_, y)
         signs = _signs(targets, len(self.classes_))
         scale = _scale(X, weights, standardise=self.standardise)

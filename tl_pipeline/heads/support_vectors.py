@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-from tl_pipeline.heads.linear import StandardisedLinear, balance
+from tl_pipeline.heads.linear import StandardisedLinear, balance, counted
 from tl_pipeline.heads.margins import dealt
 from tl_pipeline.heads.principal import Centred
 from tl_pipeline.heads.sharpness import sharpness
@@ -67,8 +67,7 @@ class LinearSVMHead(StandardisedLinear):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
         X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
-        counted = weights > 0
-        X, y, weights = X[counted], y[counted], weights[counted]  # noqa: N806
+        X, y, weights = counted(X, y, weights)  # noqa: N806
         self.classes_, targets = np.unique(y, return_inverse=True)
         self.mean_, scale = moments(X, weights)
         self.scale_ = scale if self.standardise else np.ones_like(scale)
