@@ -219,7 +219,7 @@ def main() -> None:
         f"|---|---|---|---|---|---|---|---|\n{text}\n\n"
         f"C = {', '.join(f'{c:.1e}' for c in CS)}. GridSearchCV runs StandardScaler "
         "and LogisticRegression(max_iter=5000) at its default tolerance, `linear` goes "
-        "on to a relative gap of 1e-8. Iterations: those of scikit-learn's refit at "
+        "on to a relative gap of 1e-9. Iterations: those of scikit-learn's refit at "
         "its best C, and the most of any of our heads. Memory: the peak beyond the "
         "libraries, over the size of the float32 rows; GridSearchCV without its "
         "workers. Load: the machine's load average before and after.",

@@ -15,6 +15,7 @@ from tl_pipeline.heads import curvature, softmax_rows
 from tl_pipeline.heads.linear import LinearClassifier
 from tl_pipeline.heads.ridge import RidgeHead, decompose, ridge_path
 from tl_pipeline.heads.softmax_path import PathHead, fit_path
+from tl_pipeline.heads.softmax_rows import moments
 
 CS = [1e-3, 0.03, 1.0, 30.0]
 
@@ -33,7 +34,7 @@ def rows(
 
 def reference(x: np.ndarray, y: np.ndarray, c: float, weights: Any = None) -> Any:
     """scikit-learn's optimum, far beyond its default tolerance."""
-    model = LogisticRegression(C=c, tol=1e-10, max_iter=20_000)
+    model = LogisticRegression(C=c, tol=1e-13, max_iter=20_000)
     return make_pipeline(StandardScaler(), model).fit(
         x.astype(np.float64),
         y,
@@ -74,6 +75,28 @@ def test_one_head_is_the_optimum_of_scikit_learn(
     assert found.coef_.shape == expected[-1].coef_.shape
     assert found.converged_
     assert found.gap_ <= found.tol
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [1e2, 1e3, 1e4])
+def test_a_weak_penalty_on_separable_rows_ends_at_the_optimum_too(
+    c: float, dtype: Any, classes: int
+):
+    """The optimum runs away as C grows, and float32 loses the curvature."""
+    x, y = rows(200, 150, classes, dtype)
+    x, y, new = x[:100], y[:100], x[100:]
+    found = LinearClassifier(c).fit(x, y)
+    expected = reference(x, y, c)
+    # float32 probabilities near 1 are too coarse for a loss times C
+    ours = objective(x.astype(np.float64), y, c, found, found.coef_)
+    theirs = objective(x, y, c, expected, expected[-1].coef_)
+    assert found.converged_
+    assert found.score(x, y) == 1
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    np.testing.assert_allclose(
+        found.predict_proba(new), expected.predict_proba(new), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -142,7 +165,7 @@ def test_heads_that_do_not_converge_say_so():
         path = fit_path(x, y, CS, max_iter=2)
     left = [head for head in path.heads if not head.converged]
     assert left
-    assert all(head.gap > 1e-8 and head.iterations == 2 for head in left)
+    assert all(head.gap > 1e-9 and head.iterations == 2 for head in left)
 
 
 def test_neither_blocks_nor_few_directions_change_the_optimum(
@@ -189,7 +212,7 @@ def test_left_out_decisions_are_those_of_ridges_fitted_without_the_row(
     x, y = rows(n, width, 3, np.float64)
     signs = np.where(y[:, None] == np.unique(y), 1.0, -1.0)
     weights = np.random.default_rng(0).uniform(0.5, 2, n)
-    found = decompose(x, signs, weights, standardise=True)
+    found = decompose(x, signs, weights, moments(x, weights)[1])
     left_out = found.left_out(x, signs, weights, 3.0)
     standard = (x - found.mean) / found.scale
     for row in (0, n // 2, n - 1):
@@ -233,6 +256,8 @@ LEFT_OUT = (
 )
 
 
+# tol is less than float64 can reach: as near to the optimum as it comes
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
     [LinearClassifier(tol=1e-18), RidgeHead()],
     expected_failed_checks=lambda head: (

@@ -176,22 +176,37 @@ def predict(
 
 
 @app.command
-def heads(*, json: Json = False) -> None:
-    """List the heads and their default parameters; a list is a grid."""
-    from tl_pipeline import console
-    from tl_pipeline.heads import HEADS
+def heads(name: str | None = None, /, *, json: Json = False) -> None:
+    """List the heads with their defaults, as `--head` takes them; 1/2 is a grid.
 
+    Args:
+        name: a head: list all its parameters, what they mean and the values they take.
+        json: print JSON.
+    """
+    from tl_pipeline import console
+    from tl_pipeline import heads as table
+
+    if name is not None:
+        rows = table.describe(name)
+        console.show(rows, ["parameter", "default", "values", "meaning"], as_json=json)
+        return
     rows = [
         {
             "head": row.name,
             "summary": row.summary,
-            "parameters": dict(row.defaults)
+            "parameters": row.parameters
             if json
-            else " ".join(f"{name}={value}" for name, value in row.defaults.items()),
+            else " ".join(
+                f"{part['parameter']}={part['default']}"
+                for part in table.describe(row.name)
+                if part["parameter"] in row.defaults
+            ),
         }
-        for row in HEADS.values()
+        for row in table.HEADS.values()
     ]
     console.show(rows, list(rows[0]), as_json=json)
+    if not json:
+        console.out.print("All parameters of one: tl heads NAME")
 
 
 @app.command

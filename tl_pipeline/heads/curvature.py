@@ -22,6 +22,7 @@ from tl_pipeline.heads.softmax_rows import BLOCK, Rows
 from tl_pipeline.heads.threads import product
 
 DIRECTIONS = 256  # of the matrices of one class, or an eighth of the width
+ROUNDING = 0.02  # of the penalty, from which float32 is left
 NUMBERS = 1 << 25  # at most, of the matrices of all classes
 
 
@@ -69,7 +70,10 @@ def basis(rows: Rows) -> Basis:
 
 @dataclass(frozen=True)
 class Curvature:
-    """An inverse of the approximate Hessian: ``inverse`` (K, r + 1, r + 1)."""
+    """An inverse of the approximate Hessian: ``inverse`` (K, r + 1, r + 1).
+
+    All is in float64 where float32 would not keep it positive definite.
+    """
 
     axes: torch.Tensor | None
     inverse: torch.Tensor
@@ -82,7 +86,7 @@ class Curvature:
         Adding one vector to all classes changes no probability, so nothing may move
         there: the gradient sums to zero over classes, and so must every step.
         """
-        inner = gradient
+        inner = gradient = gradient.to(self.outside)
         if self.axes is not None:
             inside = torch.einsum("wr,hwk->hrk", self.axes, gradient[:, :-1])
             inner = torch.cat([inside, gradient[:, -1:]], dim=1)
@@ -103,24 +107,37 @@ def centred(step: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
     return step - mean * present
 
 
-def curvature(base: Basis, spread: torch.Tensor, c: float, rows: Rows) -> Curvature:
-    """The preconditioner at strength ``c`` for ``spread`` (n, K) of ``evaluate``."""
+def curvature(
+    base: Basis, spread: torch.Tensor, c: float, rows: Rows, *, exact: bool
+) -> Curvature:
+    """The preconditioner at strength ``c`` for ``spread`` (n, K) of ``evaluate``.
+
+    In float64 if ``exact``, or if float32 would probably not do.
+    """
     size = base.inner.shape[1]
     count = min(len(spread), size)
     top, at = spread.topk(count, dim=0)
     rest = spread.sum(dim=0) - top.sum(dim=0)
-    inverse = base.inner.new_empty(rows.classes, size, size)
-    penalty = torch.ones(size).to(base.inner)
+    # how far float32 is off, to a penalty of 1
+    rounding = 4 * torch.finfo(base.inner.dtype).eps
+    typical = c * spread.sum(dim=0).max() * base.gram.diagonal()[:-1].mean()
+    exact = exact or rounding * typical.item() > ROUNDING
+    kind = torch.float64 if exact else base.inner.dtype
+    inverse = base.inner.new_empty(rows.classes, size, size, dtype=kind)
+    penalty = torch.ones(size).to(inverse)
     penalty[-1] = 0
-    rounding = 4 * torch.finfo(penalty.dtype).eps
+    gram = base.gram.to(kind)
     for k in range(rows.classes):
-        chosen = base.inner[at[:, k]] * top[:, k, None].sqrt()
-        matrix = c * (chosen.T @ chosen + rest[k].clamp_min(0) * base.gram)
-        jitter = rounding * (matrix.diagonal().max() + 1e-3)
+        chosen = base.inner[at[:, k]].to(kind) * top[:, k, None].to(kind).sqrt()
+        shared = c * rest[k].item() if rest[k] > 0 else 0.0
+        matrix = c * (chosen.T @ chosen) + shared * gram
+        jitter = 4 * torch.finfo(kind).eps * (matrix.diagonal().max() + 1e-3)
+        jitter += rounding * shared * gram.diagonal().max()
         matrix.diagonal().add_(penalty + jitter)
         inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     outside = 1 + c * base.tail * spread.sum(dim=0)
-    return Curvature(base.axes, inverse, outside, rows.absent)
+    axes = None if base.axes is None else base.axes.to(kind)
+    return Curvature(axes, inverse, outside.to(kind), rows.absent)
 
 
 def _gram(x: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,7 @@ class Descent:
         self.inverse: Curvature  # set by _begin
         self.stuck: list[int] = []
         self.precise = rows.x.dtype == torch.float64
+        self.exact = self.precise  # the curvature
 
     def run(self, w: torch.Tensor, max_iter: int) -> Reached:
         """Descend from ``w`` (H, D, K), ``max_iter`` steps at most.
@@ -67,8 +68,8 @@ class Descent:
         float64.
         """
         iterations = np.zeros(len(self.live), int)
-        f, g, solved = self._begin(w)
-        best, since = self._judge(f, g, solved), 0
+        f, g, solved, best = self._begin(w)
+        since = 0
         while self.live and iterations.max() < max_iter:
             iterations[self.live] += 1
             since += 1
@@ -83,28 +84,39 @@ class Descent:
             self._remember(step, g_new - g, solved_new - solved)
             g, solved = g_new, solved_new
             total = self._judge(f, g, solved)
+            if not self.exact and total == np.inf:
+                f, g, solved, total = self._begin(w, exact=True)
             if total < 0.7 * best:
                 best, since = total, 0
             if self.precise:
                 self.live = [head for head in self.live if head not in self.stuck]
             elif self.live and (self.stuck or since > PATIENCE):
-                self.precise, self.pairs, w = True, [], w.double()
-                f, g, solved = self._begin(w)
+                self.precise, w = True, w.double()
+                f, g, solved, _ = self._begin(w)
         steepest = g.abs().amax(dim=(1, 2)).double() / self.c / self.rows.totals
         return Reached(
             w.to(self.rows.x), iterations.tolist(), self.gaps, steepest.tolist()
         )
 
     def _begin(
-        self, w: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Objective, gradient and preconditioned gradient at ``w``."""
+        self, w: torch.Tensor, *, exact: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """Objective, gradient, it preconditioned, and the sum of the gaps at ``w``.
+
+        With a curvature in float64 if one in float32 gives a gap that is none.
+        """
+        self.exact |= exact
+        self.pairs = []
         f, g, spread = self._objective(w, list(range(len(w))), fresh=True)
         self._renew(spread)
-        return f, g, self._solve(g)
+        solved = self._solve(g)
+        total = self._judge(f, g, solved)
+        if total == np.inf and not self.exact:
+            return self._begin(w, exact=True)
+        return f, g, solved, total
 
     def _solve(self, g: torch.Tensor) -> torch.Tensor:
-        return self.inverse.solve(g.to(self.rows.x)).to(g)
+        return self.inverse.solve(g).to(g)
 
     def _objective(
         self, w: torch.Tensor, heads: list[int], *, fresh: bool
@@ -119,10 +131,12 @@ class Descent:
     def _judge(self, f: torch.Tensor, g: torch.Tensor, solved: torch.Tensor) -> float:
         """Note the gaps of the heads at work, and let go those that are done.
 
+        A negative one is rounding that the curvature does not survive: infinite.
         Returns the sum of all gaps. A head that was let go is not judged again: another
         curvature would estimate its gap a little differently.
         """
-        gaps = (_dot(g, solved) / 2 / f.clamp_min(1e-300)).tolist()
+        found = _dot(g, solved) / 2 / f.clamp_min(1e-300)
+        gaps = torch.where(found >= 0, found, torch.inf).tolist()
         for head in self.live:
             self.gaps[head] = gaps[head]
         self.live = [head for head in self.live if not gaps[head] <= self.tol]
@@ -197,7 +211,7 @@ class Descent:
         """Take the curvature anew if ``spread`` is; precondition what is kept by it."""
         if spread is None:
             return
-        self.inverse = curvature(self.base, spread, self.c, self.rows)
+        self.inverse = curvature(self.base, spread, self.c, self.rows, exact=self.exact)
         self.pairs = [
             Pair(p.step, p.change, self._solve(p.change), p.inverse) for p in self.pairs
         ]

@@ -2,7 +2,7 @@
 
 A head is a folder: ``head.json`` says what it is, ``head.skops`` or
 ``head.safetensors`` holds what was learned. Nothing in it can run code: skops files are
-loaded against an allow-list of our own, which is empty for the heads listed so far.
+loaded against an allow-list of our own, whose types hold numbers and other such types.
 """
 
 import json
@@ -23,8 +23,21 @@ from tl_pipeline.errors import (
 )
 from tl_pipeline.specs import HeadConfig
 
-# Types beyond skops's own defaults that a head may hold; each with the head's name.
-ALLOWED_TYPES: tuple[str, ...] = ()
+# Types beyond skops's own defaults that a head may hold. Those that can be written as
+# tensors are among them for pipelines, in which they come after steps of preparation.
+ALLOWED_TYPES: tuple[str, ...] = (
+    "tl_pipeline.heads.classical.NaiveBayes",
+    "tl_pipeline.heads.cosine.CentroidHead",
+    "tl_pipeline.heads.cosine.NeighbourHead",
+    "tl_pipeline.heads.discriminant.DiscriminantHead",
+    "tl_pipeline.heads.linear.LinearClassifier",
+    "tl_pipeline.heads.margins.MarginHead",
+    "tl_pipeline.heads.preparation.Components",
+    "tl_pipeline.heads.ridge.RidgeHead",
+    "tl_pipeline.heads.support_vectors.LinearSVMHead",
+    "tl_pipeline.heads.trees.BoostingHead",
+    "tl_pipeline.heads.trees.ForestHead",
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +106,14 @@ def _weighted(name: str, estimator: Any, weights: np.ndarray) -> dict[str, np.nd
 
 def save(head: FittedHead, folder: Path) -> None:
     """Write ``head`` into ``folder``."""
-    kind = heads.HEADS[head.config.name].file
+    kind = _kind(head.estimator)
     about = {
         "config": head.config.model_dump(mode="json"),
         "seed": head.seed,
         "encoder_key": head.encoder_key,
         "classes": head.classes,
         "file": f"head.{kind}",
+        **_convergence(head.estimator),
     }
     if kind == "skops":
         import skops.io  # noqa: PLC0415 - three seconds that reading a plan has not got
@@ -123,13 +137,14 @@ def load(folder: Path) -> FittedHead:
     try:
         about = json.loads((folder / "head.json").read_text())
         config = HeadConfig.model_validate(about["config"])
-        kind = heads.HEADS[config.name].file
+        unfitted = heads.build(config, about["seed"])
+        kind = _kind(unfitted)
         if about["file"] != f"head.{kind}":
             raise UnsafeModelFile(  # noqa: TRY301 - passed on just below
                 f"{folder}: a {config.name} head is kept in head.{kind}, "
                 f"not in {about['file']}"
             )
-        estimator = _estimator(folder / about["file"], config, about)
+        estimator = _estimator(folder / about["file"], unfitted, about["classes"])
     except TransferLearningError:
         raise
     # zipfile, skops, safetensors and torch raise errors of many kinds for damaged
@@ -141,12 +156,28 @@ def load(folder: Path) -> FittedHead:
     )
 
 
-def _estimator(file: Path, config: HeadConfig, about: dict[str, Any]) -> Any:
+def _convergence(estimator: Any) -> dict[str, Any]:
+    """How near to its optimum a head of our own solvers ended, for people."""
+    model = getattr(estimator, "steps", [("", estimator)])[-1][1]
+    if not hasattr(model, "converged_"):
+        return {}
+    return {
+        "converged": bool(model.converged_),
+        "relative_gap": float(model.gap_),
+        "iterations": int(model.n_iter_[0]),
+    }
+
+
+def _kind(estimator: Any) -> str:
+    """How it is kept, fitted or not: a pipeline has no tensors of its own."""
+    return "safetensors" if hasattr(estimator, "tensors") else "skops"
+
+
+def _estimator(file: Path, unfitted: Any, classes: list[str]) -> Any:
     if file.suffix == ".safetensors":
         from safetensors.numpy import load_file  # noqa: PLC0415
 
-        unfitted = heads.build(config, about["seed"])
-        return unfitted.from_tensors(load_file(file), about["classes"])
+        return unfitted.from_tensors(load_file(file), classes)
     import skops.io  # noqa: PLC0415
 
     unknown = set(skops.io.get_untrusted_types(file=file)) - set(ALLOWED_TYPES)

@@ -3,8 +3,8 @@
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -12,7 +12,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from tl_pipeline.heads.sharpness import probabilities
 from tl_pipeline.heads.softmax_path import fit_path
+from tl_pipeline.heads.softmax_rows import moments
 
 
 class StandardisedLinear(ClassifierMixin, BaseEstimator):
@@ -38,8 +40,7 @@ class StandardisedLinear(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Class probabilities (n, K)."""
-        scores = self.decision_function(X)
-        return _probabilities(scores, self.sharpness_)
+        return probabilities(self.decision_function(X), self.sharpness_)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The class of the greatest score of each row of ``X``."""
@@ -107,6 +108,7 @@ class LinearClassifier(StandardisedLinear):
 
     Args:
         C: inverse strength of the penalty.
+        class_weight: none, or balanced as in scikit-learn.
         standardise: whether to; else the features are taken as they are.
         tol: relative gap at which to stop, see ``softmax_path.PathHead``.
         max_iter: iterations at most; then a ``ConvergenceWarning``.
@@ -123,13 +125,15 @@ class LinearClassifier(StandardisedLinear):
         self,
         C: float = 1.0,  # noqa: N803
         *,
+        class_weight: str = "none",
         standardise: bool = True,
-        tol: float = 1e-8,
-        max_iter: int = 300,
+        tol: float = 1e-9,
+        max_iter: int = 1000,
         device: str = "cpu",
         random_state: int | None = None,
     ) -> None:
         self.C = C
+        self.class_weight = class_weight
         self.standardise = standardise
         self.tol = tol
         self.max_iter = max_iter
@@ -139,12 +143,19 @@ class LinearClassifier(StandardisedLinear):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
         X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
+        standardise, before = self.standardise, None
+        if self.class_weight != "none":
+            # the classes are balanced in the loss, not in the mean and the scale
+            if standardise:
+                before = moments(X, weights)
+                X = ((X - before[0]) / before[1]).astype(X.dtype)  # noqa: N806
+            weights, standardise = balance(y, weights, self.class_weight), False
         (head,) = fit_path(
             X,
             y,
             [self.C],
             weights=weights,
-            standardise=self.standardise,
+            standardise=standardise,
             tol=self.tol,
             max_iter=self.max_iter,
             device=self.device,
@@ -153,14 +164,29 @@ class LinearClassifier(StandardisedLinear):
         if len(self.classes_) == 2:
             self.coef_ = self.coef_[1:] - self.coef_[:1]
             self.intercept_ = self.intercept_[1:] - self.intercept_[:1]
-        self.mean_, self.scale_ = head.mean, head.scale
+        self.mean_, self.scale_ = before or (head.mean, head.scale)
         self.n_iter_ = np.array([head.iterations])
         self.gap_, self.converged_ = head.gap, head.converged
         return self
 
 
-def _probabilities(scores: np.ndarray, sharpness: float) -> np.ndarray:
-    scores = scores * sharpness
-    if scores.ndim == 1:
-        scores = np.stack([np.zeros_like(scores), scores], axis=1)
-    return softmax(scores, axis=1)
+def balance(y: np.ndarray, weights: np.ndarray, class_weight: str) -> np.ndarray:
+    """``weights`` (n,), for ``balanced`` such that all classes have the same sum.
+
+    With the sum over all rows as it was, as scikit-learn does.
+    """
+    if class_weight == "none":
+        return weights
+    classes, targets = np.unique(y, return_inverse=True)
+    factors = compute_class_weight(
+        class_weight, classes=classes, y=y, sample_weight=weights
+    )
+    return weights * factors[targets]
+
+
+def counted(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those with a weight above 0; the same arrays if all have one."""
+    there = weights > 0
+    return (x, y, weights) if there.all() else (x[there], y[there], weights[there])

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
-from tl_pipeline.heads.linear import StandardisedLinear
+from tl_pipeline.heads.linear import StandardisedLinear, balance, counted
+from tl_pipeline.heads.principal import Centred
+from tl_pipeline.heads.sharpness import sharpness
 from tl_pipeline.heads.softmax_rows import BLOCK, moments
-
-SHARPNESS = (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -62,32 +59,17 @@ class Decomposed:
 
 
 def decompose(
-    x: np.ndarray, signs: np.ndarray, weights: np.ndarray, *, standardise: bool
+    x: np.ndarray, signs: np.ndarray, weights: np.ndarray, scale: np.ndarray
 ) -> Decomposed:
-    """Of rows (n, width) with targets ``signs`` (n, K) and ``weights`` (n,)."""
-    mean, scale = moments(x, weights)
-    if not standardise:
-        scale = np.ones_like(scale)
+    """Of rows (n, width) over ``scale``, targets ``signs`` (n, K), ``weights`` (n,)."""
+    mean, _ = moments(x, weights)
     offset = weights @ signs / weights.sum()
-    width = x.shape[1]
-    products = np.zeros((width, signs.shape[1]))
-    gram = np.zeros((width, width)) if width <= len(x) else None
-    for first in range(0, len(x), BLOCK):
-        rows = slice(first, first + BLOCK)
-        block = (x[rows] - mean) / scale
-        weighted = block * weights[rows, None]
-        products += weighted.T @ (signs[rows] - offset)
-        if gram is not None:
-            gram += weighted.T @ block
-    if gram is not None:
-        powers, directions = eigh(gram, overwrite_a=True, driver="evd")
-        powers = powers.clip(0)
-    else:
-        block = (x - mean) / scale * np.sqrt(weights)[:, None]
-        powers, sides = eigh(block @ block.T, driver="evd")
-        kept = powers > powers[-1] * len(x) * np.finfo(np.float64).eps
-        powers = powers[kept]
-        directions = block.T @ (sides[:, kept] / np.sqrt(powers))
+    rows = Centred(x, weights, mean[None], np.zeros(len(x), int), scale)
+    powers, directions = rows.principal()
+    products = np.zeros((x.shape[1], signs.shape[1]))
+    for chosen in rows.blocks():
+        block = rows.block(chosen) * weights[chosen, None]
+        products += block.T @ (signs[chosen] - offset)
     return Decomposed(mean, scale, directions, powers, directions.T @ products, offset)
 
 
@@ -113,7 +95,8 @@ def ridge_path(
     for at, fold in enumerate(names):
         held = folds == fold
         kept = ~held & (counts > 0)
-        found = decompose(x[kept], signs[kept], counts[kept], standardise=standardise)
+        scale = _scale(x[kept], counts[kept], standardise=standardise)
+        found = decompose(x[kept], signs[kept], counts[kept], scale)
         for row, alpha in enumerate(alphas):
             scores = found.scores(x[held], alpha)
             hit = _winners(scores) == targets[held]
@@ -132,6 +115,7 @@ class RidgeHead(StandardisedLinear):
 
     Args:
         alpha: strength of the penalty on standardised features.
+        class_weight: none, or balanced as in scikit-learn.
         standardise: whether to; else the features are centred only.
         random_state: of no effect: nothing is drawn.
     """
@@ -140,29 +124,36 @@ class RidgeHead(StandardisedLinear):
         self,
         alpha: float = 1.0,
         *,
+        class_weight: str = "none",
         standardise: bool = True,
         random_state: int | None = None,
     ) -> None:
         self.alpha = alpha
+        self.class_weight = class_weight
         self.standardise = standardise
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
         X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
-        counted = weights > 0
-        X, y, weights = X[counted], y[counted], weights[counted]  # noqa: N806
+        X, y, weights = counted(X, y, weights)  # noqa: N806
         targets = np.searchsorted(self.classes_, y)
         signs = _signs(targets, len(self.classes_))
-        found = decompose(X, signs, weights, standardise=self.standardise)
+        scale = _scale(X, weights, standardise=self.standardise)
+        balanced = balance(y, weights, self.class_weight)
+        found = decompose(X, signs, balanced, scale)
         self.coef_ = found.coefficients(self.alpha)
         self.intercept_ = found.offset
         self.mean_, self.scale_ = found.mean, found.scale
-        left_out = found.left_out(X, signs, weights, self.alpha)
-        self.sharpness_ = _sharpness(left_out, targets, weights)
+        left_out = found.left_out(X, signs, balanced, self.alpha)
         if len(self.classes_) == 2:
-            self.sharpness_ *= 2  # the softmax of (0, 2d) is that of (-d, d)
+            left_out = left_out[:, 0]
+        self.sharpness_ = sharpness(left_out, targets, balanced)
         return self
+
+
+def _scale(x: np.ndarray, weights: np.ndarray, *, standardise: bool) -> np.ndarray:
+    return moments(x, weights)[1] if standardise else np.ones(x.shape[1])
 
 
 def _signs(targets: np.ndarray, classes: int) -> np.ndarray:
@@ -176,17 +167,3 @@ def _winners(scores: np.ndarray) -> np.ndarray:
     if scores.shape[1] == 1:
         return (scores[:, 0] > 0).astype(int)
     return scores.argmax(axis=1)
-
-
-def _sharpness(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-    """The factor on ``scores`` (n, K) of least log loss, within ``SHARPNESS``."""
-    if scores.shape[1] == 1:
-        scores = np.concatenate([-scores, scores], axis=1)
-    own = np.take_along_axis(scores, targets[:, None], axis=1)[:, 0]
-
-    def loss(log_factor: float) -> float:
-        factor = np.exp(log_factor)
-        return weights @ (logsumexp(factor * scores, axis=1) - factor * own)
-
-    found: Any = minimize_scalar(loss, bounds=np.log(SHARPNESS), method="bounded")
-    return float(np.exp(found.x))

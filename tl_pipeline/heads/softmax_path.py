@@ -64,8 +64,8 @@ def fit_path(
     weights: np.ndarray | None = None,
     *,
     standardise: bool = True,
-    tol: float = 1e-8,
-    max_iter: int = 300,
+    tol: float = 1e-9,
+    max_iter: int = 1000,
     device: str = "cpu",
 ) -> Path:
     """Minimise scikit-learn's objective for each of ``cs`` and each fold left out.
@@ -85,7 +85,7 @@ def fit_path(
         weights: how much each row counts, (n,); also in the standardisation, so that a
             weight of 2 is a row that is there twice.
         standardise: to mean 0 and deviation 1 of the training rows of each head.
-        tol: the relative gap at which a head is done. 1e-8 keeps probabilities of new
+        tol: the relative gap at which a head is done. 1e-9 keeps probabilities of new
             rows within about 1e-3 of the optimum's.
         max_iter: steps at most for one C.
         device: a torch device.
@@ -179,10 +179,12 @@ def _warn(heads: list[PathHead], tol: float, max_iter: int) -> None:
     left = [head for head in heads if not head.converged]
     if left:
         worst = max(left, key=lambda head: head.gap)
+        spent = worst.iterations >= max_iter
+        cure = "raise max_iter" if spent else "rounding lets it come no nearer: lower C"
         warnings.warn(
-            f"{len(left)} of {len(heads)} heads did not converge within {max_iter} "
-            f"iterations; the worst, C={worst.c:g}, is left with a relative gap of "
-            f"{worst.gap:.1e}, more than {tol:g}: raise max_iter or tol",
+            f"{len(left)} of {len(heads)} heads did not converge within "
+            f"{worst.iterations} iterations; the worst, C={worst.c:g}, is left with a "
+            f"relative gap of {worst.gap:.1e}, more than {tol:g}; {cure} or raise tol",
             ConvergenceWarning,
             stacklevel=3,
         )

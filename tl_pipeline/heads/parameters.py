@@ -1,0 +1,130 @@
+"""What the parameters of heads mean, and which values they take."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.specs import Scalar
+
+# What is done to embeddings before a head learns; see preparation.prepared.
+PREPARATION: Mapping[str, Scalar] = MappingProxyType(
+    {"l2": False, "scale": "standard", "pca": 0, "whiten": False}
+)
+
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "class_weight": ("none", "balanced"),
+        "gamma": ("scale",),
+        "scale": ("standard", "none"),
+        "shrinkage": ("auto",),
+    }
+)
+
+LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "C": (1e-12, 1e12),
+        "alpha": (1e-12, 1e12),
+        "gamma": (1e-12, 1e6),
+        "k": (1, 10_000),
+        "leaves": (2, 65536),
+        "learning_rate": (1e-9, 10),
+        "max_features": (1e-6, 1),
+        "min_leaf": (1, 1 << 20),
+        "pca": (0, 65536),
+        "rounds": (1, 10_000),
+        "shrinkage": (1e-6, 1),
+        "smoothing": (1e-12, 1e3),
+        "temperature": (1e-3, 100),
+        "trees": (1, 10_000),
+    }
+)
+
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "C": "inverse strength of the penalty",
+        "alpha": "strength of the penalty",
+        "batch_size": "rows per step",
+        "class_weight": "balanced: every class counts the same in all",
+        "dropout": "share of hidden units that are dropped in training",
+        "gamma": "inverse width of the kernel; scale: 1 / (width x variance)",
+        "hidden": "hidden units",
+        "k": "neighbours that vote",
+        "l2": "scale every embedding to length 1, first of all",
+        "learning_rate": "size of a step",
+        "leaves": "most leaves of a tree",
+        "max_epochs": "passes over the rows at most",
+        "max_features": "share of the features that a tree looks at in a split",
+        "min_leaf": "fewest rows in a leaf",
+        "patience": "epochs without a better held-out loss before it stops",
+        "pca": "principal components kept: 0 all, a number at most, or a share of "
+        "variance",
+        "rounds": "rounds of boosting; each adds a tree a class",
+        "scale": "standard: every feature to mean 0 and deviation 1",
+        "shrinkage": "of the covariance to a sphere, 0 to 1; auto: by Ledoit and Wolf",
+        "smoothing": "share of the greatest variance that is added to all variances",
+        "temperature": "of the votes: greater lets far neighbours count more",
+        "trees": "trees of the forest",
+        "weight_decay": "penalty on the weights",
+        "whiten": "scale every principal component to deviation 1",
+    }
+)
+
+SHARES = frozenset({"pca"})  # whole numbers that may also be a share of a whole
+
+
+def accepted(
+    head: str,
+    name: str,
+    sample: Scalar,
+    limits: tuple[float, float] | None,
+    given: Scalar,
+) -> Scalar:
+    """``given`` as the kind of value that ``sample`` is: 1 and 1.0 have one key.
+
+    Raises:
+        InvalidSpec: no such value is possible; with those that are.
+    """
+    choices = CHOICES.get(name, ())
+    if isinstance(sample, bool):
+        if isinstance(given, bool):
+            return given
+        raise InvalidSpec(f"head {head!r}: {name} must be true or false, not {given!r}")
+    if isinstance(given, str) and given in choices:
+        return given
+    if limits is None:
+        listed = " or ".join(choices)
+        raise InvalidSpec(f"head {head!r}: {name} must be {listed}, not {given!r}")
+    if isinstance(given, str | bool) or not math.isfinite(given):
+        other = "".join(f"{choice} or " for choice in choices)
+        raise InvalidSpec(
+            f"head {head!r}: {name} must be {other}a number, not {given!r}"
+        )
+    if name in SHARES and 0 < given < 1:
+        return given
+    whole = isinstance(sample, int) or name in SHARES
+    if whole and not isinstance(given, int):
+        share = " or a share below 1" if name in SHARES else ""
+        raise InvalidSpec(
+            f"head {head!r}: {name} must be a whole number{share}, not {given}"
+        )
+    least, most = limits
+    if not least <= given <= most:
+        raise InvalidSpec(
+            f"head {head!r}: {name} must lie between {least:g} and {most:g}, "
+            f"not {given}"
+        )
+    return given if whole else float(given)
+
+
+def domain(name: str, sample: Scalar, limits: tuple[float, float] | None) -> str:
+    """The values that a parameter takes, in words: ``1e-12 to 1e+12``."""
+    if isinstance(sample, bool):
+        return "true, false"
+    parts = list(CHOICES.get(name, ()))
+    if limits is not None:
+        least, most = (str(n) if isinstance(n, int) else f"{n:g}" for n in limits)
+        parts.append(f"{least} to {most}")
+    if name in SHARES:
+        parts.append("a share below 1")
+    return ", ".join(parts)
