@@ -1,8 +1,9 @@
 """Embed: the manifest's images x some encoders -> vectors, each computed once.
 
 Reads the manifest and, for what is missing, the images, once for all encoders.
-Writes part files into ``embeddings/encoder=<key>/``, which all datasets share. The fingerprint
-of an encoder's embeddings is (encoder key, set of image ids), not the bits of floats.
+Writes part files into ``embeddings/encoder=<key>/``, which all datasets share. The
+fingerprint of an encoder's embeddings is (encoder key, set of image ids), not the bits
+of floats.
 """
 
 import json

@@ -142,5 +142,5 @@ def _documents(
                 inputs,
             ),
         )
-        for config in head.grid()
+        for config in heads.grid(head)
     ]
