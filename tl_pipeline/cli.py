@@ -13,6 +13,7 @@ from tl_pipeline import (
     backbone_commands,
     catalog_commands,
     rank_command,
+    run_commands,
     store_commands,
 )
 from tl_pipeline.errors import TransferLearningError
@@ -33,6 +34,7 @@ app.command(catalog_commands.app)
 app.command(backbone_commands.app)
 app.command(rank_command.rank)
 app.command(store_commands.app)
+app.command(run_commands.app)
 
 NOTHING = Request()
 

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.score import Score
 from tl_pipeline.split_report import SplitReport
+from tl_pipeline.timings import Timings
 
 # Where there is no terminal, tables are as wide as they need to be.
 _WIDTH = None if sys.stdout.isatty() else 160
@@ -61,15 +63,17 @@ def percent(score: Score) -> str:
 
 def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
     """Print a finished run: its stages, its results, where to look."""
-    _print_stages(record)
+    print_stages(record)
     out.print()
     _print_results(record)
     _print_findings(record)
+    print_bottleneck(record)
     for name, place in places.items():
         out.print(f"{name:10} {place}")
 
 
-def _print_stages(record: RunRecord) -> None:
+def print_stages(record: RunRecord) -> None:
+    """Print what each stage of a run did, and why."""
     print_rows(
         [
             {
@@ -81,6 +85,36 @@ def _print_stages(record: RunRecord) -> None:
             for step in record.steps
         ],
         ["stage", "subject", "time", "why"],
+    )
+
+
+def timing_rows(record: RunRecord) -> list[dict[str, Any]]:
+    """Where the seconds of each encoder went that embedded something."""
+    return [
+        {
+            "encoder": step.subject,
+            "images": step.units,
+            **{name: round(value, 2) for name, value in asdict(step.timings).items()},
+            "bottleneck": step.timings.bottleneck,
+        }
+        for step in record.steps
+        if step.timings
+    ]
+
+
+def print_bottleneck(record: RunRecord) -> None:
+    """Print in words what embedding waited for, if anything was embedded."""
+    done = [step for step in record.steps if step.timings]
+    spent = sum((step.timings for step in done if step.timings), start=Timings())
+    if not done:
+        return
+    embeddings = sum(step.units for step in done)
+    working = f"{spent.busy:.0%}".replace("%", " %")
+    out.print(
+        f"embedding: {embeddings:,} in {spent.elapsed:.1f} s; the network worked "
+        f"{working} of the time, reading took {spent.read:.1f} s and decoding "
+        f"{spent.decode:.1f} s of all threads, writing {spent.write:.1f} s. "
+        f"The bottleneck: {spent.bottleneck}"
     )
 
 

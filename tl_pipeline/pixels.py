@@ -111,7 +111,7 @@ def _copied(image: Image.Image) -> np.ndarray:
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
         box = (0, top, width, min(top + rows, height))
-        pixels[top : box[3]] = image.crop(box)
+        pixels[top : box[3]] = np.asarray(image.crop(box))
     return pixels
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -46,6 +47,16 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             [_step(record, step) for record in records for step in record.steps],
             _schema("run_id dataset stage subject reason:s", "cached:b", "seconds:f"),
             "One row per run, stage and subject: what was cached, what ran, and why.",
+        ),
+        "timings": SmallTable(
+            [row for record in records for row in _timings(record)],
+            _schema(
+                "run_id dataset encoder bottleneck:s",
+                "images:i",
+                "read decode transfer forward write idle elapsed:f",
+            ),
+            "One row per run and encoder that embedded images: where its seconds went; "
+            "read and decode add up all threads, idle is the network's.",
         ),
         "splits": SmallTable(
             [row for record in records for row in _splits(record)],
@@ -161,6 +172,19 @@ def _step(record: RunRecord, step: runs.Step) -> Row:
         "cached": step.cached,
         "seconds": step.seconds,
     }
+
+
+def _timings(record: RunRecord) -> Iterable[Row]:
+    for step in record.steps:
+        if step.timings:
+            yield {
+                "run_id": record.run_id,
+                "dataset": record.dataset,
+                "encoder": step.subject,
+                "bottleneck": step.timings.bottleneck,
+                "images": step.units,
+                **asdict(step.timings),
+            }
 
 
 def _splits(record: RunRecord) -> Iterable[Row]:
