@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from embed_networks import NETWORKS, embedder
-from embed_ours import decoding, find, forwarding
+from embed_ours import decoding, find, forwarding, stack
 from photos import files
 from timeline import Timeline, since_start
 
@@ -37,7 +37,8 @@ def eager(network: str, weights: Path, pixels: np.ndarray) -> Callable[[], Any]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = embedder(NETWORKS[network], weights).to(device)
-    values = torch.from_numpy(pixels).to(device).float() / 127.5 - 1
+    values = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).float() / 127.5
+    values -= 1
 
     def forward() -> Any:
         with torch.inference_mode():
@@ -59,8 +60,8 @@ def main() -> None:
     photos = files(asked.photos)
     encoder = find(asked.encoder, asked.out / "store")
     decode = decoding(encoder)
-    pixels = np.stack(decode(photos[:BATCH]))
-    forward = forwarding(encoder, len(photos))
+    pixels = stack(decode(photos[:BATCH]))
+    forward = forwarding(encoder)
     plain = eager(asked.network, asked.weights, pixels)
     some = photos[: 8 * BATCH]
     rates = {

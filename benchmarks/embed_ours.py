@@ -26,6 +26,7 @@ from tl_pipeline.specs import EncoderSpec, RunSpec
 from tl_pipeline.stages import embed, ingest
 from tl_pipeline.work import resolve
 
+_BATCH = 32
 _EVERY = 0.2  # seconds between two looks at the memory
 
 
@@ -51,7 +52,7 @@ def run(images: Path, store: Path, text: str, timeline: Timeline) -> dict[str, A
     timeline.loaded()
     ingested = ingest.run(work.context)
     with reporting(_Reporter(timeline)):
-        embedded = embed.run(work.context, ingested.output, encoder)
+        embedded = embed.run(work.context, ingested.output, [encoder])
     return {
         "ingest": ingested.step.seconds,
         "embed": embedded.step.seconds,
@@ -79,28 +80,40 @@ def keep_vectors(images: Path, store: Path, text: str, out: Path) -> None:
 
 def decoding(encoder: Encoder) -> Callable[[Sequence[Path]], list[np.ndarray]]:
     """Read and decode a list of files on every core, as the engine does."""
-    from tl_pipeline import engine, modalities  # noqa: PLC0415 - torch
+    import torch  # noqa: PLC0415
 
-    prepare = modalities.of(encoder.preprocess).prepare
-    workers = ThreadPoolExecutor(os.cpu_count())
+    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+
+    def single() -> None:
+        torch.set_num_threads(1)
+
+    workers = ThreadPoolExecutor(os.cpu_count(), initializer=single)
 
     def some(files: Sequence[Path]) -> list[np.ndarray]:
-        return [prepare(file.read_bytes(), encoder.preprocess) for file in files]
+        return [pixels.pixels(file.read_bytes(), encoder.preprocess) for file in files]
 
     def every(files: Sequence[Path]) -> list[np.ndarray]:
-        starts = range(0, len(files), engine.BATCH)
-        batches = [files[start : start + engine.BATCH] for start in starts]
+        starts = range(0, len(files), _BATCH)
+        batches = [files[start : start + _BATCH] for start in starts]
         return [pixels for batch in workers.map(some, batches) for pixels in batch]
 
     return every
 
 
-def forwarding(encoder: Encoder, images: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The forward pass of a run over ``images``: uint8 pixels to embeddings."""
-    from tl_pipeline.engine import Forward  # noqa: PLC0415 - torch
+def forwarding(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
+    """The forward pass of a run: uint8 pixels as ``stack`` gives them to embeddings."""
+    from tl_pipeline import devices  # noqa: PLC0415 - torch
+    from tl_pipeline.forward import Forward  # noqa: PLC0415 - torch
 
-    del images  # one day a long run compiles what a short one does not
-    return Forward(encoder)
+    forward = Forward([encoder], devices.devices()[0])
+    return lambda batch: forward(batch)[0]
+
+
+def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """A batch as the engine makes it."""
+    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+
+    return pixels.stack(rows)
 
 
 class _Reporter:

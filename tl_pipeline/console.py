@@ -112,8 +112,8 @@ def print_bottleneck(record: RunRecord) -> None:
     working = f"{spent.busy:.0%}".replace("%", " %")
     out.print(
         f"embedding: {embeddings:,} in {spent.elapsed:.1f} s; the network worked "
-        f"{working} of the time, reading took {spent.read:.1f} s and decoding "
-        f"{spent.decode:.1f} s of all threads, writing {spent.write:.1f} s. "
+        f"{working} of the time; in all threads reading took {spent.read:.1f} s, "
+        f"decoding {spent.decode:.1f} s, writing {spent.write:.1f} s. "
         f"The bottleneck: {spent.bottleneck}"
     )
 

@@ -2,9 +2,12 @@
 
 Three pools of threads, each a bounded number of batches ahead of the next, so that no
 core is idle while another thing is awaited and memory does not grow with the data:
-images are decoded by as many threads as there are cores, one thread drives each device,
-one writes. Threads and not processes: forked children of a Prefect task die, and all
-heavy work here releases Python's lock. Several encoders share read and decode.
+images are decoded by as many threads as there are cores, others drive the networks, one
+writes. Threads and not processes: forked children of a Prefect task die, and all heavy
+work here releases Python's lock. Several encoders share read and decode.
+
+Without a GPU each core drives a batch of its own: a batch that is shared out among
+cores has them wait for each other after every layer, most of all where some decode.
 """
 
 import os
@@ -36,6 +39,8 @@ from tl_pipeline.timings import Clock, Timings
 UNREADABLE, CHANGED = RETRIED
 # Shards that wait to be written; more would only hide a disk that is too slow.
 _UNWRITTEN = 2
+# Drivers of a processor; each holds the activations of a batch. More cores share.
+_DRIVERS = 4
 # Networks of more bytes do not share a pass: they would crowd out the images.
 _TOGETHER = 3 << 30
 
@@ -331,9 +336,13 @@ class _Drivers:
     def __init__(self, networks: Sequence[Sequence[Forward]]) -> None:
         self._free: SimpleQueue[Sequence[Forward]] = SimpleQueue()
         self._thread = threading.local()
+        cores = os.cpu_count() or 1
+        self._each = min(cores, _DRIVERS)
+        self._threads = cores // self._each
         self.number = 0
         for forwards in networks:
-            for _ in range(2 if forwards[0].device.type == "cuda" else 1):
+            cuda = forwards[0].device.type == "cuda"
+            for _ in range(2 if cuda else self._each):
                 self._free.put(forwards)
                 self.number += 1
 
@@ -345,7 +354,7 @@ class _Drivers:
             torch.cuda.set_device(device)
             torch.cuda.set_stream(torch.cuda.Stream(device))
         else:
-            torch.set_num_threads(os.cpu_count() or 1)
+            torch.set_num_threads(self._threads)
 
     def mine(self) -> Sequence[Forward]:
         """The networks of the calling thread."""

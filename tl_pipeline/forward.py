@@ -145,8 +145,9 @@ class _AsManyAsFit:
 
 def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
     """``cut`` on the device and in the type of ``feed``, as fast as we know how."""
-    graph = cut.body if isinstance(cut.body, fx.GraphModule) else None
-    if graph is not None:
+    graph = None
+    if isinstance(cut.body, fx.GraphModule):
+        cut.body = graph = packing.inline(cut.body)
         packing.fold(graph)
     batch = feed(_noise(how))
     cut.to(batch.device, batch.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

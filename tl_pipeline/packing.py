@@ -1,11 +1,11 @@
 """A traced network made faster for one kind of batch, with the same outputs. Torch.
 
-``fold`` puts batch normalisation into the convolutions before it and drops what does
-nothing outside training. ``pack`` is for processors: convolutions and linear layers
-keep their weights in the order that oneDNN computes in, instead of reordering them for
-every batch, and take the activation and the sum that follow them along. On a processor
-with AMX that made ResNet-50 in bfloat16 three times as fast, in a second and without a
-compiler (``benchmarks/embed.py``).
+``inline`` opens blocks that torchvision traced as one. ``fold`` puts batch
+normalisation into the convolutions before it and drops what does nothing outside
+training. ``pack`` is for processors: convolutions and linear layers keep their weights
+in the order that oneDNN computes in, instead of reordering them for every batch, and
+take the activation and the sum that follow them along. On a processor with AMX that
+made ResNet-50 in bfloat16 three times as fast, in a second and without a compiler.
 """
 
 import operator
@@ -30,6 +30,11 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.SiLU: ("swish", []),
 }
 _OPS = torch.ops.mkldnn
+
+
+def inline(graph: fx.GraphModule) -> fx.GraphModule:
+    """``graph`` with torchvision's own blocks (``Conv2dNormActivation``) opened."""
+    return fx.GraphModule(graph, fx.Tracer().trace(graph)).eval()
 
 
 def fold(graph: fx.GraphModule) -> None:

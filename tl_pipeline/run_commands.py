@@ -74,6 +74,8 @@ def show(
     console.print_stages(record)
     rows: list[dict[str, Any]] = console.timing_rows(record)
     if rows:
-        console.out.print("\nseconds of embedding (read and decode: of all threads)")
+        console.out.print(
+            "\nseconds of embedding, all threads added up but for elapsed"
+        )
         console.print_rows(rows, list(rows[0]))
     console.print_bottleneck(record)

@@ -15,10 +15,10 @@ _BUSY = 0.8  # of the time: then the network is what everything waits for
 class Timings:
     """Seconds that one encoder cost; what several share is split equally among them.
 
-    ``read`` and ``decode`` add up all threads, the others are seconds on the clock.
-    ``idle`` is how long the network waited for its next batch, ``write`` runs beside
-    it. ``transfer`` is normalising and, with a GPU, moving pixels there. ``elapsed`` is
-    the encoder's share of the whole pass.
+    All but ``elapsed`` add up the threads that did so. ``idle`` is how long those that
+    drive the network waited for a batch; ``transfer`` is normalising and, with a GPU,
+    moving pixels there. ``elapsed`` is the encoder's share of the whole pass by the
+    clock.
     """
 
     read: float = 0.0

@@ -56,7 +56,7 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
                 "read decode transfer forward write idle elapsed:f",
             ),
             "One row per run and encoder that embedded images: where its seconds went; "
-            "read and decode add up all threads, idle is the network's.",
+            "all but elapsed add up all threads, idle is the network's.",
         ),
         "splits": SmallTable(
             [row for record in records for row in _splits(record)],
