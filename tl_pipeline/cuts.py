@@ -65,6 +65,7 @@ class Cut(nn.Module):
             backbone = replace(backbone, class_tokens=network.class_tokens)
         body = _extractor(network, [layer.node for layer in layers])
         found = _shapes(backbone, body, image)
+        _clone_tensors(body)
         grown = _grown(body, image) if _spatial(layers, found) else {}
         self.poolings = [
             _Pool(backbone, layer, found[layer.node], grown.get(layer.node, ()))
@@ -166,6 +167,18 @@ def _keep_outputs(graph: fx.Graph) -> None:
         with graph.inserting_after(node):
             kept[name] = graph.call_function(_copied, (node,))
     output.args = (kept,)
+
+
+def _clone_tensors(body: nn.Module) -> None:
+    """Once all outputs are known to be tensors, copy them by what tracing understands.
+
+    Traced anew, ``_copied`` would see no tensor and vanish.
+    """
+    if isinstance(body, fx.GraphModule):
+        for node in body.graph.nodes:
+            if node.target is _copied:
+                node.target = torch.clone
+        body.recompile()
 
 
 def _copied(value: object) -> object:

@@ -1,0 +1,102 @@
+"""precision=auto: what the store holds, then the hardware, then a probe."""
+
+import numpy as np
+import pytest
+
+from tl_pipeline import devices, encoders, forward, precision
+from tl_pipeline.artifacts import Store
+from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.encoders import Encoder
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.images import Preprocess
+from tl_pipeline.specs import EncoderSpec
+
+
+@pytest.fixture
+def squeezenet(store: Store) -> Encoder:
+    """A network worth a choice."""
+    store.create()
+    spec = EncoderSpec(backbone="squeezenet1_1", weights="random:0")
+    return encoders.resolve(spec, store)
+
+
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch):
+    """A machine that has bfloat16, whatever this one has."""
+    monkeypatch.setattr(devices, "has_bfloat16", lambda _: True)
+
+
+@pytest.mark.usefixtures("hardware")
+def test_bfloat16_is_taken_where_it_is_as_good(store: Store, squeezenet: Encoder):
+    chosen = precision.choose(squeezenet, store)
+    assert chosen.precision == "bf16"
+    assert chosen.key != squeezenet.key
+    assert "(bf16)" in chosen.label
+
+
+def test_without_the_hardware_it_is_float32(
+    store: Store, squeezenet: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda _: False)
+    assert precision.choose(squeezenet, store) == squeezenet
+
+
+@pytest.mark.usefixtures("hardware")
+def test_a_network_that_rounding_changes_stays_in_float32(
+    store: Store, squeezenet: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    class Sensitive(forward.Forward):
+        def __call__(self, batch, clock=None):
+            found = super().__call__(batch, clock)
+            coarse = self.encoders[0].precision == "bf16"
+            noise = np.random.default_rng(0).normal(size=found[0].shape)
+            return [found[0] + coarse * 0.1 * found[0].std() * noise]
+
+    monkeypatch.setattr(forward, "Forward", Sensitive)
+    assert precision.choose(squeezenet, store).precision == "fp32"
+
+
+@pytest.mark.usefixtures("hardware")
+def test_the_probe_is_made_once(
+    store: Store, squeezenet: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    first = precision.choose(squeezenet, store)
+    monkeypatch.setattr(precision, "_probe", lambda *_: pytest.fail("probed again"))
+    assert precision.choose(squeezenet, store) == first
+
+
+@pytest.mark.parametrize("held", ["fp32", "bf16"])
+def test_what_the_store_holds_decides(
+    store: Store, squeezenet: Encoder, held: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Another machine, or a lost memo, embeds nothing anew."""
+    monkeypatch.setattr(precision, "_probe", lambda *_: pytest.fail("probed"))
+    one = squeezenet.model_copy(update={"precision": held})
+    EmbeddingFolder(store, one.key).add(["0" * 32], np.zeros((1, 512), np.float32))
+    assert precision.choose(squeezenet, store) == one
+
+
+@pytest.mark.usefixtures("hardware")
+def test_a_small_network_stays_in_float32(store: Store):
+    lenet = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+    assert precision.choose(lenet, store) == lenet
+
+
+def test_a_network_that_brings_its_precision_takes_no_other(store: Store):
+    spec = EncoderSpec.parse("features:precision=bf16")
+    with pytest.raises(InvalidSpec, match="precision"):
+        encoders.resolve(spec, store)
+
+
+def test_the_probe_looks_at_64_different_photographs():
+    how = Preprocess(resize=64, crop=56, mean=(0.5,) * 3, std=(0.5,) * 3)
+    batch = precision.photographs(how)
+    assert batch.shape == (64, 3, 56, 56)
+    assert len({image.tobytes() for image in batch}) == 64
+    assert np.array_equal(batch, precision.photographs(how))
+
+
+def test_cosines_of_equal_opposite_and_empty_rows():
+    left = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [3, 4]], np.float32)
+    right = np.array([[2, 0], [-1, 0], [0, 0], [1, 0], [4, 3]], np.float32)
+    np.testing.assert_allclose(precision.cosines(left, right), [1, -1, 1, 0, 0.96])
