@@ -118,7 +118,7 @@ def best(record: dict) -> dict:
     [
         (["digts"], "unknown dataset 'digts'. Did you mean 'digits'?"),
         (["digits", "--backbone", "resnet5"], "Did you mean 'resnet50'?"),
-        (["digits", "--head", "svm"], "Known: linear, logistic, majority, mlp"),
+        (["digits", "--head", "svm"], "Did you mean 'rbf_svm'? Known: "),
         (["digits", "--head", "logistic:c=1"], "unknown logistic parameter 'c'"),
         (["digits", "--head", "logistic:C=x"], "C must be a number"),
         (["digits", "--backbone", "vgg16:layer=fc8"], "Known: fc6, fc7"),

@@ -70,7 +70,7 @@ class Trained:
             self._patch.setattr(stage, "open_source", lambda _: source)
         encoder = self.work.heads[0][0]
         self.manifest = ingest.run(self.context).output
-        embedded = embed.run(self.context, self.manifest, encoder).output
+        embedded = embed.run(self.context, self.manifest, [encoder]).output
         inputs = (self.context, self.manifest, embedded, encoder, head)
         (made,) = train.run(*inputs).output
         return made.key, fitted.load(self.context.store.path(made))
