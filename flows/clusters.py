@@ -100,7 +100,26 @@ def _dask(address: str | None) -> Iterator[Cluster]:
             _ = tasks.client
         except (OSError, TimeoutError, ValueError) as error:
             raise _no_cluster("Dask", address, error) from None
+        if address:
+            _ask_workers(tasks.client, address)
         yield _Dask(tasks, distributed, None if address else cores)
+
+
+def _ask_workers(client: Any, address: str) -> None:
+    """Refuse a Dask cluster that would let us wait for ever: no worker has our code."""
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        raise InvalidSpec(
+            f"the Dask cluster at {address} has no workers; start some with "
+            f"`dask worker {address} --nthreads 1`"
+        )
+    try:
+        client.run_on_scheduler(importlib.import_module, "flows.partitions")
+        client.run(importlib.import_module, "flows.partitions")
+    except ImportError as error:
+        raise InvalidSpec(
+            f"the Dask cluster at {address} cannot run our code ({error}): install "
+            "the same tl-pipeline for its scheduler and for each worker"
+        ) from None
 
 
 class _Dask:

@@ -246,6 +246,18 @@ def test_no_cluster_at_the_address_ends_with_exit_code_2(photos: Path, tmp_path:
     assert "Traceback" not in run.stderr
 
 
+def test_a_cluster_without_workers_is_refused_and_not_waited_for():
+    pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        pytest.raises(InvalidSpec, match="has no workers; start some"),
+        clusters.started("dask", cluster.scheduler_address),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("nodes", "expected"),
     [

@@ -180,7 +180,7 @@ class EmbeddingFolder:
             yield
 
     def sweep(self) -> None:
-        """Delete files that writers who died left unfinished; only while none writes."""
+        """Delete what writers who died left unfinished; only while none writes."""
         for left in self.path.glob(".writing-*"):
             left.unlink(missing_ok=True)
 
