@@ -13,6 +13,7 @@ def run_here(parameters: Mapping[str, Any]) -> RunRecord:
     Errors are raised, not logged: whoever called shows them once.
     """
     _quiet(level="CRITICAL")
+    _check(parameters)
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.transfer_learning import transfer_learning
@@ -25,6 +26,7 @@ def run_here(parameters: Mapping[str, Any]) -> RunRecord:
 def serve(name: str, cron: str | None, parameters: Mapping[str, Any]) -> None:
     """Serve the flow from this process as the deployment ``transfer-learning/name``."""
     _quiet(level="WARNING")
+    _check(parameters)
     from flows.transfer_learning import transfer_learning
 
     transfer_learning.serve(  # pyright: ignore[reportFunctionMemberAccess]
@@ -47,6 +49,13 @@ def server_can_start() -> str:
 
     create_app(ephemeral=True)
     return f"{prefect.__version__} can start its server"
+
+
+def _check(parameters: Mapping[str, Any]) -> None:
+    """Refuse a runner that is not installed before a server starts for it."""
+    from flows import clusters
+
+    clusters.check(parameters["runner"], parameters["address"])
 
 
 def _quiet(level: str) -> None:

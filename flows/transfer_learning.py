@@ -9,6 +9,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows import clusters
+from flows.clusters import Runner
+from flows.partitions import Spreader
 from flows.tasks import TASKS, run_name
 from flows.watching import logged
 from tl_pipeline import pipeline
@@ -46,6 +49,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     download: bool = True,
     catalog: str | None = None,
     store: str = "tl_store",
+    runner: Runner = "threads",
+    address: str | None = None,
 ) -> RunRecord:
     """Try every head on the embeddings of every backbone; register the best.
 
@@ -59,8 +64,11 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         verify: read every input again instead of trusting size and time.
         download: fetch missing named weights by torchvision's own loader.
         catalog: the data catalogue, ./data_catalog.yaml when None.
-        store: the folder of all artifacts.
+        store: the folder of all artifacts; workers must see it under the same path.
+        runner: what embeds: threads of this process, or workers of dask or ray.
+        address: of an existing cluster; without one, workers start on this machine.
     """
+    clusters.check(runner, address)
     spec = RunSpec(
         dataset=dataset,
         backbones=tuple(map(EncoderSpec.parse, backbones)),
@@ -77,15 +85,18 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         download=download,
     )
     with logged():
-        return _submit(work)
+        spread = None if runner == "threads" else Spreader(runner, address)
+        return _submit(work, spread)
 
 
-def _submit(work: Work) -> RunRecord:
+def _submit(work: Work, spread: Spreader | None) -> RunRecord:
     started = datetime.now(UTC)
     submitted: list[PrefectFuture[Any]] = []
 
     def call(stage: str, *inputs: Any) -> PrefectFuture[Any]:
         named = TASKS[stage].with_options(task_run_name=run_name(stage, inputs))
+        if stage == "embed":
+            inputs = (*inputs, spread)
         submitted.append(named.submit(*inputs))
         return submitted[-1]
 

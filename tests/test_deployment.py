@@ -153,6 +153,7 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
         ('backbones=["resnet5"]', "backbones", "resnet50"),
         ('heads=["svm"]', "heads", "logistic"),
         ("epochs=3", "epochs", "heads"),
+        ("runner=spark", "runner", "dask"),
     ],
 )
 def test_bad_parameter_is_refused_with_its_name_and_the_choices(

@@ -16,7 +16,7 @@ from tl_pipeline import (
     run_commands,
     store_commands,
 )
-from tl_pipeline.errors import TransferLearningError
+from tl_pipeline.errors import InvalidSpec, TransferLearningError
 from tl_pipeline.request import Json, Request, StoreOption
 
 if TYPE_CHECKING:
@@ -43,18 +43,23 @@ NOTHING = Request()
 def run(
     request: Request = NOTHING,
     *,
-    runner: Literal["prefect", "direct"] = "prefect",
+    runner: Literal["prefect", "direct", "dask", "ray"] = "prefect",
+    address: str | None = None,
     json: Json = False,
 ) -> None:
     """Run the whole pipeline on a dataset; only what changed is computed.
 
     Args:
         request: what to run.
-        runner: as a Prefect flow, or directly in this process.
+        runner: as a Prefect flow, or directly in this process; dask and ray are the
+            flow, with embed on the workers of a cluster.
+        address: of an existing cluster of dask or ray. Default: workers here.
         json: print the run's record as JSON.
     """
     from tl_pipeline import console, pipeline, progress, report
 
+    if runner == "direct" and address:
+        raise InvalidSpec("--address is of a cluster: give --runner dask or ray too")
     work, store = _prepare(request, download=True)
     with console.LiveProgress() as live, progress.reporting(live):
         if runner == "direct":
@@ -62,7 +67,8 @@ def run(
         else:
             from flows import launch
 
-            record = launch.run_here(request.parameters(work.spec))
+            given = request.parameters(work.spec)
+            record = launch.run_here(given | _cluster(runner, address))
     if json:
         console.print_json(record.model_dump(mode="json"))
         return
@@ -230,7 +236,12 @@ def doctor(*, store: StoreOption = "tl_store", json: Json = False) -> None:
 
 @app.command
 def serve(
-    request: Request = NOTHING, *, name: str = "served", cron: str | None = None
+    request: Request = NOTHING,
+    *,
+    name: str = "served",
+    cron: str | None = None,
+    runner: Literal["prefect", "dask", "ray"] = "prefect",
+    address: str | None = None,
 ) -> None:
     """Serve the flow from this process: scheduled runs, and `prefect deployment run`.
 
@@ -238,11 +249,14 @@ def serve(
         request: the default parameters of its runs.
         name: of the deployment: transfer-learning/NAME.
         cron: when to run by itself, such as "0 2 * * *" (UTC).
+        runner: where its runs embed; see `tl run --help`.
+        address: of an existing cluster of dask or ray.
     """
     work, _ = _prepare(request, download=False)
     from flows import launch
 
-    launch.serve(name, cron, request.parameters(work.spec))
+    given = request.parameters(work.spec) | _cluster(runner, address)
+    launch.serve(name, cron, given)
 
 
 def main() -> None:
@@ -270,6 +284,14 @@ def _prepare(request: Request = NOTHING, *, download: bool) -> "tuple[Work, Stor
         download=download,
     )
     return work, store
+
+
+def _cluster(runner: str, address: str | None) -> dict[str, str | None]:
+    """The parameters of the flow that say where embed runs."""
+    return {
+        "runner": "threads" if runner == "prefect" else runner,
+        "address": address,
+    }
 
 
 def _estimate(seconds: float | None, size: int | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tl_pipeline.errors import DeviceError
+from tl_pipeline.errors import DeviceError, InvalidSpec
 
 CPU = torch.device("cpu")
 _NVIDIA = Path("/dev/nvidia0")
@@ -42,6 +42,20 @@ def devices() -> list[torch.device]:
             "CUDA_VISIBLE_DEVICES= (to nothing) to run on the processor"
         )
     return [CPU]
+
+
+def cores() -> int:
+    """The processor cores that this process may use: ``TL_CORES``, or else all.
+
+    Raises:
+        InvalidSpec: the variable holds no number of cores.
+    """
+    said = os.environ.get("TL_CORES", "").strip()
+    if not said:
+        return os.cpu_count() or 1
+    if not said.isdecimal() or int(said) < 1:
+        raise InvalidSpec(f"TL_CORES={said!r} is no number of cores; give 1 or more")
+    return int(said)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -172,13 +172,17 @@ class EmbeddingFolder:
         two parts (see ``overlaps``) taken out of one.
         """
         with self._store.lock(f"encoder-{self.encoder_key}"):
-            for left in self.path.glob(".writing-*"):
-                left.unlink(missing_ok=True)
+            self.sweep()
             for look in (self._parts.look, self._refused.look):
                 for file, why in look().damaged.items():
                     part_files.set_aside(file, why)
             overlaps.remove(self._parts.look().whole)
             yield
+
+    def sweep(self) -> None:
+        """Delete what writers who died left unfinished; only while none writes."""
+        for left in self.path.glob(".writing-*"):
+            left.unlink(missing_ok=True)
 
     def _embedded(self) -> set[str]:
         return set().union(*(_ids(rows) for rows in self._parts.look().whole.values()))

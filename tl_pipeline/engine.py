@@ -10,7 +10,6 @@ Without a GPU each core drives a batch of its own: a batch that is shared out am
 cores has them wait for each other after every layer, most of all where some decode.
 """
 
-import os
 import threading
 import time
 from collections import deque
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from tl_pipeline import encoders, modalities
-from tl_pipeline.devices import devices
+from tl_pipeline.devices import cores, devices
 from tl_pipeline.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.forward import BATCH, Forward, Vectors
@@ -47,6 +46,7 @@ _TOGETHER = 3 << 30
 Read = Callable[[str], bytes]
 Image = tuple[str, str]  # image_id, uri
 Refusal = tuple[str, str, str]  # image_id, reason, detail
+Load = Callable[[Sequence[Encoder], torch.device], Forward]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -72,6 +72,15 @@ class Embedded:
     timings: Timings = field(default_factory=Timings)
     seconds_per_image: float | None = None
 
+    def __add__(self, other: "Embedded") -> "Embedded":
+        return Embedded(
+            images=self.images + other.images,
+            refused=self.refused + other.refused,
+            width=other.width or self.width,
+            timings=self.timings + other.timings,
+            seconds_per_image=other.seconds_per_image or self.seconds_per_image,
+        )
+
 
 def embed(
     jobs: Sequence[Job],
@@ -79,12 +88,14 @@ def embed(
     read: Read,
     part_rows: int,
     track: Track,
+    load: Load = Forward,
 ) -> list[Embedded]:
     """Embed each of ``images`` under the encoder of each of ``jobs``.
 
     The images are cut in their order into shards of ``part_rows``; each shard becomes
     one part file when it is finished, so a broken run loses those that are under way.
     An image that cannot be decoded is refused alone. ``track`` counts embeddings.
+    ``load`` gives the network of some encoders on a device.
 
     Raises:
         WeightsError: a network cannot be loaded.
@@ -95,20 +106,20 @@ def embed(
         return [Embedded() for _ in jobs]
     done: dict[str, Embedded] = {}
     where = devices()
-    for networks in _passes(jobs, where):
+    for networks in _passes(jobs, where, load):
         taken = _Pass(networks, {job.encoder.key: job.folder for job in jobs})
         done |= taken.run(images, read, part_rows, track)
     return [done[job.encoder.key] for job in jobs]
 
 
 def _passes(
-    jobs: Sequence[Job], where: Sequence[torch.device]
+    jobs: Sequence[Job], where: Sequence[torch.device], load: Load
 ) -> Iterator[list[list[Forward]]]:
     """The networks of ``jobs`` on each device, as many at a time as fit together."""
     found: list[list[Forward]] = [[] for _ in where]
     size = 0
     for group in _sharing([job.encoder for job in jobs]):
-        loaded = [Forward(group, device) for device in where]
+        loaded = [load(group, device) for device in where]
         if size and size + loaded[0].bytes > _TOGETHER:
             yield found
             found, size = [[] for _ in where], 0
@@ -178,7 +189,7 @@ class _Pass:
     ) -> dict[str, Embedded]:
         """See ``embed``."""
         started = time.perf_counter()
-        threads = os.cpu_count() or 1
+        threads = cores()
         drivers = _Drivers(self._networks)
         with (
             _pool("decode", threads, _single) as decode,
@@ -336,9 +347,8 @@ class _Drivers:
     def __init__(self, networks: Sequence[Sequence[Forward]]) -> None:
         self._free: SimpleQueue[Sequence[Forward]] = SimpleQueue()
         self._thread = threading.local()
-        cores = os.cpu_count() or 1
-        self._each = min(cores, _DRIVERS)
-        self._threads = cores // self._each
+        self._each = min(cores(), _DRIVERS)
+        self._threads = cores() // self._each
         self.number = 0
         for forwards in networks:
             cuda = forwards[0].device.type == "cuda"

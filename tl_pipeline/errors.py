@@ -11,6 +11,7 @@ names the fault, the choices and the cure::
     │   └── TooManyRefused           exit code 3: more inputs refused than allowed
     ├── WeightsError                 weights missing, damaged, or of another network
     ├── DeviceError                  a GPU that torch cannot use
+    ├── WorkerLost                   workers of a cluster that die again and again
     ├── EncoderMismatch              embeddings of another encoder given to a head
     ├── DamagedArtifact              a file of the store that cannot be read
     ├── UnsafeModelFile              a model file holding what must not be loaded
@@ -51,6 +52,10 @@ class WeightsError(TransferLearningError):
 
 class DeviceError(TransferLearningError):
     """A GPU that is there and that torch cannot use."""
+
+
+class WorkerLost(TransferLearningError):
+    """Workers of a cluster that die again and again on the same partition."""
 
 
 class EncoderMismatch(TransferLearningError):

@@ -8,7 +8,7 @@ of floats.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +18,7 @@ from tl_pipeline.artifacts import Artifact, digest, write_atomically
 from tl_pipeline.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.planning import Context, EmbeddingsOf, Outcome, Step, field_changes
-from tl_pipeline.progress import track
+from tl_pipeline.progress import Track, track
 from tl_pipeline.sources import open_source
 from tl_pipeline.tables import MANIFEST
 from tl_pipeline.timings import Timings
@@ -35,12 +35,34 @@ class Speed(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """What ``fill`` did for an encoder; ``speed`` is None where it told nothing new."""
+    """What ``fill`` did for an encoder; ``speed`` is None where it told nothing new.
+
+    ``where`` says in words if it was done elsewhere than in this process.
+    """
 
     images: int
     refused: int
     speed: Speed | None
     timings: Timings
+    where: str = ""
+
+
+class Group(NamedTuple):
+    """Images, in the order of their shards, that are missing under the same jobs."""
+
+    jobs: "list[Job]"
+    images: "list[Image]"
+
+
+class Spread(NamedTuple):
+    """What was done elsewhere, by encoder key, and where, in words."""
+
+    done: "Mapping[str, Embedded]"
+    where: str
+
+
+# Lets others embed images into the store while the caller holds the writer's locks.
+Spreader = Callable[[Context, Sequence[Group], Track], Spread]
 
 
 def plan(
@@ -56,9 +78,14 @@ def plan(
 
 
 def run(
-    context: Context, manifest: Artifact, encoders: Sequence[Encoder]
+    context: Context,
+    manifest: Artifact,
+    encoders: Sequence[Encoder],
+    spread: Spreader | None = None,
 ) -> Outcome[EmbeddingsOf]:
     """Embed what is missing, shard by shard; refuse what cannot be decoded.
+
+    With ``spread`` others do the work, and this process what they left.
 
     Raises:
         WeightsError: a network cannot be loaded.
@@ -70,7 +97,7 @@ def run(
     ]
     if not due:
         return planned
-    filled = fill(context, due, images_of(context, manifest))
+    filled = fill(context, due, images_of(context, manifest), spread)
     # planned anew: what was refused is known only now
     after = plan(context, manifest, encoders)
     seconds = time.perf_counter() - started
@@ -84,7 +111,7 @@ def run(
         share = done.timings.elapsed / worked if worked else 1 / len(filled)
         return replace(
             before,
-            reason=before.reason + refused,
+            reason=before.reason + done.where + refused,
             units=done.images,
             seconds=seconds * share,
             timings=done.timings,
@@ -94,7 +121,10 @@ def run(
 
 
 def fill(
-    context: Context, encoders: Sequence[Encoder], images: Sequence["Image"]
+    context: Context,
+    encoders: Sequence[Encoder],
+    images: Sequence["Image"],
+    spread: Spreader | None = None,
 ) -> dict[str, Filled]:
     """Embed those of ``images`` that are missing; what was done, by encoder key.
 
@@ -119,44 +149,49 @@ def fill(
             job.folder.describe(job.encoder.model_dump_json(indent=1))
             locks.enter_context(job.folder.writing())
         # another run may have embedded them while we waited
-        wanted = _alike(jobs, by_place)
+        wanted = alike(jobs, by_place)
         label = encoders[0].label if len(encoders) == 1 else f"{len(encoders)} encoders"
         due = sum(len(group) * len(missing) for group, missing in wanted)
+        away = Spread({}, "")
         with track(f"embed {label}", due) as progress:
+            if spread and wanted:
+                # The workers take no locks: ours keep every other run out, and among
+                # themselves no two of them write the same part.
+                away = spread(context, wanted, progress)
+                for job in jobs:
+                    job.folder.sweep()  # after workers that were killed
+                wanted = [left for group in wanted for left in alike(*group, untouched)]
             for group, missing in wanted:
                 read = open_source(context.dataset).read
                 made = engine.embed(group, missing, read, context.part_rows, progress)
                 for job, done in zip(group, made, strict=True):
-                    total[job.encoder.key] = _sum(total[job.encoder.key], done)
-        return {job.encoder.key: _filled(job, total[job.encoder.key]) for job in jobs}
+                    total[job.encoder.key] += done
+        return {
+            job.encoder.key: _filled(job, total[job.encoder.key], away) for job in jobs
+        }
 
 
-def _alike(
-    jobs: "Sequence[Job]", images: Sequence["Image"]
-) -> "list[tuple[list[Job], list[Image]]]":
-    """``images`` in groups of those that are missing under the same of ``jobs``."""
-    missing = [{i for i, _ in unsettled(job.folder, images)} for job in jobs]
+def alike(
+    jobs: "Sequence[Job]",
+    images: Sequence["Image"],
+    choose: Callable[[EmbeddingFolder, Sequence["Image"]], list["Image"]] | None = None,
+) -> list[Group]:
+    """``images`` in groups of those that are missing under the same of ``jobs``.
+
+    ``choose`` gives the missing ones of a folder, ``unsettled`` by default.
+    """
+    choose = choose or unsettled
+    missing = [{i for i, _ in choose(job.folder, images)} for job in jobs]
     groups: dict[tuple[int, ...], list[Image]] = {}
     for image in images:
         which = tuple(at for at, ids in enumerate(missing) if image[0] in ids)
         if which:
             groups.setdefault(which, []).append(image)
-    return [([jobs[at] for at in which], found) for which, found in groups.items()]
+    return [Group([jobs[at] for at in which], found) for which, found in groups.items()]
 
 
-def _sum(one: "Embedded", other: "Embedded") -> "Embedded":
-    return replace(
-        other,
-        images=one.images + other.images,
-        refused=one.refused + other.refused,
-        width=other.width or one.width,
-        timings=one.timings + other.timings,
-        seconds_per_image=other.seconds_per_image or one.seconds_per_image,
-    )
-
-
-def _filled(job: "Job", done: "Embedded") -> Filled:
-    """What was done, its speed remembered for the next plan."""
+def _filled(job: "Job", done: "Embedded", away: Spread) -> Filled:
+    """What was done here and elsewhere; our own speed is remembered for plans."""
     known, speed = known_speed(job.folder), None
     if done.seconds_per_image:
         speed = Speed(1 / done.seconds_per_image, done.width)
@@ -164,7 +199,10 @@ def _filled(job: "Job", done: "Embedded") -> Filled:
         speed = Speed(done.images / done.timings.elapsed, done.width)
     if speed:
         _remember_speed(job.folder, speed)
-    return Filled(done.images, done.refused, speed, done.timings)
+    there = away.done.get(job.encoder.key)
+    done = done + there if there else done
+    where = away.where if there else ""
+    return Filled(done.images, done.refused, speed, done.timings, where)
 
 
 def _plan(
@@ -202,6 +240,14 @@ def unsettled(
     refused = folder.refused().items()
     final = {image_id for image_id, (why, _) in refused if why not in RETRIED}
     settled = folder.embedded() | final
+    return [image for image in images if image[0] not in settled]
+
+
+def untouched(
+    folder: EmbeddingFolder, images: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Those of ``images`` that have no embedding and were not refused at all."""
+    settled = folder.embedded() | folder.refused().keys()
     return [image for image in images if image[0] not in settled]
 
 
