@@ -8,6 +8,14 @@ from tl_pipeline.specs import Scalar
 
 BALANCE: Mapping[str, Scalar] = {"class_weight": "none"}
 RAW: Mapping[str, Scalar] = {**PREPARATION, "scale": "none"}
+# of neural heads
+STEPS: Mapping[str, Scalar] = {"max_epochs": 200, "patience": 20, "batch_size": 256}
+LEARNING: Mapping[str, Scalar] = {
+    "optimiser": "adamw",
+    "schedule": "constant",
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -126,27 +134,31 @@ HEADS: dict[str, Head] = {
             options={**RAW, **BALANCE},
         ),
         Head(
+            "softmax",
+            "one softmax layer by small steps, early stopping on a part of train",
+            "neural:softmax",
+            {"learning_rate": 1e-3, "weight_decay": 1e-4, **STEPS},
+            options={**LEARNING, **PREPARATION, **BALANCE},
+        ),
+        Head(
             "mlp",
             "one hidden layer with dropout, early stopping on a part of train",
-            "neural:MLPHead",
+            "neural:NeuralHead",
             {
                 "hidden": 256,
                 "dropout": 0.5,
                 "learning_rate": 1e-3,
                 "weight_decay": 1e-4,
-                "max_epochs": 200,
-                "patience": 20,
-                "batch_size": 256,
+                **STEPS,
             },
-            {
-                "hidden": (1, 65536),
-                "dropout": (0, 0.99),
-                "learning_rate": (1e-9, 10),
-                "weight_decay": (0, 10),
-                "max_epochs": (1, 100_000),
-                "patience": (0, 100_000),
-                "batch_size": (1, 1 << 20),
-            },
+            options={"batch_norm": False, **LEARNING, **PREPARATION, **BALANCE},
+        ),
+        Head(
+            "cosine",
+            "the learned class direction that is nearest, early stopping likewise",
+            "neural:cosine",
+            {"learning_rate": 1e-3, "weight_decay": 1e-4, **STEPS},
+            options={"sharpness": "learned", **LEARNING, **PREPARATION, **BALANCE},
         ),
         Head(
             "majority",
