@@ -13,7 +13,6 @@ STEPS: Mapping[str, Scalar] = {"max_epochs": 200, "patience": 20, "batch_size": 
 LEARNING: Mapping[str, Scalar] = {
     "optimiser": "adamw",
     "schedule": "constant",
-    "label_smoothing": 0.0,
     "mixup": 0.0,
 }
 
@@ -137,7 +136,12 @@ HEADS: dict[str, Head] = {
             "softmax",
             "one softmax layer by small steps, early stopping on a part of train",
             "neural:softmax",
-            {"learning_rate": 1e-3, "weight_decay": 1e-4, **STEPS},
+            {
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+                **STEPS,
+                "label_smoothing": 0.1,
+            },
             options={**LEARNING, **PREPARATION, **BALANCE},
         ),
         Head(
@@ -151,13 +155,24 @@ HEADS: dict[str, Head] = {
                 "weight_decay": 1e-4,
                 **STEPS,
             },
-            options={"batch_norm": False, **LEARNING, **PREPARATION, **BALANCE},
+            options={
+                "batch_norm": False,
+                "label_smoothing": 0.0,
+                **LEARNING,
+                **PREPARATION,
+                **BALANCE,
+            },
         ),
         Head(
             "cosine",
             "the learned class direction that is nearest, early stopping likewise",
             "neural:cosine",
-            {"learning_rate": 1e-3, "weight_decay": 1e-4, **STEPS},
+            {
+                "learning_rate": 3e-3,
+                "weight_decay": 1e-4,
+                **STEPS,
+                "label_smoothing": 0.1,
+            },
             options={"sharpness": "learned", **LEARNING, **PREPARATION, **BALANCE},
         ),
         Head(
