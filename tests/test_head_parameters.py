@@ -18,6 +18,19 @@ def sample(name: str, parameter: str):
     return default[0] if isinstance(default, list) else default
 
 
+OTHERS = {
+    "l2": True,
+    "whiten": True,
+    "pca": 3,
+    "scale": "none",
+    "class_weight": "balanced",
+    "batch_norm": True,
+    "optimiser": "sgd",
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+    "mixup": 0.2,
+    "sharpness": 20.0,
+}
 EVERY = [(h.name, p) for h in HEADS.values() for p in h.parameters]
 NUMBERS = [(n, p) for n, p in EVERY if HEADS[n].limits_of(p)]
 every_head = pytest.mark.parametrize("name", list(HEADS))
@@ -128,11 +141,9 @@ def test_complete_fills_in_the_defaults_and_keeps_what_is_given(name: str):
 def test_an_option_at_its_default_changes_no_key(name: str, option: str):
     """Neither alone nor in a grid: what was trained before it came is not again."""
     default = HEADS[name].options[option]
-    other = {"l2": True, "whiten": True, "pca": 3, "scale": "none"}.get(option)
+    other = OTHERS[option]
     if other == default:
         other = "standard"
-    if option == "class_weight":
-        other = "balanced"
     plain = list(heads.grid(heads.complete(HeadSpec(name=name))))
     spec = HeadSpec(name=name, params={option: default})
     assert list(heads.grid(heads.complete(spec))) == plain
@@ -204,9 +215,9 @@ def test_a_head_that_standardises_itself_does_so_once(name: str):
     assert not reduced.steps[-1][1].standardise
 
 
-def test_all_steps_of_preparation_are_parameters_of_every_classical_head():
+def test_all_steps_of_preparation_are_parameters_of_every_head():
     for row in HEADS.values():
-        if not row.control and "max_epochs" not in row.parameters:
+        if not row.control:
             assert set(PREPARATION) <= set(row.parameters), row.name
 
 

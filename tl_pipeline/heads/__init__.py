@@ -3,8 +3,8 @@
 Every head is a scikit-learn classifier (``fit``, ``predict_proba``, ``classes_``), the
 neural one too. Where images have weights, ``fit`` must take ``sample_weight``: a head
 that does not is refused for such a dataset (``fitted.fit``). To add one: a factory in
-``classical.py`` or a module of its own, and a row in ``HEADS``. A default that is a
-list is a grid: each of its values is trained.
+``classical.py`` or a module of its own, and a row in ``table.HEADS``. A default that is
+a list is a grid: each of its values is trained.
 
 A parameter among ``options`` came later, or is rarely touched: where it stands at its
 default it is left out of a configuration, and so of its key and its label.
@@ -12,170 +12,12 @@ default it is left out of a configuration, and so of its key and its label.
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from tl_pipeline.errors import UnknownName
-from tl_pipeline.heads.parameters import (
-    LIMITS,
-    MEANINGS,
-    PREPARATION,
-    accepted,
-    domain,
-)
+from tl_pipeline.heads.parameters import MEANINGS, PREPARATION, accepted, domain
+from tl_pipeline.heads.table import HEADS, Head
 from tl_pipeline.specs import HeadConfig, HeadSpec, Scalar
-
-BALANCE: Mapping[str, Scalar] = {"class_weight": "none"}
-RAW: Mapping[str, Scalar] = {**PREPARATION, "scale": "none"}
-
-
-@dataclass(frozen=True)
-class Head:
-    """One family of heads.
-
-    ``factory`` is ``module:function`` below this package, called with the parameters
-    and a seed; naming it keeps scikit-learn and torch unimported until it is needed.
-    ``options`` are further parameters and their defaults; those of ``PREPARATION`` make
-    steps before the head. ``limits`` are the least and the greatest value of each
-    parameter that is a number, where they are not ``parameters.LIMITS``.
-    """
-
-    name: str
-    summary: str
-    factory: str
-    defaults: Mapping[str, Scalar | list[Scalar]]
-    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    control: bool = False
-    options: Mapping[str, Scalar] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> dict[str, Scalar | list[Scalar]]:
-        """All of them, with their defaults."""
-        return {**self.defaults, **self.options}
-
-    def limits_of(self, name: str) -> tuple[float, float] | None:
-        """The least and the greatest number for a parameter, if it is a number."""
-        return self.limits.get(name, LIMITS.get(name))
-
-
-HEADS: dict[str, Head] = {
-    row.name: row
-    for row in (
-        Head(
-            "logistic",
-            "multinomial logistic regression",
-            "classical:logistic",
-            {"C": [0.001, 0.01, 0.1, 1.0]},
-            options={**PREPARATION, **BALANCE},
-        ),
-        Head(
-            "linear",
-            "the same as logistic by our own solver, several times as fast",
-            "linear:LinearClassifier",
-            {"C": [0.001, 0.01, 0.1, 1.0]},
-            options={**PREPARATION, **BALANCE},
-        ),
-        Head(
-            "ridge",
-            "least squares with an L2 penalty",
-            "ridge:RidgeHead",
-            {"alpha": [1.0, 10.0, 100.0, 1000.0]},
-            options={**PREPARATION, **BALANCE},
-        ),
-        Head(
-            "linear_svm",
-            "linear SVM, one class against the rest, by our own solver",
-            "support_vectors:LinearSVMHead",
-            {"C": [1e-4, 1e-3, 1e-2]},
-            options={**PREPARATION, **BALANCE},
-        ),
-        Head(
-            "rbf_svm",
-            "SVM with a Gaussian kernel; slow beyond some thousand images",
-            "classical:rbf_svm",
-            {"C": [1.0, 10.0], "gamma": "scale"},
-            options={**PREPARATION, **BALANCE},
-        ),
-        Head(
-            "lda",
-            "linear discriminant analysis with a shrunk covariance",
-            "discriminant:DiscriminantHead",
-            {"shrinkage": ["auto", 0.3]},
-            options=PREPARATION,
-        ),
-        Head(
-            "nearest_centroid",
-            "the class whose mean direction is nearest",
-            "cosine:CentroidHead",
-            {"whiten": [False, True]},
-            options={"l2": False, "scale": "standard", "pca": 0},
-        ),
-        Head(
-            "knn",
-            "vote of the nearest training images by cosine, nearer ones count more",
-            "cosine:NeighbourHead",
-            {"k": [5, 20], "temperature": 0.07},
-            options=PREPARATION,
-        ),
-        Head(
-            "naive_bayes",
-            "normal features, independent in each class",
-            "classical:naive_bayes",
-            {"smoothing": [1e-9, 0.1]},
-            options=PREPARATION,
-        ),
-        Head(
-            "random_forest",
-            "the mean of many trees on random parts",
-            "trees:ForestHead",
-            {"trees": 300, "min_leaf": 1},
-            options={**RAW, **BALANCE},
-        ),
-        Head(
-            "gradient_boosting",
-            "trees one after the other, on histograms of the features",
-            "trees:BoostingHead",
-            {
-                "rounds": 100,
-                "learning_rate": 0.1,
-                "leaves": 8,
-                "max_features": 0.1,
-                "min_leaf": 5,
-            },
-            options={**RAW, **BALANCE},
-        ),
-        Head(
-            "mlp",
-            "one hidden layer with dropout, early stopping on a part of train",
-            "neural:MLPHead",
-            {
-                "hidden": 256,
-                "dropout": 0.5,
-                "learning_rate": 1e-3,
-                "weight_decay": 1e-4,
-                "max_epochs": 200,
-                "patience": 20,
-                "batch_size": 256,
-            },
-            {
-                "hidden": (1, 65536),
-                "dropout": (0, 0.99),
-                "learning_rate": (1e-9, 10),
-                "weight_decay": (0, 10),
-                "max_epochs": (1, 100_000),
-                "patience": (0, 100_000),
-                "batch_size": (1, 1 << 20),
-            },
-        ),
-        Head(
-            "majority",
-            "the most frequent class, whatever the image: the floor",
-            "classical:majority",
-            {},
-            control=True,
-        ),
-    )
-}
 
 
 def describe(name: str) -> list[dict[str, Any]]:

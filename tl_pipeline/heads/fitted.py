@@ -32,6 +32,7 @@ ALLOWED_TYPES: tuple[str, ...] = (
     "tl_pipeline.heads.discriminant.DiscriminantHead",
     "tl_pipeline.heads.linear.LinearClassifier",
     "tl_pipeline.heads.margins.MarginHead",
+    "tl_pipeline.heads.neural.NeuralHead",
     "tl_pipeline.heads.preparation.Components",
     "tl_pipeline.heads.ridge.RidgeHead",
     "tl_pipeline.heads.support_vectors.LinearSVMHead",

@@ -1,6 +1,7 @@
 """What the parameters of heads mean, and which values they take."""
 
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -16,7 +17,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "class_weight": ("none", "balanced"),
         "gamma": ("scale",),
+        "optimiser": ("adamw", "adam", "sgd"),
         "scale": ("standard", "none"),
+        "schedule": ("constant", "cosine", "step"),
+        "sharpness": ("learned",),
         "shrinkage": ("auto",),
     }
 )
@@ -25,18 +29,27 @@ LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "C": (1e-12, 1e12),
         "alpha": (1e-12, 1e12),
+        "batch_size": (1, 1 << 20),
+        "dropout": (0, 0.99),
         "gamma": (1e-12, 1e6),
+        "hidden": (1, 65536),
         "k": (1, 10_000),
+        "label_smoothing": (0, 0.99),
         "leaves": (2, 65536),
         "learning_rate": (1e-9, 10),
+        "max_epochs": (1, 100_000),
         "max_features": (1e-6, 1),
         "min_leaf": (1, 1 << 20),
+        "mixup": (0, 100),
+        "patience": (0, 100_000),
         "pca": (0, 65536),
         "rounds": (1, 10_000),
+        "sharpness": (1e-3, 1e4),
         "shrinkage": (1e-6, 1),
         "smoothing": (1e-12, 1e3),
         "temperature": (1e-3, 100),
         "trees": (1, 10_000),
+        "weight_decay": (0, 10),
     }
 )
 
@@ -44,23 +57,30 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "C": "inverse strength of the penalty",
         "alpha": "strength of the penalty",
+        "batch_norm": "standardise what goes into each hidden layer's ReLU, by batch",
         "batch_size": "rows per step",
         "class_weight": "balanced: every class counts the same in all",
         "dropout": "share of hidden units that are dropped in training",
         "gamma": "inverse width of the kernel; scale: 1 / (width x variance)",
-        "hidden": "hidden units",
+        "hidden": "hidden units; of several layers as in 512x256",
         "k": "neighbours that vote",
+        "label_smoothing": "share of a row's target that all classes get alike",
         "l2": "scale every embedding to length 1, first of all",
         "learning_rate": "size of a step",
         "leaves": "most leaves of a tree",
         "max_epochs": "passes over the rows at most",
         "max_features": "share of the features that a tree looks at in a split",
         "min_leaf": "fewest rows in a leaf",
+        "mixup": "learn from mixtures of two rows, alpha of their beta law; 0: none",
+        "optimiser": "adamw, adam, or sgd with momentum 0.9",
         "patience": "epochs without a better held-out loss before it stops",
         "pca": "principal components kept: 0 all, a number at most, or a share of "
         "variance",
         "rounds": "rounds of boosting; each adds a tree a class",
         "scale": "standard: every feature to mean 0 and deviation 1",
+        "schedule": "of the learning rate: cosine falls to 0, step to a tenth at "
+        "half of max_epochs and at three quarters",
+        "sharpness": "factor on the cosines before the softmax",
         "shrinkage": "of the covariance to a sphere, 0 to 1; auto: by Ledoit and Wolf",
         "smoothing": "share of the greatest variance that is added to all variances",
         "temperature": "of the votes: greater lets far neighbours count more",
@@ -71,6 +91,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
 )
 
 SHARES = frozenset({"pca"})  # whole numbers that may also be a share of a whole
+_SEVERAL = re.compile(r"[0-9]+(x[0-9]+)*")
+SEVERAL = frozenset({"hidden"})  # whole numbers that may also be several: 512x256
 
 
 def accepted(
@@ -95,6 +117,21 @@ def accepted(
     if limits is None:
         listed = " or ".join(choices)
         raise InvalidSpec(f"head {head!r}: {name} must be {listed}, not {given!r}")
+    if name in SEVERAL and isinstance(given, str) and _SEVERAL.fullmatch(given):
+        parts = [_number(head, name, sample, limits, int(p)) for p in given.split("x")]
+        return "x".join(map(str, parts)) if parts[1:] else parts[0]
+    return _number(head, name, sample, limits, given)
+
+
+def _number(
+    head: str,
+    name: str,
+    sample: Scalar,
+    limits: tuple[float, float],
+    given: Scalar,
+) -> Scalar:
+    """``given`` as a whole number or a float between ``limits``."""
+    choices = CHOICES.get(name, ())
     if isinstance(given, str | bool) or not math.isfinite(given):
         other = "".join(f"{choice} or " for choice in choices)
         raise InvalidSpec(
@@ -127,4 +164,6 @@ def domain(name: str, sample: Scalar, limits: tuple[float, float] | None) -> str
         parts.append(f"{least} to {most}")
     if name in SHARES:
         parts.append("a share below 1")
+    if name in SEVERAL:
+        parts.append("several as in 512x256")
     return ", ".join(parts)

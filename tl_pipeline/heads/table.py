@@ -1,0 +1,186 @@
+"""The table of heads: one visible row each, without scikit-learn and torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tl_pipeline.heads.parameters import LIMITS, PREPARATION
+from tl_pipeline.specs import Scalar
+
+BALANCE: Mapping[str, Scalar] = {"class_weight": "none"}
+RAW: Mapping[str, Scalar] = {**PREPARATION, "scale": "none"}
+# of neural heads
+STEPS: Mapping[str, Scalar] = {"max_epochs": 200, "patience": 20, "batch_size": 256}
+LEARNING: Mapping[str, Scalar] = {
+    "optimiser": "adamw",
+    "schedule": "constant",
+    "mixup": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """One family of heads.
+
+    ``factory`` is ``module:function`` below this package, called with the parameters
+    and a seed; naming it keeps scikit-learn and torch unimported until it is needed.
+    ``options`` are further parameters and their defaults; those of ``PREPARATION`` make
+    steps before the head. ``limits`` are the least and the greatest value of each
+    parameter that is a number, where they are not ``parameters.LIMITS``.
+    """
+
+    name: str
+    summary: str
+    factory: str
+    defaults: Mapping[str, Scalar | list[Scalar]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    control: bool = False
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Scalar | list[Scalar]]:
+        """All of them, with their defaults."""
+        return {**self.defaults, **self.options}
+
+    def limits_of(self, name: str) -> tuple[float, float] | None:
+        """The least and the greatest number for a parameter, if it is a number."""
+        return self.limits.get(name, LIMITS.get(name))
+
+
+HEADS: dict[str, Head] = {
+    row.name: row
+    for row in (
+        Head(
+            "logistic",
+            "multinomial logistic regression",
+            "classical:logistic",
+            {"C": [0.001, 0.01, 0.1, 1.0]},
+            options={**PREPARATION, **BALANCE},
+        ),
+        Head(
+            "linear",
+            "the same as logistic by our own solver, several times as fast",
+            "linear:LinearClassifier",
+            {"C": [0.001, 0.01, 0.1, 1.0]},
+            options={**PREPARATION, **BALANCE},
+        ),
+        Head(
+            "ridge",
+            "least squares with an L2 penalty",
+            "ridge:RidgeHead",
+            {"alpha": [1.0, 10.0, 100.0, 1000.0]},
+            options={**PREPARATION, **BALANCE},
+        ),
+        Head(
+            "linear_svm",
+            "linear SVM, one class against the rest, by our own solver",
+            "support_vectors:LinearSVMHead",
+            {"C": [1e-4, 1e-3, 1e-2]},
+            options={**PREPARATION, **BALANCE},
+        ),
+        Head(
+            "rbf_svm",
+            "SVM with a Gaussian kernel; slow beyond some thousand images",
+            "classical:rbf_svm",
+            {"C": [1.0, 10.0], "gamma": "scale"},
+            options={**PREPARATION, **BALANCE},
+        ),
+        Head(
+            "lda",
+            "linear discriminant analysis with a shrunk covariance",
+            "discriminant:DiscriminantHead",
+            {"shrinkage": ["auto", 0.3]},
+            options=PREPARATION,
+        ),
+        Head(
+            "nearest_centroid",
+            "the class whose mean direction is nearest",
+            "cosine:CentroidHead",
+            {"whiten": [False, True]},
+            options={"l2": False, "scale": "standard", "pca": 0},
+        ),
+        Head(
+            "knn",
+            "vote of the nearest training images by cosine, nearer ones count more",
+            "cosine:NeighbourHead",
+            {"k": [5, 20], "temperature": 0.07},
+            options=PREPARATION,
+        ),
+        Head(
+            "naive_bayes",
+            "normal features, independent in each class",
+            "classical:naive_bayes",
+            {"smoothing": [1e-9, 0.1]},
+            options=PREPARATION,
+        ),
+        Head(
+            "random_forest",
+            "the mean of many trees on random parts",
+            "trees:ForestHead",
+            {"trees": 300, "min_leaf": 1},
+            options={**RAW, **BALANCE},
+        ),
+        Head(
+            "gradient_boosting",
+            "trees one after the other, on histograms of the features",
+            "trees:BoostingHead",
+            {
+                "rounds": 100,
+                "learning_rate": 0.1,
+                "leaves": 8,
+                "max_features": 0.1,
+                "min_leaf": 5,
+            },
+            options={**RAW, **BALANCE},
+        ),
+        Head(
+            "softmax",
+            "one softmax layer by small steps, early stopping on a part of train",
+            "neural:softmax",
+            {
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+                **STEPS,
+                "label_smoothing": 0.1,
+            },
+            options={**LEARNING, **PREPARATION, **BALANCE},
+        ),
+        Head(
+            "mlp",
+            "one hidden layer with dropout, early stopping on a part of train",
+            "neural:NeuralHead",
+            {
+                "hidden": 256,
+                "dropout": 0.5,
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+                **STEPS,
+            },
+            options={
+                "batch_norm": False,
+                "label_smoothing": 0.0,
+                **LEARNING,
+                **PREPARATION,
+                **BALANCE,
+            },
+        ),
+        Head(
+            "cosine",
+            "the learned class direction that is nearest, early stopping likewise",
+            "neural:cosine",
+            {
+                "learning_rate": 3e-3,
+                "weight_decay": 1e-4,
+                **STEPS,
+                "label_smoothing": 0.1,
+            },
+            options={"sharpness": "learned", **LEARNING, **PREPARATION, **BALANCE},
+        ),
+        Head(
+            "majority",
+            "the most frequent class, whatever the image: the floor",
+            "classical:majority",
+            {},
+            control=True,
+        ),
+    )
+}
