@@ -94,7 +94,9 @@ def test_several_layers_of_one_pass_are_those_of_a_pass_each(store: Store):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.skipif(not packing.can_pack(), reason="no oneDNN for this processor")
+@pytest.mark.skipif(
+    not packing.can_pack(torch.float32), reason="no oneDNN for this processor"
+)
 def test_what_follows_a_convolution_is_taken_along(store: Store):
     """ResNet-18: 20 convolutions, 17 ReLUs and 8 sums become 20 steps."""
     network = Forward([encoder_of("resnet18", store)])

@@ -151,7 +151,8 @@ def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut
         packing.fold(graph)
     batch = feed(_noise(how))
     cut.to(batch.device, batch.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if graph is not None and batch.device == CPU and packing.can_pack():
+    packable = batch.device == CPU and packing.can_pack(batch.dtype)
+    if graph is not None and packable:
         # oneDNN makes zeros of what is no number, so it is looked for before.
         expected = _trial(cut, batch)
         if not expected.isfinite().all():

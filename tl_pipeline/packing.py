@@ -58,8 +58,10 @@ def fold(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def can_pack() -> bool:
-    """Whether this torch and this processor have what ``pack`` needs."""
+def can_pack(kind: torch.dtype) -> bool:
+    """Whether this torch and this processor have what ``pack`` needs for ``kind``."""
+    if kind == torch.bfloat16 and not _OPS._is_mkldnn_bf16_supported():  # noqa: SLF001
+        return False
     names = ("_convolution_pointwise", "_linear_pointwise", "_reorder_linear_weight")
     return torch.backends.mkldnn.is_available() and all(
         hasattr(_OPS, name) for name in names
