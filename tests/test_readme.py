@@ -72,7 +72,7 @@ def test_readme_works_from_top_to_bottom(folder: Path, tmp_path: Path):
 
 def test_what_is_not_executed_says_why():
     reasons = [found["reason"] for found in BLOCK.finditer(README) if found["reason"]]
-    assert sorted(reasons) == ["needs a server", "needs weights"]
+    assert sorted(reasons) == ["needs a cluster", "needs a server", "needs weights"]
 
 
 def test_documented_options_and_commands_exist():
