@@ -17,7 +17,7 @@ from flows.watching import logged
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import PATTERN
-from tl_pipeline.heads import HEADS
+from tl_pipeline.heads import HEADS, PROFILES
 from tl_pipeline.pipeline import Wired, Work
 from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
@@ -25,7 +25,9 @@ from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec, SearchSpec
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
-HeadText = Annotated[str, Field(pattern=rf"^({'|'.join(HEADS)})(:.+=.+)?$")]
+HeadText = Annotated[
+    str, Field(pattern=rf"^({'|'.join([*HEADS, *PROFILES])})(:.+=.+)?$")
+]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
 # A second stage would compete for the same cores and GPU memory.
@@ -60,7 +62,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     Args:
         dataset: a name in the data catalogue, or a folder of images.
         backbones: each NAME or NAME:layer=...,weights=...
-        heads: each NAME or NAME:param=value, a slash between the values of a grid.
+        heads: each NAME or NAME:param=value, a slash between the values of a grid;
+            or quick or thorough.
         search: validation or cross_validation, and how, such as
             cross_validation:folds=5,strategy=halving,refit=true.
         controls: also run untrained twins and the majority class.

@@ -34,7 +34,8 @@ class Request:
     """NAME or NAME:layer=...,weights=...; repeat to compare. Default: lenet5."""
 
     head: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    """NAME or NAME:param=value; 0.1/1 is a grid. Default: logistic and mlp."""
+    """NAME or NAME:param=value; 0.1/1 is a grid; or quick, or thorough.
+    Default: logistic and mlp."""
 
     search: str | None = None
     """validation or cross_validation, :folds=,strategy=,configurations=,refit="""

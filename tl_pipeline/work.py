@@ -72,7 +72,7 @@ def prepare(
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     spec = _with_backbones(spec, dataset)
-    wanted = [heads.complete(head) for head in spec.heads]
+    wanted = _complete(spec)
     for head in wanted:
         candidates(head, spec.search, spec.seed)  # refuses what cannot be tried
     if all(heads.HEADS[head.name].control for head in wanted):
@@ -102,6 +102,12 @@ def prepare(
     )
     eye = None if near.action == "ignore" else found[-1]
     return Work(spec, context, work, eye, skipped)
+
+
+def _complete(spec: RunSpec) -> list[HeadSpec]:
+    """The heads of ``spec``, those of profiles among them, each once."""
+    given = [head for named in spec.heads for head in heads.expanded(named)]
+    return list({head.short(): head for head in map(heads.complete, given)}.values())
 
 
 def check_modality(dataset: DatasetSpec, wishes: Sequence[EncoderSpec]) -> None:

@@ -2,9 +2,10 @@
 
 Every head is a scikit-learn classifier (``fit``, ``predict_proba``, ``classes_``), the
 neural one too. Where images have weights, ``fit`` must take ``sample_weight``: a head
-that does not is refused for such a dataset (``fitted.fit``). To add one: a factory in
-``classical.py`` or a module of its own, and a row in ``table.HEADS``. A default that is
-a list is a grid: each of its values is trained.
+that does not is refused for such a dataset (``fitted.fit_arguments``). One that holds
+rows out takes ``groups``. To add one: a factory in ``classical.py`` or a module of its
+own, and a row in ``table.HEADS``. A default that is a list is a grid: each of its
+values is trained.
 
 A parameter among ``options`` came later, or is rarely touched: where it stands at its
 default it is left out of a configuration, and so of its key and its label.
@@ -17,8 +18,23 @@ from typing import Any
 
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads.parameters import MEANINGS, PREPARATION, accepted, domain
+from tl_pipeline.heads.profiles import PROFILES, expanded
 from tl_pipeline.heads.table import HEADS, Head
 from tl_pipeline.specs import HeadConfig, HeadSpec, Scalar
+
+__all__ = [
+    "HEADS",
+    "PROFILES",
+    "Head",
+    "build",
+    "complete",
+    "describe",
+    "drawn",
+    "expanded",
+    "grid",
+    "is_range",
+    "label",
+]
 
 
 def describe(name: str) -> list[dict[str, Any]]:
@@ -51,7 +67,7 @@ def complete(spec: HeadSpec) -> HeadSpec:
         InvalidSpec: a value that the head cannot be built with.
     """
     if spec.name not in HEADS:
-        raise UnknownName("head", spec.name, HEADS)
+        raise UnknownName("head", spec.name, [*HEADS, *PROFILES])
     row = HEADS[spec.name]
     known = row.parameters
     given = {}
