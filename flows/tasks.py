@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from tl_pipeline.encoders import Encoder
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.pipeline import STAGES
 from tl_pipeline.planning import Outcome
 from tl_pipeline.specs import HeadSpec
@@ -32,7 +32,7 @@ def perform(stage: str, inputs: Sequence[Any]) -> State[Outcome[Any]]:
 def run_name(stage: str, inputs: Sequence[Any]) -> str:
     """What the UI calls the task run, such as ``train mlp on resnet18/avgpool V1``."""
     head = next((f"{i.name} on" for i in inputs if isinstance(i, HeadSpec)), "")
-    subject = next((i.label for i in inputs if isinstance(i, Encoder)), "")
+    subject = next((i.label for i in inputs if isinstance(i, AnyEncoder)), "")
     several = next((i for i in inputs if isinstance(i, tuple)), ())
     if several:
         one = len(several) == 1

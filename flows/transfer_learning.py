@@ -17,11 +17,12 @@ from flows.watching import logged
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import PATTERN
+from tl_pipeline.encoder_specs import parse_backbone
 from tl_pipeline.heads import HEADS, PROFILES
 from tl_pipeline.pipeline import Wired, Work
 from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec, SearchSpec
+from tl_pipeline.specs import Ensemble, HeadSpec, RunSpec, SearchSpec
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
@@ -47,6 +48,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     backbones: list[BackboneText] = BACKBONES_BY_DEFAULT,
     heads: list[HeadText] = HEADS_BY_DEFAULT,
     search: SearchText = SEARCH_BY_DEFAULT,
+    ensemble: Ensemble | None = None,
     controls: bool = True,
     seed: int = 0,
     part_rows: int = DEFAULTS.part_rows,
@@ -61,11 +63,12 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
 
     Args:
         dataset: a name in the data catalogue, or a folder of images.
-        backbones: each NAME or NAME:layer=...,weights=...
+        backbones: each NAME or NAME:layer=...,weights=..., or several joined by +.
         heads: each NAME or NAME:param=value, a slash between the values of a grid;
             or quick or thorough.
         search: validation or cross_validation, and how, such as
             cross_validation:folds=5,strategy=halving,refit=true.
+        ensemble: also average heads: the best of each encoder, or greedily chosen.
         controls: also run untrained twins and the majority class.
         seed: of heads, controls and bootstrap; the split has its own.
         part_rows: images per embedding part file, the most that a crash loses.
@@ -79,9 +82,10 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     clusters.check(runner, address)
     spec = RunSpec(
         dataset=dataset,
-        backbones=tuple(map(EncoderSpec.parse, backbones)),
+        backbones=tuple(map(parse_backbone, backbones)),
         heads=tuple(map(HeadSpec.parse, heads)),
         search=SearchSpec.parse(search),
+        ensemble=ensemble,
         controls=controls,
         seed=seed,
         part_rows=part_rows,

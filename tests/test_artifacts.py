@@ -28,7 +28,15 @@ from tl_pipeline.encoders import Encoder, Weights
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.images import Preprocess
 from tl_pipeline.specs import RunSpec
-from tl_pipeline.stages import audit, evaluate, ingest, register, shuffle, train
+from tl_pipeline.stages import (
+    audit,
+    average,
+    evaluate,
+    ingest,
+    register,
+    shuffle,
+    train,
+)
 
 INTENDED = "you are about to invalidate every cache: intended?"
 DOCUMENT = key_document("ingest", 1, {"dataset": "d"}, {"images": "i"})
@@ -74,6 +82,12 @@ LITERAL = {
         },
         {"encoder": "e5", "heads": "07", "validation rows": "18", "test rows": "29"},
     ),
+    "average": key_document(
+        "average",
+        average.VERSION,
+        {"family": "greedy", "control": False, "seed": 0},
+        {"evaluations": "4c"},
+    ),
     "register": key_document(
         "register", register.VERSION, {"dataset": "digits"}, {"evaluation": "3a"}
     ),
@@ -84,6 +98,7 @@ GOLDEN = {
     "audit": "ec3bb658f26e9beaf944a6b2a56bb994",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
     "evaluate": "f372ab95ee4371147d1a9d352983c0ba",
+    "average": "6a72e4900c1b92269d7b1fd74697c5cc",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
 GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"

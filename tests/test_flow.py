@@ -13,6 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.transfer_learning import transfer_learning
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
+from tl_pipeline.encoder_specs import parse_backbone
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.specs import HeadSpec, RunSpec
 
@@ -60,12 +61,20 @@ def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
 
 
 def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
-    """The same wiring, whoever calls the stages."""
+    """The same wiring, whoever calls the stages; joint and averaged ones too."""
+    backbones = ["lenet5", "lenet5+lenet5:layer=f6"]
     flow = transfer_learning(
-        str(folder), heads=["logistic:C=0.1"], store=str(tmp_path / "a")
+        str(folder),
+        backbones=backbones,
+        heads=["logistic:C=0.1"],
+        ensemble="average",
+        store=str(tmp_path / "a"),
     )
     spec = RunSpec(
-        dataset=str(folder), heads=(HeadSpec(name="logistic", params={"C": 0.1}),)
+        dataset=str(folder),
+        backbones=tuple(map(parse_backbone, backbones)),
+        heads=(HeadSpec(name="logistic", params={"C": 0.1}),),
+        ensemble="average",
     )
     direct = pipeline.run(pipeline.prepare(spec, Store.open(tmp_path / "b")))
     assert flow.results == direct.results

@@ -105,16 +105,16 @@ def test_a_model_folder_works_where_it_was_moved_to(
 def test_a_model_refuses_embeddings_of_another_encoder(folder: Path, store: Store):
     run(folder, store, "logistic:C=1")
     run(folder, store, "logistic:C=1", layer="f6")
-    model = registry.load_model(store, "photos")
+    (member,) = registry.load_model(store, "photos").members
     from tl_pipeline.embeddings import EmbeddingFolder
 
     folders = (store.root / "embeddings").iterdir()
     stranger = next(
-        f.name.partition("=")[2] for f in folders if model.encoder.key not in f.name
+        f.name.partition("=")[2] for f in folders if member.encoder.key not in f.name
     )
     vectors = EmbeddingFolder(store, stranger)
     with pytest.raises(EncoderMismatch, match=stranger):
-        model.head.predict_proba(vectors.load(vectors.embedded()))
+        member.head.predict_proba(vectors.load(vectors.embedded()))
 
 
 def test_unknown_models_and_aliases_name_the_choices(folder: Path, store: Store):

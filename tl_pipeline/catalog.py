@@ -10,6 +10,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tl_pipeline.datasets import DatasetSpec, ImageFolderSpec
+from tl_pipeline.encoder_specs import BACKBONE_TAGS
 from tl_pipeline.errors import CatalogError, InvalidSpec, UnknownName
 from tl_pipeline.specs import RunSpec
 
@@ -145,7 +146,8 @@ def _explain(
     lines = []
     for error in errors.errors():
         # The tag of a discriminated union is part of pydantic's place, not of the file.
-        where = [part for part in error["loc"] if part not in _tags()]
+        tags = {*_tags(), *BACKBONE_TAGS}
+        where = [part for part in error["loc"] if part not in tags]
         dotted = ".".join(str(part) for part in [*prefix, *where])
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":

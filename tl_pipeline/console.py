@@ -153,6 +153,9 @@ def _print_findings(record: RunRecord) -> None:
         f"\n[bold]{record.dataset}: test accuracy {_literal(percent(best.test))}[/] on "
         f"{best.test_images:,} images, with {best.head} on {best.encoder}"
     )
+    if best.members:
+        said = [f"{m.times} x {m.head} on {m.encoder}" for m in best.members]
+        out.print(f"averaged: {_literal('; '.join(said))}")
     if record.gain:
         low, high = 100 * (record.gain.low or 0), 100 * (record.gain.high or 0)
         out.print(

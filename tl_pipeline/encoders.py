@@ -23,11 +23,11 @@ from tl_pipeline.backbones import (
     NamedWeights,
     Pooling,
 )
+from tl_pipeline.encoder_specs import EncoderSpec
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.images import Preprocess
 from tl_pipeline.modalities import Input
 from tl_pipeline.remembered import Remembered, file_sha256
-from tl_pipeline.specs import EncoderSpec
 from tl_pipeline.weight_names import Weights
 
 if TYPE_CHECKING:

@@ -118,7 +118,7 @@ def _passes(
     """The networks of ``jobs`` on each device, as many at a time as fit together."""
     found: list[list[Forward]] = [[] for _ in where]
     size = 0
-    for group in _sharing([job.encoder for job in jobs]):
+    for group in sharing([job.encoder for job in jobs]):
         loaded = [load(group, device) for device in where]
         if size and size + loaded[0].bytes > _TOGETHER:
             yield found
@@ -129,7 +129,7 @@ def _passes(
     yield found
 
 
-def _sharing(wanted: Sequence[Encoder]) -> list[list[Encoder]]:
+def sharing(wanted: Sequence[Encoder]) -> list[list[Encoder]]:
     """``wanted`` in groups that one forward pass serves."""
     groups: list[list[Encoder]] = []
     for encoder in wanted:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from tl_pipeline.encoder_specs import parse_backbone
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.request import CatalogOption, Json, StoreOption
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.specs import HeadSpec, RunSpec
 
 if TYPE_CHECKING:
     from tl_pipeline.few_shots import FewShots
@@ -60,7 +61,7 @@ def few_shot(
     wanted = [heads.complete(one) for given in named for one in heads.expanded(given)]
     for one in wanted:
         work.candidates(one, RunSpec(dataset=dataset).search, seed)
-    wishes = tuple(map(EncoderSpec.parse, backbone)) or RunSpec(dataset="-").backbones
+    wishes = tuple(map(parse_backbone, backbone)) or RunSpec(dataset="-").backbones
     place, entry = Store.open(store), entries.find(dataset, catalog)
     work.check_modality(entry, wishes)
     context = Context(store=place, dataset=entry, seed=seed, trust_memo=not verify)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from tl_pipeline import fits, heads
-from tl_pipeline.encoders import Encoder
+from tl_pipeline import fits, heads, joints
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.labels import TrainingRows, labels_of
 from tl_pipeline.metrics import LEVEL
 from tl_pipeline.planning import Context
@@ -63,7 +63,7 @@ class FewShots:
 
 def few_shots(
     context: Context,
-    encoders: Sequence[Encoder],
+    encoders: Sequence[AnyEncoder],
     wanted: Sequence[HeadSpec],
     shots: Sequence[int],
     draws: int,
@@ -79,14 +79,14 @@ def few_shots(
         WeightsError: a network cannot be loaded.
     """
     manifest = ingest.run(context).output
-    embedded = embed.run(context, manifest, tuple(encoders)).output
+    embedded = embed.run(context, manifest, joints.flattened(encoders)).output
     found: list[FewShot] = []
     total = len(encoders) * len(wanted) * len(shots) * draws
     sizes: dict[str, int] = {}
     scored = 0
     with track("few-shot", total) as progress:
         for encoder in encoders:
-            made = embedded[encoder.key]
+            made = joints.embeddings_of(embedded, encoder)
             held = labels_of(context.store, manifest, made, VALIDATION)
             if not held:
                 raise DatasetError(
@@ -136,7 +136,7 @@ def drawn(rows: TrainingRows, shots: int, seed: int, number: int) -> TrainingRow
 
 def _row(
     trials: Trials,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
     shots: int,
     parts: Sequence[TrainingRows],

@@ -7,8 +7,8 @@ own, whoever asks for it.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tl_pipeline import joints
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
-from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.heads import HEADS
 from tl_pipeline.labels import TrainingRows, training_rows
@@ -89,7 +89,7 @@ def make(
     if not due:
         return
     check(context, rows)
-    vectors = EmbeddingFolder(store, embeddings.key).load(rows.labels)
+    vectors = joints.load(store, embeddings, rows.labels)
     learned = grids.Rows(vectors.vectors, *rows.columns(vectors.image_ids))
     for fit in grids.fit([configs[at] for at in due], context.seed, learned):
         at = due[fit.at]

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tl_pipeline import splits, tables
+from tl_pipeline import joints, splits, tables
 from tl_pipeline.artifacts import Artifact, Store, digest
-from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.tables import MANIFEST
 
 
@@ -111,7 +110,7 @@ def training_rows(
 
 
 def _labels(store: Store, embeddings: Artifact, rows: pa.Table) -> dict[str, str]:
-    refused = EmbeddingFolder(store, embeddings.key).refused()
+    refused = joints.refused(store, embeddings)
     return {
         image_id: label
         for image_id, label in tables.values(rows, "image_id", "label")

@@ -1,4 +1,4 @@
-"""The five stages wired once, for whoever calls them: a flow, a plan, a notebook.
+"""The stages wired once, for whoever calls them: a flow, a plan, a notebook.
 
 ``wire`` is handed the way to call a stage. ``run`` calls them directly, ``plan`` asks
 each what it would do, and the Prefect flow submits them as tasks.
@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 from tl_pipeline import query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
 from tl_pipeline.heads import HEADS
-from tl_pipeline.planning import ONE_BY_ONE, Context, Outcome, Step
+from tl_pipeline.joints import AnyEncoder, Joint, parts
+from tl_pipeline.planning import ONE_BY_ONE, UNTRAINED, Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import HeadSpec
 from tl_pipeline.stages import (
     audit,
+    average,
     embed,
     evaluate,
     ingest,
@@ -41,6 +42,7 @@ STAGES = {
     "train": train,
     "search": search,
     "evaluate": evaluate,
+    "average": average,
     "register": register,
 }
 
@@ -61,9 +63,12 @@ def wire(work: Work, call: Call) -> Wired:
     context = work.context
     ingested = manifest = call("ingest", context)
     embedded = call("embed", context, ingested, work.encoders)
-    evaluations, used = [], []
+    evaluations: list[Any] = []
+    used: list[AnyEncoder | None] = []
+    # Of candidates and of their untrained twins: what may be averaged.
+    together: dict[bool, list[Any]] = {False: [], True: []}
 
-    def score(context: Context, rows: Any, encoder: Encoder, head: HeadSpec) -> None:
+    def score(context: Context, rows: Any, encoder: AnyEncoder, head: HeadSpec) -> None:
         # a control has nothing to choose
         single = context.search.trains_all or HEADS[head.name].control
         stage = "train" if single else "search"
@@ -71,6 +76,8 @@ def wire(work: Work, call: Call) -> Wired:
         scored = call("evaluate", context, rows, embedded, trained, encoder, head)
         evaluations.append(scored)
         used.append(encoder)
+        if not (context.control or HEADS[head.name].control):
+            together[encoder.control].append(scored)
 
     if work.eye:
         manifest = call("audit", context, ingested, embedded, work.eye)
@@ -83,7 +90,21 @@ def wire(work: Work, call: Call) -> Wired:
         shuffled = call("shuffle", control, manifest)
         for head in specs:
             score(control, shuffled, encoder, head)
+    averages = _averaged(work, call, together)
+    evaluations += averages
+    used += [None] * len(averages)
     return Wired(manifest, evaluations, call("register", context, evaluations, used))
+
+
+def _averaged(work: Work, call: Call, scored: dict[bool, list[Any]]) -> list[Any]:
+    """The heads of a run together, and as a control those of the untrained twins."""
+    ensemble, found = work.spec.ensemble, []
+    if ensemble:
+        found.append(call("average", work.context, scored[False], ensemble))
+    if ensemble and len(scored[True]) > 1 and not work.skipped:
+        control = replace(work.context, control=UNTRAINED)
+        found.append(call("average", control, scored[True], ensemble))
+    return found
 
 
 def plan(work: Work) -> list[Step]:
@@ -154,6 +175,15 @@ def finish(
         ).model_copy(update={"leakage": runs.leakage(found)}),
         manifest=wired.manifest.key,
         results=found,
+        joints=[
+            runs.JointEncoder(
+                key=encoder.key,
+                label=encoder.label,
+                members=[part.key for part in encoder.members],
+            )
+            for encoder in dict.fromkeys(used for used, _ in work.heads)
+            if isinstance(encoder, Joint)
+        ],
         gain=gain,
         registered=runs.Registered(
             name=work.context.dataset.name,
@@ -178,6 +208,6 @@ def _refused(work: Work, manifest: Artifact) -> int:
     store = work.context.store
     ids = tables.read(MANIFEST, store.path(manifest), ["image_id"])["image_id"]
     refused: set[str] = set()
-    for encoder, _ in work.heads:
-        refused |= EmbeddingFolder(store, encoder.key).refused().keys()
+    for part in (part for encoder, _ in work.heads for part in parts(encoder)):
+        refused |= EmbeddingFolder(store, part.key).refused().keys()
     return len(refused.intersection(ids.to_pylist())) if refused else 0

@@ -16,6 +16,7 @@ EmbeddingsOf = Mapping[str, Artifact]
 BY_VALIDATION = SearchSpec()
 # What makes a control of a context: see ``Context.control``.
 ONE_BY_ONE = "split image by image"
+UNTRAINED = "untrained"
 LOST = "its artifact is missing or damaged"
 
 

@@ -1,18 +1,24 @@
 """The path of one input from file to prediction, outside any run.
 
-A file is one input: an image, a text in UTF-8, or a vector as .npy.
+A file is one input: an image, a text in UTF-8, or a vector as .npy. It is decoded once,
+prepared once for each way of feeding a network, and goes once through each network that
+the model's members need; all of them are in memory at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline import modalities
+import numpy as np
+
+from tl_pipeline import joints, modalities
+from tl_pipeline.averaging import aligned
 from tl_pipeline.devices import devices
-from tl_pipeline.embeddings import Embeddings
+from tl_pipeline.engine import sharing
 from tl_pipeline.forward import BATCH, Forward
 from tl_pipeline.images import RefusedImage
+from tl_pipeline.modalities import Input
 from tl_pipeline.registry import Model
 
 
@@ -30,36 +36,58 @@ def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
     """Classify ``files`` in their order; one that is no input is refused alone.
 
     Raises:
-        WeightsError: the weights of the model's encoder are gone or changed.
+        WeightsError: the weights of one of the model's encoders are gone or changed.
     """
-    forward = Forward([model.encoder], devices()[0])
+    device = devices()[0]
+    networks = [Forward(group, device) for group in sharing(model.encoders)]
     found: list[Prediction] = []
-    size = BATCH[forward.device.type]
+    size = BATCH[device.type]
     for start in range(0, len(files), size):
-        found += _batch(model, forward, files[start : start + size])
+        found += _batch(model, networks, files[start : start + size])
     return found
 
 
-def _batch(model: Model, forward: Forward, files: Sequence[Path]) -> list[Prediction]:
-    how = model.encoder.preprocess
-    modality = modalities.of(how)
-    decoded: dict[Path, Any] = {}
+def probabilities(
+    model: Model, vectors: Mapping[str, np.ndarray], names: list[str]
+) -> np.ndarray:
+    """What ``model`` says in the end: float32 (n_inputs, n_classes) of its classes.
+
+    ``vectors`` has the embeddings of the inputs ``names``, by encoder key.
+    """
+    total = np.zeros((len(names), len(model.classes)), np.float32)
+    for member in model.members:
+        embeddings = joints.side_by_side(member.encoder, vectors, names)
+        said = member.head.predict_proba(embeddings)
+        total += member.times * aligned(said, member.head.classes, model.classes)
+    return total / sum(member.times for member in model.members)
+
+
+def _batch(
+    model: Model, networks: Sequence[Forward], files: Sequence[Path]
+) -> list[Prediction]:
+    ways = list(dict.fromkeys(encoder.preprocess for encoder in model.encoders))
+    prepared: dict[Path, dict[Input, Any]] = {}
     refused: dict[Path, str] = {}
     for file in files:
         try:
-            decoded[file] = modality.prepare(modality.decode(file.read_bytes()), how)
+            prepared[file] = _prepared(file, ways)
         except (RefusedImage, OSError) as error:
             refused[file] = str(error)
     said = {}
-    if decoded:
-        (vectors,) = forward(modality.collate(list(decoded.values())))
-        names = [str(file) for file in decoded]
-        embeddings = Embeddings(model.encoder.key, names, vectors)
-        probabilities = model.head.predict_proba(embeddings)
-        winners = probabilities.argmax(axis=1)
+    if prepared:
+        vectors: dict[str, np.ndarray] = {}
+        for network in networks:
+            how = network.encoders[0].preprocess
+            rows = [fed[how] for fed in prepared.values()]
+            given = network(modalities.of(how).collate(rows))
+            vectors |= {
+                encoder.key: found
+                for encoder, found in zip(network.encoders, given, strict=True)
+            }
+        rows = probabilities(model, vectors, [str(file) for file in prepared])
         said = {
-            file: (model.head.classes[winner], float(row[winner]))
-            for file, winner, row in zip(decoded, winners, probabilities, strict=True)
+            file: (model.classes[row.argmax()], float(row.max()))
+            for file, row in zip(prepared, rows, strict=True)
         }
     return [
         Prediction(file, refused=refused[file])
@@ -67,3 +95,15 @@ def _batch(model: Model, forward: Forward, files: Sequence[Path]) -> list[Predic
         else Prediction(file, *said[file])
         for file in files
     ]
+
+
+def _prepared(file: Path, ways: Sequence[Input]) -> dict[Input, Any]:
+    """What networks are fed with, by the way of feeding them.
+
+    Raises:
+        RefusedImage: it is none, or too small for one of the ways.
+        OSError: it cannot be read.
+    """
+    modality = modalities.of(ways[0])
+    decoded = modality.decode(file.read_bytes())
+    return {how: modality.prepare(decoded, how) for how in ways}

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tl_pipeline.encoder_specs import JointSpec, parse_backbone
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.request import CatalogOption, Json, StoreOption
-from tl_pipeline.specs import EncoderSpec
 
 if TYPE_CHECKING:
     from tl_pipeline.ranking import Ranked, Ranking
@@ -46,10 +46,15 @@ def rank(
         )
     if images < 1:
         raise InvalidSpec(f"--images must be at least 1, not {images}")
-    wishes = [EncoderSpec.parse(text) for text in backbone]
+    wishes = list(map(parse_backbone, backbone))
+    for wish in wishes:
+        if isinstance(wish, JointSpec):
+            raise InvalidSpec(
+                f"{wish.short()}: encoders are ranked one by one; name each by itself"
+            )
 
     from tl_pipeline import catalog as entries
-    from tl_pipeline import console, progress, work
+    from tl_pipeline import console, joints, progress, work
     from tl_pipeline.artifacts import Store
     from tl_pipeline.planning import Context
 
@@ -62,18 +67,19 @@ def rank(
         seed=seed,
         trust_memo=not verify,
     )
-    encoders = work.resolve(wishes, place, verify=verify, download=True)
+    found = work.resolve(wishes, place, verify=verify, download=True)
+    encoders = joints.flattened(found)
 
     from tl_pipeline import ranking  # scikit-learn: after what may be refused at once
 
     with console.LiveProgress() as live, progress.reporting(live):
-        found = ranking.rank(context, encoders, images)
+        ranked = ranking.rank(context, encoders, images)
     if json:
-        console.print_json(_document(found))
+        console.print_json(_document(ranked))
         return
-    rows = [_row(place, row) for place, row in enumerate(found.rows, start=1)]
+    rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
     console.print_rows(rows, list(rows[0]))
-    console.out.print(f"\n{_sample(found)}\n{_conclusion(found)}", markup=False)
+    console.out.print(f"\n{_sample(ranked)}\n{_conclusion(ranked)}", markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 ``models/<key>/`` holds everything a prediction needs but the network's own weights:
 ``model.json`` (encoder identity with preprocessing, head, label names, scores), the
-head and the provenance. MLflow gives versions and the alias ``champion``; it can be
+head and the provenance. A model of joint encoders or of several heads keeps each head
+in ``members/<number>/``. MLflow gives versions and the alias ``champion``; it can be
 rebuilt from the folders, never the other way round.
 """
 
@@ -17,9 +18,10 @@ from tl_pipeline import tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.errors import UnknownName
+from tl_pipeline.errors import StoreError, UnknownName
 from tl_pipeline.heads.fitted import FittedHead
 from tl_pipeline.heads.fitted import load as load_head
+from tl_pipeline.joints import AnyEncoder, Joint, flattened
 from tl_pipeline.splits import VALIDATION
 from tl_pipeline.tables import PREDICTIONS
 
@@ -27,17 +29,36 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION = "champion"
+# The format of ``model.json`` where there are several encoders or heads.
+SEVERAL = 2
+
+
+@dataclass(frozen=True)
+class Member:
+    """A head, the identity of the encoder that it needs, and how much it counts."""
+
+    encoder: AnyEncoder
+    head: FittedHead
+    times: int = 1
 
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model: a head and the identity of the encoder it needs."""
+    """A registered model: one head, or several whose probabilities are averaged.
+
+    ``classes`` are the label names that it can give.
+    """
 
     folder: Path
     dataset: str
-    encoder: Encoder
-    head: FittedHead
+    members: tuple[Member, ...]
+    classes: list[str]
     about: dict[str, Any]
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """Every encoder that an input must go through, once."""
+        return flattened(member.encoder for member in self.members)
 
 
 @dataclass(frozen=True)
@@ -134,11 +155,27 @@ def open_model(folder: Path) -> Model:
     """The model in ``folder``, which needs no registry.
 
     Raises:
+        StoreError: it is of a format that this version does not know.
         DamagedArtifact, UnsafeModelFile: see ``heads.fitted.load``.
     """
     about = json.loads((folder / "model.json").read_text())
-    encoder = Encoder.model_validate(about["encoder"])
-    return Model(folder, about["dataset"], encoder, load_head(folder), about)
+    if about["format"] == 1:
+        encoder = Encoder.model_validate(about["encoder"])
+        members = (Member(encoder, load_head(folder)),)
+    elif about["format"] == SEVERAL:
+        members = tuple(_member(folder, row) for row in about["members"])
+    else:
+        raise StoreError(
+            f"{folder}: this version reads models of the formats 1 and {SEVERAL}, not "
+            f"{about['format']}; use the version that wrote it"
+        )
+    return Model(folder, about["dataset"], members, about["classes"], about)
+
+
+def _member(folder: Path, row: dict[str, Any]) -> Member:
+    found = tuple(map(Encoder.model_validate, row["encoders"]))
+    encoder = found[0] if len(found) == 1 else Joint(members=found)
+    return Member(encoder, load_head(folder / row["folder"]), row["times"])
 
 
 def _record(store: Store, model: str) -> Path:

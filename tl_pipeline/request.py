@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tl_pipeline import catalog
+from tl_pipeline.encoder_specs import JointSpec, parse_backbone
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec, SearchSpec
+from tl_pipeline.specs import Ensemble, HeadSpec, RunSpec, SearchSpec
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 StoreOption = Annotated[
@@ -31,7 +32,7 @@ class Request:
     """A name in the data catalogue, or a folder of images."""
 
     backbone: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    """NAME or NAME:layer=...,weights=...; repeat to compare. Default: lenet5."""
+    """NAME or NAME:layer=...,weights=...; A+B joins; repeat to compare."""
 
     head: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """NAME or NAME:param=value; 0.1/1 is a grid; or quick, or thorough.
@@ -39,6 +40,9 @@ class Request:
 
     search: str | None = None
     """validation or cross_validation, :folds=,strategy=,configurations=,refit="""
+
+    ensemble: Ensemble | None = None
+    """Also average the probabilities of heads: one candidate more."""
 
     weights: str | None = None
     """Weights of the one backbone: a file, a torchvision name, or random:SEED."""
@@ -67,10 +71,10 @@ class Request:
         Raises:
             InvalidSpec, CatalogError: it is not one; the message says why.
         """
-        encoders = tuple(map(EncoderSpec.parse, self.backbone))
+        encoders = tuple(map(parse_backbone, self.backbone))
         if self.weights:
             encoders = encoders or RunSpec(dataset="-").backbones
-            if len(encoders) != 1:
+            if len(encoders) != 1 or isinstance(encoders[0], JointSpec):
                 raise InvalidSpec(
                     "--weights is for one backbone; with several write "
                     "--backbone NAME:weights=FILE for each"
@@ -81,6 +85,7 @@ class Request:
             "backbones": encoders or None,
             "heads": tuple(map(HeadSpec.parse, self.head)) or None,
             "search": SearchSpec.parse(self.search) if self.search else None,
+            "ensemble": self.ensemble,
             "seed": self.seed,
             "part_rows": self.part_rows,
             "controls": None if self.controls else False,
@@ -100,6 +105,7 @@ class Request:
             "backbones": [encoder.short() for encoder in spec.backbones],
             "heads": [head.short() for head in spec.heads],
             "search": spec.search.short(),
+            "ensemble": spec.ensemble,
             "controls": spec.controls,
             "seed": spec.seed,
             "part_rows": spec.part_rows,

@@ -4,12 +4,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from tl_pipeline import split_report, tables
+from tl_pipeline import joints, split_report, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.planning import ONE_BY_ONE, Step
@@ -19,8 +20,20 @@ from tl_pipeline.split_report import Leakage, NearDuplicateFindings, SplitReport
 from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS
 
 
+class ResultMember(BaseModel):
+    """One of several heads that are averaged, and how often it counts."""
+
+    evaluation: str
+    encoder: str
+    head: str
+    times: int
+
+
 class Result(BaseModel):
-    """The chosen configuration of one head on one encoder, scored by accuracy."""
+    """The chosen configuration of one head on one encoder, scored by accuracy.
+
+    ``members`` are the heads whose probabilities it averages, if it does.
+    """
 
     evaluation: str
     encoder: str
@@ -29,6 +42,15 @@ class Result(BaseModel):
     validation: Score
     test: Score
     test_images: int
+    members: list[ResultMember] = []
+
+
+class JointEncoder(BaseModel):
+    """An encoder made of several; ``members`` are their keys."""
+
+    key: str
+    label: str
+    members: list[str]
 
 
 class Registered(BaseModel):
@@ -44,7 +66,8 @@ class Registered(BaseModel):
 class RunRecord(BaseModel):
     """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
 
-    Records of older versions have no ``split_report``.
+    Records of older versions have no ``split_report``. ``joints`` are the encoders that
+    have no embeddings of their own in the store.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,6 +86,7 @@ class RunRecord(BaseModel):
     results: list[Result]
     gain: Score | None
     registered: Registered
+    joints: list[JointEncoder] = []
 
     @property
     def best(self) -> Result:
@@ -157,7 +181,8 @@ def results(
     """All results, best first, and the gain by transfer of the best one.
 
     The gain is its test accuracy minus that of the untrained twin (same network and
-    layer, random weights, same head), with a paired interval; None without a twin.
+    layer, random weights, same head; of averaged heads: the twins' heads averaged the
+    same way), with a paired interval; None without a twin.
     """
     found = [_result(store, evaluation, best) for evaluation in evaluations]
     order = {"best": 0, "candidate": 1, "control": 2}
@@ -166,31 +191,31 @@ def results(
     twin = _twin(store, by_key, best)
     if twin is None:
         return found, None
-    difference = paired_difference(
-        _right(store, by_key[best]), _right(store, twin), seed
-    )
+    mine, theirs = _right(store, by_key[best], twin)
+    difference = paired_difference(mine, theirs, seed)
     return found, Score(
         value=difference.value, low=difference.low, high=difference.high
     )
 
 
 def _result(store: Store, evaluation: Artifact, best: str) -> Result:
-    about = store.provenance(evaluation)["params"]
+    provenance = store.provenance(evaluation)
     metrics = tables.read(METRICS, store.path(evaluation)).to_pylist()
     chosen = {
         row["split"]: row
         for row in metrics
         if row["chosen"] and row["metric"] == "accuracy"
     }
-    role = "control" if about["control"] else "candidate"
+    role = "control" if provenance["params"]["control"] else "candidate"
     return Result(
         evaluation=evaluation.key,
-        encoder=about["encoder"],
+        encoder=chosen["test"]["encoder"],
         head=chosen["test"]["head"],
         role="best" if evaluation.key == best else role,
         validation=_score(chosen["validation"]),
         test=_score(chosen["test"]),
         test_images=chosen["test"]["images"],
+        members=provenance.get("members", []),
     )
 
 
@@ -199,19 +224,38 @@ def _score(row: Mapping[str, float]) -> Score:
 
 
 def _twin(store: Store, evaluations: dict[str, Artifact], best: str) -> Artifact | None:
-    def place(key: str) -> tuple[str, str]:
-        about = store.provenance(evaluations[key])["params"]
-        return about["encoder"].partition(" ")[0], about["family"]
-
-    for key, evaluation in evaluations.items():
-        untrained = " random:" in store.provenance(evaluation)["params"]["encoder"]
-        if key != best and untrained and place(key) == place(best):
-            return evaluation
+    about = {
+        key: store.provenance(evaluation)["params"]
+        for key, evaluation in evaluations.items()
+    }
+    for key, other in about.items():
+        if key != best and _untrained(other, about[best]):
+            return evaluations[key]
     return None
 
 
-def _right(store: Store, evaluation: Artifact) -> np.ndarray:
-    """Whether each test image, in the order of ids, is classified right."""
-    rows = tables.read(PREDICTIONS, store.path(evaluation)).to_pandas()
-    rows = rows[rows["split"] == "test"].sort_values("image_id")
-    return (rows["label"] == rows["predicted"]).to_numpy()
+def _untrained(other: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """Whether the evaluation with the parameters ``other`` is of the untrained twin."""
+    if other["family"] != mine["family"]:
+        return False
+    if "encoder" not in mine:  # averaged heads, of which there is one control
+        return other["control"]
+    labels = joints.labels(other["encoder"])
+    names, own = (
+        [label.partition(" ")[0] for label in joints.labels(about["encoder"])]
+        for about in (other, mine)
+    )
+    return names == own and all(" random:" in label for label in labels)
+
+
+def _right(store: Store, *evaluations: Artifact) -> list[np.ndarray]:
+    """Whether each test image that all scored, in the order of ids, is right."""
+    found = []
+    for evaluation in evaluations:
+        rows = tables.read(PREDICTIONS, store.path(evaluation)).to_pandas()
+        rows = rows[rows["split"] == "test"].set_index("image_id").sort_index()
+        found.append(rows["label"] == rows["predicted"])
+    both = found[0].index
+    for other in found[1:]:
+        both = both.intersection(other.index)
+    return [right.loc[both].to_numpy() for right in found]

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_pipeline import fits, heads, tables
+from tl_pipeline import fits, heads, joints, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
-from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.labels import TrainingRows
 from tl_pipeline.planning import Context
@@ -119,11 +118,11 @@ class Trials:
 
         context = self.context
         fits.check(context, learned)
-        folder = EmbeddingFolder(context.store, self.embeddings.key)
-        vectors = folder.load(learned.labels)
+        load = partial(joints.load, context.store, self.embeddings)
+        vectors = load(learned.labels)
         rows = Rows(vectors.vectors, *learned.columns(vectors.image_ids))
         if self.held:
-            found = folder.load(self.held)
+            found = load(self.held)
             names = np.array([self.held[image_id] for image_id in found.image_ids])
             held = Rows(found.vectors, names)
             yield from trials.held_out(configs, context.seed, rows, held)

@@ -4,15 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tl_pipeline import backbones, catalog, encoders, heads, precision, runs
+from tl_pipeline import backbones, catalog, encoders, heads, joints, precision, runs
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import DatasetSpec, Modality
 from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.encoder_specs import BackboneSpec, EncoderSpec, members, parse_backbone
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.planning import Context, Step
 from tl_pipeline.search import candidates
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.specs import Ensemble, HeadSpec, RunSpec
 
 MAJORITY = HeadSpec(name="majority")
 # What to write where an encoder of another modality was named.
@@ -33,19 +35,19 @@ class Work:
 
     spec: RunSpec
     context: Context
-    heads: list[tuple[Encoder, list[HeadSpec]]]
-    eye: Encoder | None
+    heads: list[tuple[AnyEncoder, list[HeadSpec]]]
+    eye: AnyEncoder | None
     skipped: list[Step] = field(default_factory=list)
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
-        """Each encoder once, in the order of ``heads``."""
+        """What is embedded: each encoder once, in the order of ``heads``."""
         used = [encoder for encoder, _ in self.heads]
         used += [self.eye] if self.eye else []
-        return tuple({encoder.key: encoder for encoder in used}.values())
+        return joints.flattened(used)
 
     @property
-    def leakage(self) -> tuple[Encoder, list[HeadSpec]] | None:
+    def leakage(self) -> tuple[AnyEncoder, list[HeadSpec]] | None:
         """What is also run on a split image by image, where images belong together."""
         if not (self.spec.controls and self.context.dataset.drawn_together):
             return None
@@ -81,11 +83,13 @@ def prepare(
             "name a head to compare with it"
         )
     near = dataset.near_duplicates
-    looker = EncoderSpec.parse(near.backbone) if near.backbone else spec.backbones[0]
+    looker = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
     wishes = [*spec.backbones, *([] if near.action == "ignore" else [looker])]
     check_modality(dataset, wishes)
     found = resolve(wishes, store, verify=verify, download=download)
     work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
+    if spec.ensemble:
+        _check_ensemble(spec.ensemble, work)
     skipped: list[Step] = []
     if spec.controls:
         work[0][1].append(MAJORITY)
@@ -110,14 +114,36 @@ def _complete(spec: RunSpec) -> list[HeadSpec]:
     return list({head.short(): head for head in map(heads.complete, given)}.values())
 
 
-def check_modality(dataset: DatasetSpec, wishes: Sequence[EncoderSpec]) -> None:
+def _check_ensemble(
+    ensemble: Ensemble, work: Sequence[tuple[AnyEncoder, list[HeadSpec]]]
+) -> None:
+    """Refuse to average what is one candidate alone."""
+    scored = {
+        (encoder.key, head.short())
+        for encoder, specs in work
+        for head in specs
+        if not heads.HEADS[head.name].control
+    }
+    if ensemble == "average" and len({key for key, _ in scored}) < 2:
+        raise InvalidSpec(
+            "ensemble average takes the best head of each encoder, and this run has "
+            "one encoder; add a backbone, or choose greedy"
+        )
+    if len(scored) < 2:
+        raise InvalidSpec(
+            f"ensemble {ensemble} averages heads, and this run has one; add a head or "
+            "a backbone"
+        )
+
+
+def check_modality(dataset: DatasetSpec, wishes: Sequence[BackboneSpec]) -> None:
     """Refuse an encoder that takes something else than ``dataset`` holds.
 
     Raises:
         UnknownName: there is no such backbone.
         InvalidSpec: it takes something else.
     """
-    for wish in wishes:
+    for wish in (member for several in wishes for member in members(several)):
         takes = backbones.find_backbone(wish.backbone).modality
         if takes != dataset.modality:
             raise InvalidSpec(
@@ -140,43 +166,40 @@ def _with_backbones(spec: RunSpec, dataset: DatasetSpec) -> RunSpec:
 
 
 def resolve(
-    wishes: Sequence[EncoderSpec],
+    wishes: Sequence[BackboneSpec],
     store: Store,
     *,
     verify: bool = False,
     download: bool = False,
-) -> list[Encoder]:
+) -> list[AnyEncoder]:
     """The encoders that ``wishes`` mean, all names checked first; see ``prepare``.
 
     Raises:
         UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
     for wish in wishes:
-        encoders.check_names(wish, store)
-    found = []
-    for wish in wishes:
+        for member in members(wish):
+            encoders.check_names(member, store)
+
+    def one(wish: EncoderSpec) -> Encoder:
         if download:
             encoders.fetch(wish, store)
         encoder = encoders.resolve(wish, store, trust=not verify)
         if download and not EmbeddingFolder(store, encoder.key).path.exists():
             encoders.load(encoder)
-        if wish.precision == "auto":
-            encoder = precision.choose(encoder, store)
-        found.append(encoder)
-    return found
+        return precision.choose(encoder, store) if wish.precision == "auto" else encoder
+
+    return [joints.joined(list(map(one, members(wish))), wish) for wish in wishes]
 
 
 def _untrained(
-    spec: RunSpec, store: Store, wanted: list[HeadSpec], found: list[Encoder]
-) -> list[tuple[Encoder, list[HeadSpec]]]:
+    spec: RunSpec, store: Store, wanted: list[HeadSpec], found: list[AnyEncoder]
+) -> list[tuple[AnyEncoder, list[HeadSpec]]]:
     """The untrained twin of every backbone, once."""
-    twins: dict[str, Encoder] = {}
+    twins: dict[str, AnyEncoder] = {}
     for wish, trained in zip(spec.backbones, found, strict=True):
-        if not encoders.without_twin(wish):
-            # as exact as the one that it is compared with
-            alike = wish.model_copy(update={"precision": trained.precision})
-            twin = encoders.untrained_twin(alike, spec.seed)
-            encoder = encoders.resolve(twin, store, control=True)
+        if not joints.without_twin(wish):
+            encoder = joints.untrained_twin(wish, trained, spec.seed, store)
             twins.setdefault(encoder.key, encoder)
     known = {encoder.key for encoder in found}
     return [(twin, wanted) for key, twin in twins.items() if key not in known]
@@ -185,7 +208,7 @@ def _untrained(
 def _without_twin(spec: RunSpec) -> Iterator[Step]:
     """That the untrained control of a backbone is missing, for people to read."""
     for wish in spec.backbones:
-        if why := encoders.without_twin(wish):
+        if why := joints.without_twin(wish):
             yield Step(
                 stage="embed",
                 subject=f"untrained twin of {wish.short()}",

@@ -20,7 +20,8 @@ from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads.parameters import MEANINGS, PREPARATION, accepted, domain
 from tl_pipeline.heads.profiles import PROFILES, expanded
 from tl_pipeline.heads.table import HEADS, Head
-from tl_pipeline.specs import HeadConfig, HeadSpec, Scalar
+from tl_pipeline.short_forms import Scalar
+from tl_pipeline.specs import HeadConfig, HeadSpec
 
 __all__ = [
     "HEADS",

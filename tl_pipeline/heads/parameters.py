@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.specs import Scalar
+from tl_pipeline.short_forms import Scalar
 
 # What is done to embeddings before a head learns; see preparation.prepared.
 PREPARATION: Mapping[str, Scalar] = MappingProxyType(

@@ -27,7 +27,7 @@ class SmallTable(NamedTuple):
 
 def small_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
     """Every small table by its name."""
-    return {**_of_runs(store, records), **_of_store(store)}
+    return {**_of_runs(store, records), **_of_store(store, records)}
 
 
 def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
@@ -108,10 +108,16 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             _schema("run_id dataset evaluation encoder head role:s", "latest:b"),
             "One row per run and evaluation: best, candidate or control.",
         ),
+        "members": SmallTable(
+            _members(records),
+            _schema("evaluation member encoder head:s", "times:i"),
+            "One row per evaluation of averaged heads and head: member is the "
+            "evaluation of that head, which counts so many times.",
+        ),
     }
 
 
-def _of_store(store: Store) -> dict[str, SmallTable]:
+def _of_store(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
     return {
         "models": SmallTable(
             registry.models(store),
@@ -126,9 +132,10 @@ def _of_store(store: Store) -> dict[str, SmallTable]:
             "One row per registered model version; aliases may hold champion.",
         ),
         "encoders": SmallTable(
-            _encoders(store),
+            [*_encoders(store), *_joints(store, records)],
             _schema("encoder_key encoder backbone layer weights weights_sha256:s"),
-            "One row per encoder that has embeddings in the store.",
+            "One row per encoder that has embeddings in the store, and per joint of "
+            "several, which has none of its own.",
         ),
         "refused": SmallTable(
             _refused(store),
@@ -274,6 +281,31 @@ def _encoders(store: Store) -> Iterable[Row]:
             "weights": encoder.weights.name,
             "weights_sha256": encoder.weights.sha256,
         }
+
+
+def _joints(store: Store, records: list[RunRecord]) -> Iterable[Row]:
+    known = {row["encoder_key"]: row for row in _encoders(store)}
+    joints = {joint.key: joint for record in records for joint in record.joints}
+    for joint in joints.values():
+        members = [known[key] for key in joint.members if key in known]
+        told = {
+            name: " + ".join(member[name] for member in members)
+            for name in ("backbone", "layer", "weights")
+        }
+        yield {"encoder_key": joint.key, "encoder": joint.label, **told}
+
+
+def _members(records: list[RunRecord]) -> Iterable[Row]:
+    results = {r.evaluation: r for record in records for r in record.results}
+    for result in results.values():
+        for member in result.members:
+            yield {
+                "evaluation": result.evaluation,
+                "member": member.evaluation,
+                "encoder": member.encoder,
+                "head": member.head,
+                "times": member.times,
+            }
 
 
 def _refused(store: Store) -> Iterable[Row]:

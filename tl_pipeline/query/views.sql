@@ -1,8 +1,8 @@
 -- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
 -- {name} is replaced by a list of files or a glob; the tables runs, stages, timings,
 -- splits, class_counts, near_duplicates, models, encoders, refused, latest_manifests,
--- run_evaluations, searches, doubled_embeddings come from small_tables.py. Tables of older
--- versions lack columns (weight, first_seen), which are null here.
+-- run_evaluations, members, searches, doubled_embeddings come from small_tables.py.
+-- Tables of older versions lack columns (weight, first_seen), which are null here.
 
 CREATE VIEW images AS
 SELECT f.dataset, i.* EXCLUDE (filename)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tl_pipeline import runs, splits, tables
+from tl_pipeline import joints, runs, splits, tables
 from tl_pipeline.artifacts import (
     Artifact,
     KeyDocument,
@@ -26,9 +26,8 @@ from tl_pipeline.artifacts import (
     key_document,
 )
 from tl_pipeline.datasets import SplitSpec
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.planning import (
     Context,
     EmbeddingsOf,
@@ -48,14 +47,14 @@ def plan(
     context: Context,
     manifest: Artifact,
     embedded: EmbeddingsOf,
-    encoder: Encoder,
+    encoder: AnyEncoder,
 ) -> Outcome[Artifact]:
     """Look whether these images were compared already.
 
     Until they are, the output is ``manifest`` itself: with ``keep_together`` the plan
     of what follows holds for its splits, and may change by what is found.
     """
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     started = time.perf_counter()
     too_many = _too_many(context, manifest)
     document = _document(context, manifest, embeddings)
@@ -81,14 +80,14 @@ def plan(
 
 
 def run(
-    context: Context, manifest: Artifact, embedded: EmbeddingsOf, encoder: Encoder
+    context: Context, manifest: Artifact, embedded: EmbeddingsOf, encoder: AnyEncoder
 ) -> Outcome[Artifact]:
     """Find the near duplicates, and keep them together where the dataset says so.
 
     Raises:
         DatasetError: they are to be kept together, but are too many to be compared.
     """
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     started = time.perf_counter()
     planned = plan(context, manifest, embedded, encoder)
     if planned.step.cached:
@@ -98,7 +97,7 @@ def run(
 
     store, wanted = context.store, context.dataset.near_duplicates
     rows = tables.read(MANIFEST, store.path(manifest))
-    vectors = EmbeddingFolder(store, embeddings.key).load(rows["image_id"].to_pylist())
+    vectors = joints.load(store, embeddings, rows["image_id"].to_pylist())
     # Both are sorted by id; images that the encoder refused have no vector.
     at = np.searchsorted(rows["image_id"].to_numpy(), np.array(vectors.image_ids))
     found = find(vectors.vectors, rows["label"].to_numpy()[at], wanted.ratio)

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_pipeline import fits, heads, tables
+from tl_pipeline import fits, heads, joints, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.labels import labels_of
 from tl_pipeline.planning import (
     Context,
@@ -49,11 +48,11 @@ def plan(
     manifest: Artifact,
     embedded: EmbeddingsOf,
     trained: tuple[Artifact, ...],
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> Outcome[Artifact]:
     """Look whether these heads were scored on these rows."""
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     started = time.perf_counter()
     document = _document(context, manifest, embeddings, trained, encoder, head)
     key, subject = digest(document), f"{head.name} on {context.named(encoder.label)}"
@@ -81,7 +80,7 @@ def run(
     manifest: Artifact,
     embedded: EmbeddingsOf,
     trained: tuple[Artifact, ...],
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> Outcome[Artifact]:
     """Choose on validation, look at test once.
@@ -89,7 +88,7 @@ def run(
     Raises:
         DatasetError: no validation or no test image could be embedded.
     """
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     started = time.perf_counter()
     planned = plan(context, manifest, embedded, trained, encoder, head)
     if planned.step.cached:
@@ -115,7 +114,7 @@ def _document(
     manifest: Artifact,
     embeddings: Artifact,
     trained: tuple[Artifact, ...],
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> KeyDocument:
     held = {
@@ -157,7 +156,6 @@ def _write(
     from tl_pipeline.heads import fitted  # noqa: PLC0415
 
     store = context.store
-    vectors = EmbeddingFolder(store, embeddings.key)
     held = {}
     for split in (VALIDATION, TEST):
         labels = labels_of(store, manifest, embeddings, split)
@@ -166,7 +164,7 @@ def _write(
                 f"{context.dataset.name}: no {split} image could be embedded; see the "
                 "quarantine table"
             )
-        found = vectors.load(labels)
+        found = joints.load(store, embeddings, labels)
         names = np.array([labels[image_id] for image_id in found.image_ids])
         held[split] = HeldOut(split, found, names)
     candidates = _fitted(context, manifest, embeddings, trained)

@@ -1,14 +1,15 @@
 """Register: all evaluations of a run -> the best candidate as a model.
 
 Reads the evaluations. Writes ``models/<key>/``, one complete folder (``model.json`` and
-the head's files), gives it a version in the registry, and the alias ``champion`` if it
-earns it. Controls are compared with, never registered.
+the head's files, those of several in ``members/<number>/``), gives it a version in the
+registry, and the alias ``champion`` if it earns it. Controls are compared with, never
+registered.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from tl_pipeline import heads, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
 from tl_pipeline.encoders import Encoder
+from tl_pipeline.joints import AnyEncoder, parts
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.specs import HeadConfig
 from tl_pipeline.splits import VALIDATION
@@ -37,11 +39,11 @@ class Best:
 def plan(
     context: Context,
     evaluations: Sequence[Artifact],
-    encoders: Sequence[Encoder],  # noqa: ARG001 - the signature of run
+    encoders: Sequence[AnyEncoder | None],  # noqa: ARG001 - the signature of run
 ) -> Outcome[Best | None]:
     """Look whether the best candidate is registered; None while one is unscored.
 
-    ``encoders[i]`` is the encoder of ``evaluations[i]``.
+    ``encoders[i]`` is the encoder of ``evaluations[i]``, None of averaged heads.
     """
     started = time.perf_counter()
     unscored = [
@@ -84,7 +86,9 @@ def plan(
 
 
 def run(
-    context: Context, evaluations: Sequence[Artifact], encoders: Sequence[Encoder]
+    context: Context,
+    evaluations: Sequence[Artifact],
+    encoders: Sequence[AnyEncoder | None],
 ) -> Outcome[Best | None]:
     """Build the model folder of the best candidate and register it."""
     started, planned = time.perf_counter(), plan(context, evaluations, encoders)
@@ -95,8 +99,9 @@ def run(
 
     best = _best(context, evaluations)
     document = _document(context, best)
-    encoder = encoders[list(evaluations).index(best)]
-    write = partial(_write, context, best, encoder, document)
+    pairs = zip(evaluations, encoders, strict=True)
+    used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
+    write = partial(_write, context, best, used, document)
     registry.register(context.store, context.store.build("models", document, write))
     return planned.ran(time.perf_counter() - started)
 
@@ -136,24 +141,38 @@ def _document(context: Context, best: Artifact) -> KeyDocument:
 def _write(
     context: Context,
     best: Artifact,
-    encoder: Encoder,
+    encoders: Mapping[str, AnyEncoder],
     document: KeyDocument,
     folder: Path,
 ) -> str:
-    evaluation = context.store.path(best)
-    chosen = json.loads((evaluation / "chosen.json").read_text())
-    head = context.store.root / "heads" / chosen["head"]
-    about = json.loads((head / "head.json").read_text())
-    for name in ("head.json", about["file"]):
-        shutil.copyfile(head / name, folder / name)
-    model = {
-        "format": 1,
+    """``encoders`` has the encoder of each evaluation of one head, by its key."""
+    from tl_pipeline.registry import SEVERAL  # noqa: PLC0415 - see run
+
+    rows = tables.read(METRICS, context.store.path(best)).to_pylist()
+    shown = next(row for row in rows if row["chosen"])
+    chosen = _chosen(context, best.key)
+    encoder = encoders.get(best.key)
+    if isinstance(encoder, Encoder):
+        model = {
+            "format": 1,
+            "encoder": encoder.model_dump(mode="json"),
+            "encoder_key": encoder.key,
+            "head": chosen["head"],
+            "head_label": _copy_head(context, chosen["head"], folder),
+        }
+    else:
+        rows = chosen.get("members") or [{"evaluation": best.key, "times": 1}]
+        model = {
+            "format": SEVERAL,
+            "members": [
+                _member(context, row, encoders, folder, f"members/{number}")
+                for number, row in enumerate(rows)
+            ],
+            "head_label": shown["head"],
+        }
+    model |= {
         "dataset": context.dataset.name,
-        "encoder": encoder.model_dump(mode="json"),
-        "encoder_key": encoder.key,
-        "encoder_label": encoder.label,
-        "head": chosen["head"],
-        "head_label": heads.label(HeadConfig.model_validate(about["config"])),
+        "encoder_label": shown["encoder"],
         "classes": chosen["classes"],
         "metrics": _metrics(context, best),
         "evaluation": best.key,
@@ -161,3 +180,40 @@ def _write(
     text = json.dumps(model, indent=1, ensure_ascii=False)
     (folder / "model.json").write_text(text)
     return digest(document)
+
+
+def _member(
+    context: Context,
+    row: Mapping[str, Any],
+    encoders: Mapping[str, AnyEncoder],
+    folder: Path,
+    place: str,
+) -> dict[str, Any]:
+    """Copy the head of one member to ``place`` in ``folder``; what the model tells."""
+    encoder = encoders[row["evaluation"]]
+    head = _chosen(context, row["evaluation"])["head"]
+    (folder / place).mkdir(parents=True)
+    return {
+        "folder": place,
+        "times": row["times"],
+        "encoders": [part.model_dump(mode="json") for part in parts(encoder)],
+        "encoder_keys": [part.key for part in parts(encoder)],
+        "encoder_label": encoder.label,
+        "head": head,
+        "head_label": _copy_head(context, head, folder / place),
+        "evaluation": row["evaluation"],
+    }
+
+
+def _chosen(context: Context, evaluation: str) -> dict[str, Any]:
+    folder = context.store.root / "evaluations" / evaluation
+    return json.loads((folder / "chosen.json").read_text())
+
+
+def _copy_head(context: Context, key: str, folder: Path) -> str:
+    """Copy the files of a head into ``folder``; its label."""
+    head = context.store.root / "heads" / key
+    about = json.loads((head / "head.json").read_text())
+    for name in ("head.json", about["file"]):
+        shutil.copyfile(head / name, folder / name)
+    return heads.label(HeadConfig.model_validate(about["config"]))

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline import fits, search, tables
+from tl_pipeline import fits, joints, search, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
-from tl_pipeline.encoders import Encoder
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.labels import TrainingRows, labels_of
 from tl_pipeline.planning import (
     Context,
@@ -83,7 +83,7 @@ def plan(
     context: Context,
     manifest: Artifact,
     embedded: EmbeddingsOf,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> Outcome[tuple[Artifact, ...]]:
     """Look whether the choice was made; if not, which trials there are already."""
@@ -117,7 +117,7 @@ def run(
     context: Context,
     manifest: Artifact,
     embedded: EmbeddingsOf,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> Outcome[tuple[Artifact, ...]]:
     """Try the configurations of ``head`` that were not tried, and choose.
@@ -142,10 +142,10 @@ def _question(
     context: Context,
     manifest: Artifact,
     embedded: EmbeddingsOf,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> _Question:
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     held = {}
     if context.search.select == "validation":
         held = labels_of(context.store, manifest, embeddings, VALIDATION)

@@ -9,9 +9,9 @@ key serves as the fingerprint.
 
 import time
 
-from tl_pipeline import fits, heads, search
+from tl_pipeline import fits, heads, joints, search
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest
-from tl_pipeline.encoders import Encoder
+from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.planning import (
     Context,
     EmbeddingsOf,
@@ -30,11 +30,11 @@ def plan(
     context: Context,
     manifest: Artifact,
     embedded: EmbeddingsOf,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> Outcome[tuple[Artifact, ...]]:
     """Name every configuration of ``head`` and look which are trained already."""
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     started = time.perf_counter()
     documents = _documents(context, manifest, embeddings, head)
     subject = f"{head.name} on {context.named(encoder.label)}"
@@ -67,7 +67,7 @@ def run(
     context: Context,
     manifest: Artifact,
     embedded: EmbeddingsOf,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     head: HeadSpec,
 ) -> Outcome[tuple[Artifact, ...]]:
     """Fit every configuration of ``head`` that is not there yet.
@@ -80,7 +80,7 @@ def run(
     planned = plan(context, manifest, embedded, encoder, head)
     if planned.step.cached:
         return planned
-    embeddings = embedded[encoder.key]
+    embeddings = joints.embeddings_of(embedded, encoder)
     rows = fits.rows_of(context, manifest, embeddings, TRAIN)
     configs = search.candidates(head, context.search, context.seed)
     with track(f"train {planned.step.subject}", planned.step.units) as progress:

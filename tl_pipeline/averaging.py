@@ -1,0 +1,129 @@
+"""Several heads as one: which of them, and the mean of their class probabilities.
+
+Everything comes from the predictions that evaluations stored; no head is asked again.
+Heads of different encoders may know different classes and have scored different images,
+so classes meet by name and rows by image id.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Of greedy selection; later ones would change weights by less than a fiftieth.
+ROUNDS = 50
+# Images at a time, so that memory stays bounded.
+_STEP = 1024
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one head said of the images of one split, sorted by ``image_ids`` (n,).
+
+    ``labels`` (n,) are the true ones; ``probabilities`` is float32 of shape
+    (n, n_classes), its columns in the order of ``classes``.
+    """
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    probabilities: np.ndarray
+
+    def of(self, image_ids: np.ndarray) -> "Said":
+        """Of ``image_ids`` alone, which are sorted and all among these."""
+        if len(image_ids) == len(self.image_ids):
+            return self
+        at = np.searchsorted(self.image_ids, image_ids)
+        return Said(image_ids, self.labels[at], self.classes, self.probabilities[at])
+
+    def of_truth(self) -> np.ndarray:
+        """The probability of each image's true class, (n,); 0 of an unknown one."""
+        place = {name: column for column, name in enumerate(self.classes)}
+        columns = np.array([place.get(label, -1) for label in self.labels])
+        found = self.probabilities[np.arange(len(columns)), columns]
+        return np.where(columns < 0, 0, found)
+
+
+def aligned(
+    probabilities: np.ndarray, classes: Sequence[str], wanted: Sequence[str]
+) -> np.ndarray:
+    """``probabilities`` (n, k) with a column for each class that is ``wanted``.
+
+    A class that the head does not know has the probability 0.
+    """
+    if list(classes) == list(wanted):
+        return probabilities
+    found = np.zeros((len(probabilities), len(wanted)), probabilities.dtype)
+    place = {name: column for column, name in enumerate(wanted)}
+    found[:, [place[name] for name in classes]] = probabilities
+    return found
+
+
+def shared(said: Sequence[Said]) -> np.ndarray:
+    """The images that all of ``said`` are about, sorted."""
+    ids = set[str](said[0].image_ids)
+    return np.array(sorted(ids.intersection(*(one.image_ids for one in said[1:]))))
+
+
+def averaged(said: Sequence[Said], times: Sequence[int]) -> Said:
+    """The mean over heads, the i-th counted ``times[i]``, for images they all scored.
+
+    Its classes are those that some head knows, in the order of their names.
+    """
+    ids = shared(said)
+    classes = sorted({name for one in said for name in one.classes})
+    total = np.zeros((len(ids), len(classes)), np.float32)
+    for one, weight in zip(said, times, strict=True):
+        total += weight * aligned(one.of(ids).probabilities, one.classes, classes)
+    return Said(ids, said[0].of(ids).labels, classes, total / sum(times))
+
+
+def greedy(said: Sequence[Said], rounds: int = ROUNDS) -> list[int]:
+    """How often each head counts in an ensemble that is put together step by step.
+
+    Ensemble selection with replacement (Caruana, Niculescu-Mizil, Crew & Ksikes 2004,
+    ICML, sections 2 and 2.1): begin with the best head, add in each round the one that
+    makes the mean of probabilities best, and keep the rounds up to the best mean.
+
+    What is best is the squared error of the probabilities (Brier score). Accuracy
+    hardly tells ensembles apart on few images, log loss fears the sure more than the
+    wrong. With it test accuracy was highest over three datasets, and never much below
+    that of the best head alone.
+    """
+    agreement, hit = _products(said)
+    times = np.zeros(len(said))
+    order: list[int] = []
+    errors: list[float] = []
+    for size in range(1, rounds + 1):
+        # |mean - truth|^2 = |mean|^2 - 2 mean.truth + 1, with each head once more
+        square = times @ agreement @ times + 2 * agreement @ times
+        square += np.diagonal(agreement)
+        tried = square / size**2 - 2 * (times @ hit + hit) / size + 1
+        best = int(tried.argmin())
+        times[best] += 1
+        order.append(best)
+        errors.append(float(tried[best]))
+    # Rounds that differ by rounding alone are equal, and the first of them is simplest.
+    last = int(np.argmax(np.array(errors) <= min(errors) + 1e-12))
+    kept = order[: last + 1]
+    return np.bincount(kept, minlength=len(said)).tolist()
+
+
+def _products(said: Sequence[Said]) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the images that all scored: float64, (n_heads, n_heads), (n_heads,).
+
+    The first of the products of the probabilities of two heads, summed over classes;
+    the second of the probability of the true class.
+    """
+    ids = shared(said)
+    said = [one.of(ids) for one in said]
+    classes = sorted({name for one in said for name in one.classes})
+    products = np.zeros((len(said), len(said)))
+    for start in range(0, len(ids), _STEP):
+        rows = [
+            aligned(one.probabilities[start : start + _STEP], one.classes, classes)
+            for one in said
+        ]
+        flat = np.stack(rows).reshape(len(said), -1).astype(np.float64)
+        products += flat @ flat.T
+    return products / len(ids), np.array([one.of_truth().mean() for one in said])

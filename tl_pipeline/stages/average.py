@@ -1,0 +1,261 @@
+"""Average: evaluations of several heads -> one candidate, their mean probabilities.
+
+Reads the evaluations. Writes ``evaluations/<key>/`` as evaluate does: METRICS,
+PREDICTIONS and ``chosen.json``, which names the members and how often each counts.
+Members are chosen on validation; no head is fitted or asked again. An image that one of
+the members has not scored is left out.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tl_pipeline import tables
+from tl_pipeline.artifacts import Artifact, KeyDocument, Store, digest, key_document
+from tl_pipeline.averaging import Said, averaged, greedy, shared
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.specs import Ensemble
+from tl_pipeline.splits import TEST, VALIDATION
+from tl_pipeline.tables import METRICS, PREDICTIONS
+
+if TYPE_CHECKING:
+    from tl_pipeline.metrics import Score
+
+# Bump when the same inputs must give other rows.
+VERSION = 1
+_HELD = (VALIDATION, TEST)
+_SUBJECTS: dict[Ensemble, str] = {
+    "average": "the best head of each encoder",
+    "greedy": "heads chosen greedily",
+}
+_LABELS: dict[Ensemble, str] = {"average": "average", "greedy": "greedy average"}
+# Of more encoders only the number is told; each has a row in the SQL table members.
+_NAMED = 2
+
+
+class _Scored(NamedTuple):
+    """What the evaluation of one head tells of it: its row of METRICS, its scores."""
+
+    evaluation: Artifact
+    row: dict[str, Any]
+    accuracy: float
+    log_loss: float
+    said: dict[str, Said]
+
+
+def plan(
+    context: Context, evaluations: Sequence[Artifact], ensemble: Ensemble
+) -> Outcome[Artifact]:
+    """Look whether these heads were put together already."""
+    started = time.perf_counter()
+    document = _document(context, evaluations, ensemble)
+    key, subject = digest(document), context.named(_SUBJECTS[ensemble])
+    made = context.store.find("evaluations", key)
+    if made:
+        reason = _told(context.store, made)
+    else:
+        reason = why_not_cached(context, "evaluations", subject, "evaluation", document)
+    step = Step(
+        stage="average",
+        subject=subject,
+        cached=made is not None,
+        reason=reason,
+        keys={"evaluation": key},
+        units=0 if made else len(evaluations),
+        seconds=time.perf_counter() - started,
+    )
+    return Outcome(Artifact("evaluations", key, key), (step,))
+
+
+def run(
+    context: Context, evaluations: Sequence[Artifact], ensemble: Ensemble
+) -> Outcome[Artifact]:
+    """Choose members on validation, score their mean on validation and on test.
+
+    Raises:
+        DatasetError: no image of one of these splits was scored by all candidates.
+    """
+    started, planned = time.perf_counter(), plan(context, evaluations, ensemble)
+    if planned.step.cached:
+        return planned
+    found = [_scored(context.store, evaluation) for evaluation in evaluations]
+    _check(context, found)
+    times = _times(found, ensemble)
+    members = [one for one, count in zip(found, times, strict=True) if count]
+    counts = [count for count in times if count]
+    whole = {
+        split: averaged([m.said[split] for m in members], counts) for split in _HELD
+    }
+    every = set[str]().union(*(m.said[s].image_ids for m in members for s in _HELD))
+    scored = sum(len(said.image_ids) for said in whole.values())
+    extra = {
+        "members": [
+            {
+                "evaluation": member.evaluation.key,
+                "encoder": member.row["encoder"],
+                "head": member.row["head"],
+                "times": count,
+            }
+            for member, count in zip(members, counts, strict=True)
+        ],
+        "candidates": len(found),
+        "left_out": len(every) - scored,
+    }
+    document = _document(context, evaluations, ensemble)
+    write = partial(_write, members, counts, whole, document)
+    made = context.store.build("evaluations", document, write, extra)
+    reason = f"{planned.step.reason}: {_told(context.store, made)}"
+    return planned.ran(time.perf_counter() - started, reason=reason)
+
+
+def _check(context: Context, found: Sequence[_Scored]) -> None:
+    for split in _HELD:
+        if not len(shared([one.said[split] for one in found])):
+            raise DatasetError(
+                f"{context.dataset.name}: no {split} image was scored by all heads "
+                "that may be averaged; the quarantine table tells what encoders "
+                "refused"
+            )
+
+
+def _times(found: Sequence[_Scored], ensemble: Ensemble) -> list[int]:
+    """How often each of ``found`` counts: one of an encoder, or as ``greedy`` says."""
+    if ensemble == "greedy":
+        return greedy([one.said[VALIDATION] for one in found])
+    best: dict[str, _Scored] = {}
+    for one in found:
+        known = best.setdefault(one.row["encoder_key"], one)
+        if (one.accuracy, -one.log_loss) > (known.accuracy, -known.log_loss):
+            best[one.row["encoder_key"]] = one
+    chosen = {one.evaluation.key for one in best.values()}
+    return [int(one.evaluation.key in chosen) for one in found]
+
+
+def _document(
+    context: Context, evaluations: Sequence[Artifact], ensemble: Ensemble
+) -> KeyDocument:
+    heads = {artifact.fingerprint: None for artifact in evaluations}
+    return key_document(
+        "average",
+        VERSION,
+        {
+            "family": ensemble,
+            "control": bool(context.control),
+            "seed": context.seed,
+        },
+        {"evaluations": digest(list(heads))},
+    )
+
+
+def _told(store: Store, made: Artifact) -> str:
+    about = store.provenance(made)
+    said = f"{len(about['members'])} of {about['candidates']} heads"
+    if about["left_out"]:
+        said += f"; {about['left_out']:,} images that not all of them scored left out"
+    return said
+
+
+def _scored(store: Store, evaluation: Artifact) -> _Scored:
+    folder = store.path(evaluation)
+    chosen = [row for row in tables.read(METRICS, folder).to_pylist() if row["chosen"]]
+    value = {r["metric"]: r["value"] for r in chosen if r["split"] == VALIDATION}
+    classes = json.loads((folder / "chosen.json").read_text())["classes"]
+    rows = tables.read(PREDICTIONS, folder).sort_by("image_id")
+    splits = np.array(rows["split"].to_pylist())
+    said = {
+        split: _said(rows.filter(pa.array(splits == split)), classes) for split in _HELD
+    }
+    return _Scored(evaluation, chosen[0], value["accuracy"], value["log_loss"], said)
+
+
+def _said(rows: pa.Table, classes: list[str]) -> Said:
+    flat = rows["probabilities"].combine_chunks().flatten().to_numpy()
+    return Said(
+        np.array(rows["image_id"].to_pylist()),
+        np.array(rows["label"].to_pylist()),
+        classes,
+        flat.reshape(len(rows), len(classes)),
+    )
+
+
+def _write(
+    members: Sequence[_Scored],
+    times: Sequence[int],
+    whole: dict[str, Said],
+    document: KeyDocument,
+    folder: Path,
+) -> str:
+    from tl_pipeline.metrics import scores  # noqa: PLC0415 - scipy
+
+    key, family = digest(document), document["params"]["family"]
+    what = _LABELS[family]
+    encoders = list(dict.fromkeys(member.row["encoder"] for member in members))
+    keys = list(dict.fromkeys(member.row["encoder_key"] for member in members))
+    about = {
+        "evaluation": key,
+        "encoder_key": "+".join(keys),
+        "encoder": ", ".join(encoders)
+        if len(encoders) <= _NAMED
+        else f"{len(encoders)} encoders",
+        "family": family,
+        "head": f"{what} of {len(members)} heads",
+        "chosen": True,
+    }
+    metrics = [
+        row
+        for split, said in whole.items()
+        for row in _metric_rows(
+            about | {"split": split, "images": len(said.image_ids)},
+            scores(
+                said.labels,
+                said.classes,
+                said.probabilities,
+                document["params"]["seed"],
+            ),
+        )
+    ]
+    tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
+    predictions = [_predictions(key, split, said) for split, said in whole.items()]
+    tables.write(PREDICTIONS, pa.concat_tables(predictions), folder)
+    chosen = {
+        "members": [
+            {"evaluation": member.evaluation.key, "times": count}
+            for member, count in zip(members, times, strict=True)
+        ],
+        "classes": whole[TEST].classes,
+    }
+    (folder / "chosen.json").write_text(json.dumps(chosen, ensure_ascii=False))
+    return key
+
+
+def _metric_rows(
+    about: dict[str, Any], found: "Sequence[Score]"
+) -> Iterator[dict[str, Any]]:
+    for score in found:
+        values = {"value": score.value, "low": score.low, "high": score.high}
+        yield {**about, "metric": score.metric, **values}
+
+
+def _predictions(key: str, split: str, said: Said) -> pa.Table:
+    images, classes = said.probabilities.shape
+    winners = said.probabilities.argmax(axis=1)
+    ends = pa.array(np.arange(images + 1, dtype=np.int32) * classes)
+    rows = pa.array(np.ascontiguousarray(said.probabilities).ravel())
+    return pa.table(
+        {
+            "evaluation": pa.array([key] * images, pa.string()),
+            "image_id": said.image_ids,
+            "split": pa.array([split] * images, pa.string()),
+            "label": said.labels,
+            "predicted": np.array(said.classes)[winners],
+            "confidence": said.probabilities.max(axis=1),
+            "probabilities": pa.ListArray.from_arrays(ends, rows),
+        }
+    )
