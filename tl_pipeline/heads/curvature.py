@@ -15,11 +15,12 @@ mean or scale than the others' (by many deviations) takes more steps.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from tl_pipeline.heads.softmax_rows import BLOCK, Rows
-from tl_pipeline.heads.threads import product
+from tl_pipeline.heads.threads import hands, product, together
 
 DIRECTIONS = 256  # of the matrices of one class, or an eighth of the width
 ROUNDING = 0.02  # of the penalty, from which float32 is left
@@ -127,14 +128,18 @@ def curvature(
     penalty = torch.ones(size).to(inverse)
     penalty[-1] = 0
     gram = base.gram.to(kind)
-    for k in range(rows.classes):
-        chosen = base.inner[at[:, k]].to(kind) * top[:, k, None].to(kind).sqrt()
-        shared = c * rest[k].item() if rest[k] > 0 else 0.0
-        matrix = c * (chosen.T @ chosen) + shared * gram
-        jitter = 4 * torch.finfo(kind).eps * (matrix.diagonal().max() + 1e-3)
-        jitter += rounding * shared * gram.diagonal().max()
-        matrix.diagonal().add_(penalty + jitter)
-        inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+    def invert(classes: range) -> None:
+        for k in classes:
+            chosen = base.inner[at[:, k]].to(kind) * top[:, k, None].to(kind).sqrt()
+            shared = c * rest[k].item() if rest[k] > 0 else 0.0
+            matrix = c * (chosen.T @ chosen) + shared * gram
+            jitter = 4 * torch.finfo(kind).eps * (matrix.diagonal().max() + 1e-3)
+            jitter += rounding * shared * gram.diagonal().max()
+            matrix.diagonal().add_(penalty + jitter)
+            inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+    together([partial(invert, range(k, rows.classes, hands())) for k in range(hands())])
     outside = 1 + c * base.tail * spread.sum(dim=0)
     axes = None if base.axes is None else base.axes.to(kind)
     return Curvature(axes, inverse, outside.to(kind), rows.absent)

@@ -163,10 +163,11 @@ def _scores(rows: Rows, coefficients: torch.Tensor) -> np.ndarray:
     held = [(at, fold) for at, fold in enumerate(rows.folds) if fold >= 0]
     sums = np.zeros((len(held), 3))
     for at, fold in held:
+        columns = rows.columns(of_rows, [at])
         for block, own in rows.blocks():
             if own != fold:
                 continue
-            found = rows.log_probabilities(block, of_rows, [at])[:, 0].double()
+            found = rows.log_probabilities(rows.x[block], columns, [at])[:, 0].double()
             targets, weights = rows.targets[block], rows.weights[block].double()
             hits = (found.argmax(dim=1) == targets) * weights
             # as scikit-learn clips what was held impossible

@@ -7,14 +7,19 @@ one matrix product serves all heads and no head learns from rows that it must no
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
-from tl_pipeline.heads.threads import product
+from tl_pipeline.heads.threads import hands, together
 
-BLOCK = 4096  # rows of one product; bounds the memory of a pass
+BLOCK = 1024  # rows of one product; bounds the memory of a pass
+
+Block = tuple[slice, int]  # rows, and the fold that they are of
 
 
 @dataclass(frozen=True)
@@ -58,23 +63,34 @@ class Rows:
         ]
         return torch.cat([inner, ones], dim=1)
 
-    def blocks(self) -> list[tuple[slice, int]]:
+    def blocks(self) -> list[Block]:
         """Slices of at most ``BLOCK`` rows, each with the one fold of its rows."""
         ends = [first for first, _ in self.starts[1:]] + [len(self.x)]
-        return [
-            (slice(at, min(at + BLOCK, end)), fold)
-            for (first, fold), end in zip(self.starts, ends, strict=True)
-            for at in range(first, end, BLOCK)
-        ]
+        most = min(BLOCK, -(-len(self.x) // (2 * hands())))
+        cut = []
+        for (first, fold), end in zip(self.starts, ends, strict=True):
+            pieces = -(-(end - first) // most)
+            edges = [first + (end - first) * at // pieces for at in range(pieces + 1)]
+            cut += [(slice(*edge), fold) for edge in pairwise(edges)]
+        return cut
+
+    def shares(self) -> list[list[Block]]:
+        """``blocks`` dealt, in order, to as many as compute at once."""
+        if self.x.device.type != "cpu":
+            return [self.blocks()]
+        blocks, count = self.blocks(), hands()
+        edges = [len(blocks) * at // count for at in range(count + 1)]
+        return [blocks[first:end] for first, end in pairwise(edges) if first < end]
+
+    def columns(self, of_rows: torch.Tensor, heads: list[int]) -> torch.Tensor:
+        """(H, D, K) of ``to_rows`` side by side, those of ``heads``: (D, heads * K)."""
+        return of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
 
     def log_probabilities(
-        self, rows: slice, of_rows: torch.Tensor, heads: list[int]
+        self, x: torch.Tensor, columns: torch.Tensor, heads: list[int]
     ) -> torch.Tensor:
-        """Log softmax of ``rows`` under ``heads``: (rows, heads, K)."""
-        columns = of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
-        logits = product(self.x[rows].to(columns), columns).view(
-            -1, len(heads), self.classes
-        )
+        """Log softmax of ``x`` (n, D) under ``columns`` of ``heads``: (n, heads, K)."""
+        logits = (x @ columns).view(-1, len(heads), self.classes)
         logits.masked_fill_(self.absent[heads], -torch.inf)
         return logits.log_softmax(dim=2)
 
@@ -101,29 +117,50 @@ def evaluate(
     are not live get zeros. Computed in the precision of ``coefficients``.
     """
     of_rows = rows.to_rows(coefficients)
-    heads = len(rows.folds)
-    loss = torch.zeros(heads, dtype=torch.float64, device=rows.x.device)
-    gradient = torch.zeros_like(of_rows)
     spread = rows.x.new_zeros(len(rows.x), rows.classes) if curvature else None
-    for block, fold in rows.blocks():
+    parts = together(
+        [partial(_part, rows, of_rows, live, s, spread) for s in rows.shares()]
+    )
+    loss = torch.stack([part[0] for part in parts]).sum(dim=0)
+    gradient = parts[0][1]
+    for part in parts[1:]:
+        gradient += part[1]
+    return Evaluated(loss, rows.from_rows(gradient), spread)
+
+
+def _part(
+    rows: Rows,
+    of_rows: torch.Tensor,
+    live: list[int],
+    share: list[Block],
+    spread: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient of the blocks of one ``share``; fills in their ``spread``."""
+    loss = torch.zeros(len(of_rows), dtype=torch.float64, device=of_rows.device)
+    gradient = torch.zeros_like(of_rows)
+    for fold, run in groupby(share, key=itemgetter(1)):
         trained = [head for head in live if rows.folds[head] != fold]
         if not trained:
             continue
-        weights = rows.weights[block, None, None].to(of_rows)
-        found = rows.log_probabilities(block, of_rows, trained)
-        own = rows.targets[block, None, None].expand(-1, len(trained), 1)
-        of_own = found.gather(2, own)
-        of_own = torch.where(weights > 0, of_own, 0)  # absent class: -inf times 0
-        loss[trained] -= (weights * of_own).sum(dim=(0, 2), dtype=torch.float64)
-        found.exp_()
-        if spread is not None:
-            uncertain = ((1 - found) * found).sum(dim=1) * weights[:, 0]
-            spread[block] = (uncertain / len(live)).to(spread)
-        found.scatter_add_(2, own, -torch.ones_like(of_own))
-        found *= weights
-        summed = product(rows.x[block].T.to(of_rows), found.view(len(found), -1))
+        columns = rows.columns(of_rows, trained)
+        summed = torch.zeros_like(columns)
+        for block, _ in run:
+            x = rows.x[block].to(of_rows)
+            weights = rows.weights[block, None, None].to(of_rows)
+            found = rows.log_probabilities(x, columns, trained)
+            own = rows.targets[block, None, None].expand(-1, len(trained), 1)
+            of_own = found.gather(2, own)
+            of_own = torch.where(weights > 0, of_own, 0)  # absent class: -inf times 0
+            loss[trained] -= (weights * of_own).sum(dim=(0, 2), dtype=torch.float64)
+            found.exp_()
+            if spread is not None:
+                uncertain = ((1 - found) * found).sum(dim=1) * weights[:, 0]
+                spread[block] = (uncertain / len(live)).to(spread)
+            found.scatter_add_(2, own, -torch.ones_like(of_own))
+            found *= weights
+            summed.addmm_(x.T, found.view(len(found), -1))
         gradient[trained] += summed.view(-1, len(trained), rows.classes).transpose(0, 1)
-    return Evaluated(loss, rows.from_rows(gradient), spread)
+    return loss, gradient
 
 
 @dataclass(frozen=True)
