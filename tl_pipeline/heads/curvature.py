@@ -89,13 +89,13 @@ class Curvature:
         """
         inner = gradient = gradient.to(self.outside)
         if self.axes is not None:
-            inside = torch.einsum("wr,hwk->hrk", self.axes, gradient[:, :-1])
+            inside = self.axes.T @ gradient[:, :-1]
             inner = torch.cat([inside, gradient[:, -1:]], dim=1)
-        solved = torch.bmm(self.inverse, inner.permute(2, 1, 0)).permute(2, 1, 0)
+        # of the two orders the one that reads each matrix row by row
+        solved = torch.bmm(inner.permute(2, 0, 1), self.inverse).permute(1, 2, 0)
         if self.axes is not None:
-            rest = gradient[:, :-1] / self.outside
-            rest -= self.axes @ (inner[:, :-1] / self.outside)
-            rest += self.axes @ solved[:, :-1]
+            within = solved[:, :-1] - inner[:, :-1] / self.outside
+            rest = self.axes @ within + gradient[:, :-1] / self.outside
             solved = torch.cat([rest, solved[:, -1:]], dim=1)
         return centred(solved, self.absent)
 

@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from tl_pipeline.heads.curvature import basis
 from tl_pipeline.heads.descent import Descent, Reached
+from tl_pipeline.heads.passes import Passes
 from tl_pipeline.heads.softmax_rows import Prepared, Rows, prepare
 from tl_pipeline.heads.threads import alone
 
@@ -111,14 +112,14 @@ def _descend(
     rows: Rows, cs: list[float], tol: float, max_iter: int
 ) -> tuple[list[Reached], np.ndarray]:
     """For each of ``cs``, ascending, from where those before it ended; the scores."""
-    base = basis(rows)
+    base, passes = basis(rows), Passes(rows)
     zeros = rows.x.new_zeros(len(rows.folds), rows.x.shape[1], rows.classes)
     reached: list[Reached] = []
     for at, c in enumerate(cs):
         # the difference of two classes is penalised once, not half in either
         strength = c / 2 if rows.classes == 2 else c
         before = [zeros, *(end.coefficients for end in reached[-2:])]
-        descent = Descent(rows, base, strength, tol)
+        descent = Descent(passes, base, strength, tol)
         reached.append(descent.run(_guess(before, cs[: at + 1]), max_iter))
     return reached, np.array([_scores(rows, end.coefficients) for end in reached])
 

@@ -7,17 +7,16 @@ one matrix product serves all heads and no head learns from rows that it must no
 """
 
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby, pairwise
-from operator import itemgetter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from tl_pipeline.heads.threads import hands, together
+from tl_pipeline.heads.threads import hands
 
-BLOCK = 1024  # rows of one product; bounds the memory of a pass
+BLOCK = 2048  # rows of one product at most; bounds the memory of a pass
+NUMBERS = 1 << 21  # of the rows of one block: more fall out of a core's cache
 
 Block = tuple[slice, int]  # rows, and the fold that they are of
 
@@ -64,9 +63,12 @@ class Rows:
         return torch.cat([inner, ones], dim=1)
 
     def blocks(self) -> list[Block]:
-        """Slices of at most ``BLOCK`` rows, each with the one fold of its rows."""
+        """Slices of some rows, each with the one fold of its rows."""
         ends = [first for first, _ in self.starts[1:]] + [len(self.x)]
-        most = min(BLOCK, -(-len(self.x) // (2 * hands())))
+        most = BLOCK
+        if self.x.device.type == "cpu":
+            fair = -(-len(self.x) // (2 * hands()))
+            most = min(BLOCK, fair, max(256, NUMBERS // self.x.shape[1]))
         cut = []
         for (first, fold), end in zip(self.starts, ends, strict=True):
             pieces = -(-(end - first) // most)
@@ -87,80 +89,22 @@ class Rows:
         return of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
 
     def log_probabilities(
-        self, x: torch.Tensor, columns: torch.Tensor, heads: list[int]
+        self,
+        x: torch.Tensor,
+        columns: torch.Tensor,
+        heads: list[int],
+        before: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Log softmax of ``x`` (n, D) under ``columns`` of ``heads``: (n, heads, K)."""
+        """Log softmax of ``x`` (n, D) under ``columns`` of ``heads``: (n, heads, K).
+
+        With those from ``before`` the ``columns`` are of the change of coefficients.
+        """
         logits = (x @ columns).view(-1, len(heads), self.classes)
-        logits.masked_fill_(self.absent[heads], -torch.inf)
+        if before is None:
+            logits.masked_fill_(self.absent[heads], -torch.inf)
+        else:
+            logits = before + logits
         return logits.log_softmax(dim=2)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What one pass found: ``loss`` (H,) in float64, ``gradient`` (H, D, K).
-
-    Both without C and penalty. ``curvature`` (n, K), where it was asked for, is
-    p (1 - p) times the row's weight, averaged over heads.
-    """
-
-    loss: torch.Tensor
-    gradient: torch.Tensor
-    curvature: torch.Tensor | None
-
-
-def evaluate(
-    rows: Rows, coefficients: torch.Tensor, live: list[int], *, curvature: bool
-) -> Evaluated:
-    """Weighted log loss of the ``live`` heads, and its gradient, in one pass.
-
-    ``coefficients`` (H, D, K) are in units of each head's standardised rows. Heads that
-    are not live get zeros. Computed in the precision of ``coefficients``.
-    """
-    of_rows = rows.to_rows(coefficients)
-    spread = rows.x.new_zeros(len(rows.x), rows.classes) if curvature else None
-    parts = together(
-        [partial(_part, rows, of_rows, live, s, spread) for s in rows.shares()]
-    )
-    loss = torch.stack([part[0] for part in parts]).sum(dim=0)
-    gradient = parts[0][1]
-    for part in parts[1:]:
-        gradient += part[1]
-    return Evaluated(loss, rows.from_rows(gradient), spread)
-
-
-def _part(
-    rows: Rows,
-    of_rows: torch.Tensor,
-    live: list[int],
-    share: list[Block],
-    spread: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and gradient of the blocks of one ``share``; fills in their ``spread``."""
-    loss = torch.zeros(len(of_rows), dtype=torch.float64, device=of_rows.device)
-    gradient = torch.zeros_like(of_rows)
-    for fold, run in groupby(share, key=itemgetter(1)):
-        trained = [head for head in live if rows.folds[head] != fold]
-        if not trained:
-            continue
-        columns = rows.columns(of_rows, trained)
-        summed = torch.zeros_like(columns)
-        for block, _ in run:
-            x = rows.x[block].to(of_rows)
-            weights = rows.weights[block, None, None].to(of_rows)
-            found = rows.log_probabilities(x, columns, trained)
-            own = rows.targets[block, None, None].expand(-1, len(trained), 1)
-            of_own = found.gather(2, own)
-            of_own = torch.where(weights > 0, of_own, 0)  # absent class: -inf times 0
-            loss[trained] -= (weights * of_own).sum(dim=(0, 2), dtype=torch.float64)
-            found.exp_()
-            if spread is not None:
-                uncertain = ((1 - found) * found).sum(dim=1) * weights[:, 0]
-                spread[block] = (uncertain / len(live)).to(spread)
-            found.scatter_add_(2, own, -torch.ones_like(of_own))
-            found *= weights
-            summed.addmm_(x.T, found.view(len(found), -1))
-        gradient[trained] += summed.view(-1, len(trained), rows.classes).transpose(0, 1)
-    return loss, gradient
 
 
 @dataclass(frozen=True)
