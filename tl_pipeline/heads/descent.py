@@ -15,7 +15,7 @@ from tl_pipeline.heads.curvature import Basis, Curvature, curvature
 from tl_pipeline.heads.passes import Passes
 
 MEMORY = 10  # pairs of steps and gradient changes that are kept
-REFRESH = (6, 20, 60)  # iterations after which the curvature is taken anew
+REFRESH = (24, 60)  # iterations after which the curvature is taken anew
 HALVINGS = 30
 FLOOR = 1e-3  # of the gap, to which steps by changes are trusted
 ROUGH = 1e-6  # of the loss, to which it is known in float32
@@ -53,14 +53,13 @@ class Reached:
 class Descent:
     """Minimise ``C loss + 1/2 ||W||^2`` of every head of ``rows`` for one C."""
 
-    def __init__(
-        self, passes: Passes, base: Basis, c: float, tol: float
-    ) -> None:
+    def __init__(self, passes: Passes, base: Basis, c: float, tol: float) -> None:
         self.passes, self.base, self.c, self.tol = passes, base, c, tol
         self.rows = rows = passes.rows
-        self.drifted = False
         self.live = list(range(len(rows.folds)))
         self.gaps = [float("inf")] * len(rows.folds)
+        self.drifted = False  # by steps of which only the change was computed
+        self.anchors = self.gaps  # absolute, when it last had not
         self.pairs: list[Pair] = []
         self.inverse: Curvature  # set by _begin
         self.stuck: list[int] = []
@@ -91,7 +90,10 @@ class Descent:
             self._remember(step, g_new - g, solved_new - solved)
             g, solved = g_new, solved_new
             total = self._judge(f, g, solved)
-            if (drifted and self.stuck) or (self.drifted and self._at_the_floor(f)):
+            spent = iterations.max() == max_iter
+            if self.drifted and (
+                spent or (drifted and self.stuck) or self._at_the_floor(f)
+            ):
                 f, g = self._corrected(w, f, g)
                 solved = self._solve(g)
                 total = self._judge(f, g, solved)
@@ -117,7 +119,7 @@ class Descent:
         With a curvature in float64 if one in float32 gives a gap that is none.
         """
         self.exact |= exact
-        self.pairs = []
+        self.pairs, self.drifted = [], False
         f, g, spread = self._objective(w, list(range(len(w))), fresh=True)
         self._renew(spread)
         solved = self._solve(g)
@@ -133,7 +135,6 @@ class Descent:
         self, w: torch.Tensor, heads: list[int], *, fresh: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Objective (H,) in float64, gradient (H, D, K), curvature if ``fresh``."""
-        self.drifted = False
         found = self.passes.at(w, heads, curvature=fresh)
         gradient = self.c * found.gradient
         gradient[:, :-1] += w[:, :-1]
@@ -162,7 +163,7 @@ class Descent:
         self, w: torch.Tensor, f: torch.Tensor, g: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Objective and gradient of the heads at work, without what has drifted."""
-        self.stuck = []
+        self.stuck, self.drifted = [], False
         f_new, g_new, _ = self._objective(w, self.live, fresh=False)
         f, g = f.clone(), g.clone()
         f[self.live], g[self.live] = f_new[self.live], g_new[self.live]
@@ -215,7 +216,9 @@ class Descent:
             bound = f + 1e-4 * size * slope + slack * f.abs()
             falls = f_try <= bound
             # nearer than the loss can tell: Hager & Zhang (2005), equation 4.1
-            falls |= (_dot(g_try, step) <= -0.9998 * slope) & (f_try <= f + ROUGH * f.abs())
+            falls |= (_dot(g_try, step) <= -0.9998 * slope) & (
+                f_try <= f + ROUGH * f.abs()
+            )
             good = [head for head in todo if falls[head]]
             f_new[good], g_new[good] = f_try[good], g_try[good]
             todo = [head for head in todo if head not in good]

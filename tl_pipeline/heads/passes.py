@@ -20,6 +20,7 @@ from tl_pipeline.devices import has_bfloat16
 from tl_pipeline.heads.softmax_rows import Block, Rows
 from tl_pipeline.heads.threads import together
 
+WORTH = 1 << 20  # numbers in the rows; below, small products cost more than they save
 ALIGNED = 32  # columns of bfloat16: products of other widths take twice as long
 
 
@@ -72,7 +73,9 @@ class Passes:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.by_change = rows.x.device.type == "cpu" and has_bfloat16(rows.x.device)
+        device = rows.x.device
+        large = device.type == "cpu" and rows.x.numel() >= WORTH
+        self.by_change = large and has_bfloat16(device)
         self._kept: dict[int, Kept] = {}  # of each fold
         if self.by_change:
             width = -(-rows.x.shape[1] // ALIGNED) * ALIGNED
@@ -162,6 +165,8 @@ class Passes:
                     found -= was
                     changed = (found * weights).to(x).view(len(x), -1)
                     summed += changed.T @ x
-            of_heads = summed[:, : gradient.shape[1]].view(len(trained), rows.classes, -1)
+            of_heads = summed[:, : gradient.shape[1]].view(
+                len(trained), rows.classes, -1
+            )
             gradient[trained] += of_heads.transpose(1, 2)
         return loss, gradient

@@ -16,6 +16,7 @@ import torch
 from tl_pipeline.heads.threads import hands
 
 BLOCK = 2048  # rows of one product at most; bounds the memory of a pass
+WORTH_SHARING = 1 << 24  # multiplications of a pass
 NUMBERS = 1 << 21  # of the rows of one block: more fall out of a core's cache
 
 Block = tuple[slice, int]  # rows, and the fold that they are of
@@ -78,9 +79,10 @@ class Rows:
 
     def shares(self) -> list[list[Block]]:
         """``blocks`` dealt, in order, to as many as compute at once."""
-        if self.x.device.type != "cpu":
-            return [self.blocks()]
         blocks, count = self.blocks(), hands()
+        work = self.x.numel() * self.absent.numel()
+        if self.x.device.type != "cpu" or work < WORTH_SHARING:
+            return [blocks]
         edges = [len(blocks) * at // count for at in range(count + 1)]
         return [blocks[first:end] for first, end in pairwise(edges) if first < end]
 
