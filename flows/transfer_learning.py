@@ -17,19 +17,23 @@ from flows.watching import logged
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import PATTERN
-from tl_pipeline.heads import HEADS
+from tl_pipeline.heads import HEADS, PROFILES
 from tl_pipeline.pipeline import Wired, Work
 from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec, SearchSpec
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
-HeadText = Annotated[str, Field(pattern=rf"^({'|'.join(HEADS)})(:.+=.+)?$")]
+HeadText = Annotated[
+    str, Field(pattern=rf"^({'|'.join([*HEADS, *PROFILES])})(:.+=.+)?$")
+]
+SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
 # A second stage would compete for the same cores and GPU memory.
 ONE_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=1)
 BACKBONES_BY_DEFAULT = [encoder.short() for encoder in DEFAULTS.backbones]
+SEARCH_BY_DEFAULT = DEFAULTS.search.short()
 HEADS_BY_DEFAULT = [head.short() for head in DEFAULTS.heads]
 
 
@@ -42,6 +46,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     dataset: str,
     backbones: list[BackboneText] = BACKBONES_BY_DEFAULT,
     heads: list[HeadText] = HEADS_BY_DEFAULT,
+    search: SearchText = SEARCH_BY_DEFAULT,
     controls: bool = True,
     seed: int = 0,
     part_rows: int = DEFAULTS.part_rows,
@@ -57,7 +62,10 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     Args:
         dataset: a name in the data catalogue, or a folder of images.
         backbones: each NAME or NAME:layer=...,weights=...
-        heads: each NAME or NAME:param=value, a slash between the values of a grid.
+        heads: each NAME or NAME:param=value, a slash between the values of a grid;
+            or quick or thorough.
+        search: validation or cross_validation, and how, such as
+            cross_validation:folds=5,strategy=halving,refit=true.
         controls: also run untrained twins and the majority class.
         seed: of heads, controls and bootstrap; the split has its own.
         part_rows: images per embedding part file, the most that a crash loses.
@@ -73,6 +81,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         dataset=dataset,
         backbones=tuple(map(EncoderSpec.parse, backbones)),
         heads=tuple(map(HeadSpec.parse, heads)),
+        search=SearchSpec.parse(search),
         controls=controls,
         seed=seed,
         part_rows=part_rows,

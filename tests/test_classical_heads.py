@@ -15,8 +15,9 @@ from sklearn.svm import SVC, LinearSVC
 from tl_pipeline.heads import cosine, trees
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
+from tl_pipeline.heads.folds import dealt
 from tl_pipeline.heads.linear import LinearClassifier
-from tl_pipeline.heads.margins import MarginHead, dealt
+from tl_pipeline.heads.margins import MarginHead
 from tl_pipeline.heads.preparation import Components
 from tl_pipeline.heads.ridge import RidgeHead
 from tl_pipeline.heads.sharpness import probabilities, sharpness

@@ -214,7 +214,12 @@ def heads(name: str | None = None, /, *, json: Json = False) -> None:
     ]
     console.show(rows, list(rows[0]), as_json=json)
     if not json:
-        console.out.print("All parameters of one: tl heads NAME")
+        console.out.print("All parameters of one: tl heads NAME. Several at once:")
+        sets = [
+            {"profile": name, "summary": row.summary, "heads": " ".join(row.heads)}
+            for name, row in table.PROFILES.items()
+        ]
+        console.print_rows(sets, list(sets[0]))
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""Choose among fitted heads on validation rows; score the chosen one on test rows."""
+"""Score fitted heads on held-out rows, and choose among them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,29 +36,13 @@ class Scored:
         return next(s.value for s in self.scores if s.metric == metric)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """All heads on validation, and the chosen one on validation and on test."""
-
-    validation: list[Scored]
-    chosen: Scored
-    test: Scored
+def choose(tried: Sequence[Scored]) -> Scored:
+    """The best on validation: by accuracy, then by log loss, then the first."""
+    return max(tried, key=lambda s: (s.value("accuracy"), -s.value("log_loss")))
 
 
-def evaluate(
-    heads: Sequence[FittedHead], validation: HeldOut, test: HeldOut, seed: int
-) -> Evaluation:
-    """Choose by validation accuracy, then by log loss, then the first in the grid.
-
-    ``test`` is looked at with the chosen head alone, so that its score is not the best
-    of many tries.
-    """
-    tried = [_scored(head, validation, seed) for head in heads]
-    chosen = max(tried, key=lambda s: (s.value("accuracy"), -s.value("log_loss")))
-    return Evaluation(tried, chosen, _scored(chosen.head, test, seed))
-
-
-def _scored(head: FittedHead, rows: HeldOut, seed: int) -> Scored:
+def score(head: FittedHead, rows: HeldOut, seed: int) -> Scored:
+    """``head`` on ``rows``; ``seed`` is that of the bootstrap."""
     probabilities = head.predict_proba(rows.embeddings)
     found = scores(rows.labels, head.classes, probabilities, seed)
     return Scored(head, rows, probabilities, found)

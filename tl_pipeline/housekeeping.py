@@ -20,7 +20,7 @@ from tl_pipeline.artifacts import Store
 from tl_pipeline.part_files import PART, REFUSED
 from tl_pipeline.reach import EVERY_RUN, Reach, Retention
 
-ARTIFACTS = ("manifests", "heads", "evaluations", "models")
+ARTIFACTS = ("manifests", "heads", "trials", "searches", "evaluations", "models")
 GRACE_DAYS = 1.0
 _DAY = 86_400
 # What ``write_atomically`` and the memos write beside their target.

@@ -3,8 +3,10 @@
 # pyarrow.compute is filled when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,20 +18,55 @@ from tl_pipeline.tables import MANIFEST
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What heads learn from: image id -> label, and image id -> weight.
+    """What heads learn from: image id -> label, -> weight, and -> group.
 
     An image of weight w counts as w copies of it would; one of weight 0 is left out.
-    ``weights`` is empty where every image counts 1.
+    ``weights`` is empty where every image counts 1, ``groups`` where no two images are
+    of one group.
     """
 
     labels: dict[str, str]
     weights: dict[str, float]
+    groups: dict[str, str]
 
     @property
     def fingerprint(self) -> str:
         """Stands for the rows in the keys of heads; weights enter if there are some."""
         rows = sorted(self.labels.items())
         return digest([rows, sorted(self.weights.items())] if self.weights else rows)
+
+    def ungrouped(self) -> "TrainingRows":
+        """The same, as if nobody knew which images belong together."""
+        return replace(self, groups={})
+
+    def part(self, ids: Iterable[str]) -> "TrainingRows":
+        """Those of ``ids`` alone."""
+        labels = {image_id: self.labels[image_id] for image_id in ids}
+        return TrainingRows(
+            labels,
+            {image_id: w for image_id, w in self.weights.items() if image_id in labels},
+            {image_id: g for image_id, g in self.groups.items() if image_id in labels},
+        )
+
+    def columns(
+        self, ids: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Labels, weights and groups of ``ids``, each (n,); None where there are none.
+
+        An image without a group is a group of its own.
+        """
+        labels = np.array([self.labels[image_id] for image_id in ids])
+        weights = groups = None
+        if self.weights:
+            weights = np.array([self.weights[image_id] for image_id in ids])
+        if self.groups:
+            named = [self.groups.get(image_id) for image_id in ids]
+            units = [
+                f"image {i}" if g is None else f"group {g}"
+                for i, g in zip(ids, named, strict=True)
+            ]
+            groups = np.unique(units, return_inverse=True)[1]
+        return labels, weights, groups
 
 
 def labels_of(
@@ -45,11 +82,18 @@ def labels_of(
 
 
 def training_rows(
-    store: Store, manifest: Artifact, embeddings: Artifact
+    store: Store,
+    manifest: Artifact,
+    embeddings: Artifact,
+    sides: Sequence[str] = (splits.TRAIN,),
 ) -> TrainingRows:
-    """The training images that the encoder did not refuse and whose weight is not 0."""
-    names = ("image_id", "label", "split", "weight")
-    rows = splits.learned(tables.read(MANIFEST, store.path(manifest), names))
+    """The images to learn from that the encoder did not refuse.
+
+    Those of the splits ``sides`` whose weight is not 0.
+    """
+    names = ("image_id", "label", "split", "weight", "group")
+    table = tables.read(MANIFEST, store.path(manifest), names)
+    rows = splits.learned(table, sides)
     labels = _labels(store, embeddings, rows)
     weights = {
         image_id: 1.0 if weight is None else weight
@@ -57,7 +101,13 @@ def training_rows(
         if image_id in labels
     }
     uniform = all(weight == 1 for weight in weights.values())
-    return TrainingRows(labels, {} if uniform else weights)
+    groups = {
+        image_id: group
+        for image_id, group in tables.values(rows, "image_id", "group")
+        if group is not None and image_id in labels
+    }
+    single = len(set(groups.values())) == len(groups)
+    return TrainingRows(labels, {} if uniform else weights, {} if single else groups)
 
 
 def _labels(store: Store, embeddings: Artifact, rows: pa.Table) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tl_pipeline import query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
+from tl_pipeline.heads import HEADS
 from tl_pipeline.planning import ONE_BY_ONE, Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import HeadSpec
@@ -22,6 +23,7 @@ from tl_pipeline.stages import (
     evaluate,
     ingest,
     register,
+    search,
     shuffle,
     train,
 )
@@ -37,6 +39,7 @@ STAGES = {
     "audit": audit,
     "shuffle": shuffle,
     "train": train,
+    "search": search,
     "evaluate": evaluate,
     "register": register,
 }
@@ -61,7 +64,10 @@ def wire(work: Work, call: Call) -> Wired:
     evaluations, used = [], []
 
     def score(context: Context, rows: Any, encoder: Encoder, head: HeadSpec) -> None:
-        trained = call("train", context, rows, embedded, encoder, head)
+        # a control has nothing to choose
+        single = context.search.trains_all or HEADS[head.name].control
+        stage = "train" if single else "search"
+        trained = call(stage, context, rows, embedded, encoder, head)
         scored = call("evaluate", context, rows, embedded, trained, encoder, head)
         evaluations.append(scored)
         used.append(encoder)

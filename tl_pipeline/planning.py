@@ -7,11 +7,13 @@ from typing import Any, Generic, TypeVar
 from tl_pipeline.artifacts import Artifact, KeyDocument, Store, digest
 from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.specs import SearchSpec
 from tl_pipeline.timings import Timings
 
 OutputT = TypeVar("OutputT")
 # What embed gives: the embeddings of each encoder, by its key.
 EmbeddingsOf = Mapping[str, Artifact]
+BY_VALIDATION = SearchSpec()
 # What makes a control of a context: see ``Context.control``.
 ONE_BY_ONE = "split image by image"
 LOST = "its artifact is missing or damaged"
@@ -71,6 +73,7 @@ class Context:
     store: Store
     dataset: DatasetSpec
     seed: int = 0
+    search: SearchSpec = BY_VALIDATION
     part_rows: int = 512
     trust_memo: bool = True
     previous: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)

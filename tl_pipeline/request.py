@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from tl_pipeline import catalog
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec, SearchSpec
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 StoreOption = Annotated[
@@ -34,7 +34,11 @@ class Request:
     """NAME or NAME:layer=...,weights=...; repeat to compare. Default: lenet5."""
 
     head: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    """NAME or NAME:param=value; 0.1/1 is a grid. Default: logistic and mlp."""
+    """NAME or NAME:param=value; 0.1/1 is a grid; or quick, or thorough.
+    Default: logistic and mlp."""
+
+    search: str | None = None
+    """validation or cross_validation, :folds=,strategy=,configurations=,refit="""
 
     weights: str | None = None
     """Weights of the one backbone: a file, a torchvision name, or random:SEED."""
@@ -76,6 +80,7 @@ class Request:
             "dataset": self.dataset,
             "backbones": encoders or None,
             "heads": tuple(map(HeadSpec.parse, self.head)) or None,
+            "search": SearchSpec.parse(self.search) if self.search else None,
             "seed": self.seed,
             "part_rows": self.part_rows,
             "controls": None if self.controls else False,
@@ -94,6 +99,7 @@ class Request:
             "dataset": spec.dataset,
             "backbones": [encoder.short() for encoder in spec.backbones],
             "heads": [head.short() for head in spec.heads],
+            "search": spec.search.short(),
             "controls": spec.controls,
             "seed": spec.seed,
             "part_rows": spec.part_rows,

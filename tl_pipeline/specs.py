@@ -193,6 +193,49 @@ class HeadSpec(Spec):
             yield HeadConfig(name=self.name, params=params)
 
 
+class SearchSpec(Spec):
+    """How one configuration of a head is chosen from its grid.
+
+    ``select``: by the validation images, or by cross-validation on the training images
+    with ``folds`` parts (whole groups, where there are some), which leaves validation
+    to compare heads. ``strategy``: the whole grid; ``random``: ``configurations`` of it
+    by chance, where ``low..high`` stands for all numbers between; ``halving``: all
+    begin with few training images, and a third goes on with three times as many. With
+    ``refit`` the chosen one learns from training and validation images before it meets
+    test.
+    """
+
+    select: Literal["validation", "cross_validation"] = "validation"
+    strategy: Literal["grid", "random", "halving"] = "grid"
+    folds: int = Field(default=5, ge=2, le=100)
+    configurations: int = Field(default=20, ge=1, le=100_000)
+    refit: bool = False
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every configuration is fitted on all training images."""
+        return self.select == "validation" and self.strategy != "halving"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``cross_validation`` or ``validation:strategy=random,refit=true``.
+
+        Raises:
+            InvalidSpec: the text has another form, or an unknown parameter.
+        """
+        select, params = _parse_short(text)
+        return _checked(cls, {"select": select, **params}, text)
+
+    def short(self) -> str:
+        """The text that ``parse`` reads back to this."""
+        given = self.model_dump(exclude={"select"}, exclude_defaults=True)
+        return _short(self.select, {name: _text(v) for name, v in given.items()})
+
+
+def _search(value: Any) -> Any:
+    return _parsed(SearchSpec, value)
+
+
 def _encoder(value: Any) -> Any:
     return _parsed(EncoderSpec, value)
 
@@ -201,7 +244,7 @@ def _head(value: Any) -> Any:
     return _parsed(HeadSpec, value)
 
 
-def _parsed(cls: type[EncoderSpec | HeadSpec], value: Any) -> Any:
+def _parsed(cls: type[EncoderSpec | HeadSpec | SearchSpec], value: Any) -> Any:
     try:
         return cls.parse(value) if isinstance(value, str) else value
     except InvalidSpec as fault:
@@ -222,6 +265,7 @@ class RunSpec(Spec):
     heads: tuple[Annotated[HeadSpec, BeforeValidator(_head)], ...] = Field(
         default=(HeadSpec(name="logistic"), HeadSpec(name="mlp")), min_length=1
     )
+    search: Annotated[SearchSpec, BeforeValidator(_search)] = SearchSpec()
     controls: bool = True
     seed: int = 0
     part_rows: int = Field(

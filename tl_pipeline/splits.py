@@ -4,6 +4,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -105,12 +106,11 @@ def _stratified(images: pa.Table, spec: SplitSpec) -> np.ndarray:
     return found
 
 
-def learned(manifest: pa.Table) -> pa.Table:
-    """The training rows of ``manifest``: without those of weight 0."""
+def learned(manifest: pa.Table, sides: Sequence[str] = (TRAIN,)) -> pa.Table:
+    """The rows of ``manifest`` on ``sides`` to learn from: weight 0 is left out."""
     weight = pc.fill_null(manifest["weight"], 1)
-    return manifest.filter(
-        pc.and_(pc.equal(manifest["split"], TRAIN), pc.greater(weight, 0))
-    )
+    there = pc.is_in(manifest["split"], pa.array(sides))
+    return manifest.filter(pc.and_(there, pc.greater(weight, 0)))
 
 
 def tiny(manifest: pa.Table) -> dict[str, tuple[str, ...]]:

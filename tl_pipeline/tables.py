@@ -129,7 +129,50 @@ METRICS = Table(
         high=pa.float64(),
     ),
 )
-TABLES = (MANIFEST, QUARANTINE, DUPLICATES, NEAR_DUPLICATES, PREDICTIONS, METRICS)
+TRIAL = Table(
+    "trial.parquet",
+    "One row per fold of a trial: how a configuration did on rows it did not learn.",
+    ("fold",),
+    _columns(
+        {
+            "fold": pa.int32(),
+            "rows": pa.int64(),
+            "accuracy": pa.float64(),
+            "log_loss": pa.float64(),
+        }
+    ),
+)
+SEARCH = Table(
+    "search.parquet",
+    "One row per search, round and configuration of a head.",
+    ("search", "round", "head"),
+    _columns(
+        {
+            "search": pa.string(),
+            "encoder": pa.string(),
+            "family": pa.string(),
+            "head": pa.string(),
+            "round": pa.int32(),
+            "images": pa.int64(),
+            "folds": pa.int32(),
+            "accuracy": pa.float64(),
+            "log_loss": pa.float64(),
+            "chosen": pa.bool_(),
+            "trial": pa.string(),
+        },
+        deviation=pa.float64(),
+    ),
+)
+TABLES = (
+    MANIFEST,
+    QUARANTINE,
+    DUPLICATES,
+    NEAR_DUPLICATES,
+    PREDICTIONS,
+    METRICS,
+    TRIAL,
+    SEARCH,
+)
 
 
 class Columns:

@@ -11,6 +11,7 @@ from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.planning import Context, Step
+from tl_pipeline.search import candidates
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 MAJORITY = HeadSpec(name="majority")
@@ -71,7 +72,9 @@ def prepare(
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     spec = _with_backbones(spec, dataset)
-    wanted = [heads.complete(head) for head in spec.heads]
+    wanted = _complete(spec)
+    for head in wanted:
+        candidates(head, spec.search, spec.seed)  # refuses what cannot be tried
     if all(heads.HEADS[head.name].control for head in wanted):
         raise InvalidSpec(
             f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
@@ -92,12 +95,19 @@ def prepare(
         store=store,
         dataset=dataset,
         seed=spec.seed,
+        search=spec.search,
         part_rows=spec.part_rows,
         trust_memo=not verify,
         previous=runs.keys_used(runs.latest(store, dataset.name)),
     )
     eye = None if near.action == "ignore" else found[-1]
     return Work(spec, context, work, eye, skipped)
+
+
+def _complete(spec: RunSpec) -> list[HeadSpec]:
+    """The heads of ``spec``, those of profiles among them, each once."""
+    given = [head for named in spec.heads for head in heads.expanded(named)]
+    return list({head.short(): head for head in map(heads.complete, given)}.values())
 
 
 def check_modality(dataset: DatasetSpec, wishes: Sequence[EncoderSpec]) -> None:

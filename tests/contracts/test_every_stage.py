@@ -73,6 +73,7 @@ def work(photos: Path, store: Store) -> Work:
             "dataset": str(photos),
             "backbones": ["lenet5"],
             "heads": ["logistic:C=0.01/0.1"],
+            "search": "cross_validation:folds=3,refit=true",
         }
     )
     prepared = pipeline.prepare(spec, store)

@@ -2,22 +2,39 @@
 
 Every head is a scikit-learn classifier (``fit``, ``predict_proba``, ``classes_``), the
 neural one too. Where images have weights, ``fit`` must take ``sample_weight``: a head
-that does not is refused for such a dataset (``fitted.fit``). To add one: a factory in
-``classical.py`` or a module of its own, and a row in ``table.HEADS``. A default that is
-a list is a grid: each of its values is trained.
+that does not is refused for such a dataset (``fitted.fit_arguments``). One that holds
+rows out takes ``groups``. To add one: a factory in ``classical.py`` or a module of its
+own, and a row in ``table.HEADS``. A default that is a list is a grid: each of its
+values is trained.
 
 A parameter among ``options`` came later, or is rarely touched: where it stands at its
 default it is left out of a configuration, and so of its key and its label.
 """
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tl_pipeline.errors import UnknownName
+from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads.parameters import MEANINGS, PREPARATION, accepted, domain
+from tl_pipeline.heads.profiles import PROFILES, expanded
 from tl_pipeline.heads.table import HEADS, Head
 from tl_pipeline.specs import HeadConfig, HeadSpec, Scalar
+
+__all__ = [
+    "HEADS",
+    "PROFILES",
+    "Head",
+    "build",
+    "complete",
+    "describe",
+    "drawn",
+    "expanded",
+    "grid",
+    "is_range",
+    "label",
+]
 
 
 def describe(name: str) -> list[dict[str, Any]]:
@@ -50,7 +67,7 @@ def complete(spec: HeadSpec) -> HeadSpec:
         InvalidSpec: a value that the head cannot be built with.
     """
     if spec.name not in HEADS:
-        raise UnknownName("head", spec.name, HEADS)
+        raise UnknownName("head", spec.name, [*HEADS, *PROFILES])
     row = HEADS[spec.name]
     known = row.parameters
     given = {}
@@ -58,6 +75,9 @@ def complete(spec: HeadSpec) -> HeadSpec:
         if name not in known:
             raise UnknownName(f"{spec.name} parameter", name, known)
         sample, limits = _sample(known[name]), row.limits_of(name)
+        if is_range(value):
+            given[name] = _range(spec.name, name, sample, limits, str(value))
+            continue
         values = value if isinstance(value, list) else [value]
         values = [accepted(spec.name, name, sample, limits, v) for v in values]
         given[name] = values if isinstance(value, list) else values[0]
@@ -95,6 +115,48 @@ def build(config: HeadConfig, seed: int) -> Any:
         return head
     preparation = importlib.import_module(f"{__name__}.preparation")
     return preparation.prepared(head, **steps)
+
+
+def is_range(value: Any) -> bool:
+    """Whether ``value`` of a parameter is ``low..high``, all numbers between."""
+    return isinstance(value, str) and ".." in value
+
+
+def drawn(value: str, share: float) -> Scalar:
+    """The number at ``share``, from 0 to 1, of the range ``value``.
+
+    Of a range over a factor of ten or more, by its logarithm. Whole numbers give whole
+    numbers.
+    """
+    low, high = (json.loads(end) for end in value.split(".."))
+    if low > 0 and high >= 10 * low:
+        found = low * (high / low) ** share
+    else:
+        found = low + (high - low) * share
+    whole = isinstance(low, int) and isinstance(high, int)
+    return round(found) if whole else float(f"{found:.4g}")
+
+
+def _range(
+    head: str,
+    name: str,
+    sample: Scalar,
+    limits: tuple[float, float] | None,
+    given: str,
+) -> str:
+    """``given`` with both of its ends checked."""
+    ends = given.split("..")
+    try:
+        low, high = (json.loads(end) for end in ends)
+    except ValueError:
+        low = high = 0
+    if limits is None or not low < high:
+        raise InvalidSpec(
+            f"head {head!r}: {name}={given} is no range; write LOW..HIGH with two "
+            "numbers, the smaller first"
+        )
+    checked = [accepted(head, name, sample, limits, end) for end in (low, high)]
+    return "..".join(map(str, checked))
 
 
 def _sample(default: Scalar | list[Scalar]) -> Scalar:

@@ -42,7 +42,7 @@ class DiscriminantHead(StandardisedLinear):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
-        X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
+        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
         X, y, weights = counted(X, y, weights)  # noqa: N806
         self.classes_, targets = np.unique(y, return_inverse=True)
         self.mean_, scale = moments(X, weights)

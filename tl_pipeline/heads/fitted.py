@@ -76,33 +76,60 @@ def fit(
     embeddings: Embeddings,
     labels: np.ndarray,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> FittedHead:
     """Fit ``config`` on ``embeddings``, whose rows have ``labels`` of shape (n,).
 
-    ``weights`` of shape (n,), above 0, tell how many copies of it each row counts for.
+    ``weights`` of shape (n,), above 0, tell how many copies of it each row counts for;
+    rows of one of ``groups`` (n,) are nearly the same, for heads that hold rows out.
 
     Raises:
         InvalidSpec: there are weights, and this head cannot take them.
     """
     estimator = heads.build(config, seed)
-    weighted = {} if weights is None else _weighted(config.name, estimator, weights)
-    estimator.fit(embeddings.vectors, labels, **weighted)
+    given = fit_arguments(config.name, estimator, weights, groups)
+    estimator.fit(embeddings.vectors, labels, **given)
+    return fitted_head(config, seed, embeddings.encoder_key, estimator)
+
+
+def fitted_head(
+    config: HeadConfig, seed: int, encoder_key: str, estimator: Any
+) -> FittedHead:
+    """The head whose fitted ``estimator`` this is."""
     classes = [str(name) for name in estimator.classes_]
-    return FittedHead(config, seed, embeddings.encoder_key, classes, estimator)
+    return FittedHead(config, seed, encoder_key, classes, estimator)
 
 
-def _weighted(name: str, estimator: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The arguments of ``fit`` that hand ``weights`` to every step that takes them."""
+def fit_arguments(
+    name: str,
+    estimator: Any,
+    weights: np.ndarray | None,
+    groups: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """What ``fit`` takes beyond rows and labels, for every step that takes it.
+
+    Raises:
+        InvalidSpec: there are weights, and the head ``name`` cannot take them.
+    """
     from sklearn.utils.validation import has_fit_parameter  # noqa: PLC0415 - as below
 
     steps = getattr(estimator, "steps", [("", estimator)])
-    takers = [step for step, part in steps if has_fit_parameter(part, "sample_weight")]
-    if steps[-1][0] not in takers:
+    given = {"sample_weight": weights, "groups": groups}
+    found = {
+        (step, argument): value
+        for argument, value in given.items()
+        for step, part in steps
+        if value is not None and has_fit_parameter(part, argument)
+    }
+    if weights is not None and (steps[-1][0], "sample_weight") not in found:
         raise InvalidSpec(
             f"head {name!r} cannot take the weights that this dataset gives its "
             "images; leave it out, or take the weights out of the dataset"
         )
-    return {f"{step}__sample_weight".removeprefix("__"): weights for step in takers}
+    return {
+        f"{step}__{argument}".removeprefix("__"): value
+        for (step, argument), value in found.items()
+    }
 
 
 def save(head: FittedHead, folder: Path) -> None:

@@ -1,9 +1,10 @@
 """The heads ``linear`` and, by its base class, ``ridge``: saved as four tables."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -13,7 +14,7 @@ from sklearn.utils.validation import (
 )
 
 from tl_pipeline.heads.sharpness import probabilities
-from tl_pipeline.heads.softmax_path import fit_path
+from tl_pipeline.heads.softmax_path import PathHead, fit_path
 from tl_pipeline.heads.softmax_rows import moments
 
 
@@ -78,7 +79,7 @@ class StandardisedLinear(ClassifierMixin, BaseEstimator):
         self.n_features_in_ = width
         return self
 
-    def _training_rows(
+    def training_rows(
         self,
         X: Any,  # noqa: N803
         y: Any,
@@ -142,7 +143,7 @@ class LinearClassifier(StandardisedLinear):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
-        X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
+        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
         standardise, before = self.standardise, None
         if self.class_weight != "none":
             # the classes are balanced in the loss, not in the mean and the scale
@@ -160,14 +161,56 @@ class LinearClassifier(StandardisedLinear):
             max_iter=self.max_iter,
             device=self.device,
         ).heads
+        self.become(head)
+        self.mean_, self.scale_ = before or (head.mean, head.scale)
+        return self
+
+    def become(self, head: PathHead) -> None:
+        """Take what ``fit_path`` found; ``classes_`` are set."""
         self.coef_, self.intercept_ = head.coef, head.intercept
         if len(self.classes_) == 2:
             self.coef_ = self.coef_[1:] - self.coef_[:1]
             self.intercept_ = self.intercept_[1:] - self.intercept_[:1]
-        self.mean_, self.scale_ = before or (head.mean, head.scale)
+        self.mean_, self.scale_ = head.mean, head.scale
+        self.n_features_in_ = len(self.mean_)
         self.n_iter_ = np.array([head.iterations])
         self.gap_, self.converged_ = head.gap, head.converged
-        return self
+
+
+def fit_all(
+    models: Sequence[LinearClassifier],
+    x: np.ndarray,
+    y: np.ndarray,
+    folds: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> dict[tuple[int, int | None], LinearClassifier]:
+    """Fit ``models`` that differ in C alone on the rows, or without each of ``folds``.
+
+    ``class_weight`` must be none; the rest as in ``softmax_path.fit_path``.
+
+    Returns:
+        (number of the model, fold left out or None) -> a fitted copy of the model.
+    """
+    first = models[0]
+    cs = [float(model.C) for model in models]
+    path = fit_path(
+        x,
+        y,
+        cs,
+        folds,
+        weights,
+        standardise=first.standardise,
+        tol=first.tol,
+        max_iter=first.max_iter,
+        device=first.device,
+    )
+    found = {}
+    for head in path.heads:
+        fitted: Any = clone(models[cs.index(head.c)])
+        fitted.classes_ = path.classes
+        fitted.become(head)
+        found[cs.index(head.c), head.fold] = fitted
+    return found
 
 
 def balance(y: np.ndarray, weights: np.ndarray, class_weight: str) -> np.ndarray:

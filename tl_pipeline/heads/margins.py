@@ -11,6 +11,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from tl_pipeline.heads.folds import dealt
 from tl_pipeline.heads.sharpness import probabilities, sharpness
 
 
@@ -19,11 +20,12 @@ class MarginHead(ClassifierMixin, BaseEstimator):
 
     The softmax is of the decisions times ``sharpness_``, one number for all classes,
     found on decisions of training rows that a fit of the same machine has not seen: the
-    rows of each class are dealt to ``folds`` parts by chance, each left out in turn
-    (Platt 1999 by cross-validation, with the one parameter of Guo et al. 2017, so that
-    the class with the greatest margin keeps the greatest probability). A class of one
-    row is in every fit and left out in none; if all are, the sharpness is 1. Rows that
-    are near duplicates of each other make it too great.
+    rows of each class, or whole groups, are dealt to ``folds`` parts by chance, each
+    left out in turn (Platt 1999 by cross-validation, with the one parameter of Guo et
+    al. 2017, so that the class with the greatest margin keeps the greatest
+    probability). A class of one row or group is in every fit and left out in none; if
+    all are, the sharpness is 1. Rows that are near duplicates of each other, and whose
+    groups nobody tells, make it too great.
 
     Args:
         machine: an unfitted classifier with ``decision_function``.
@@ -42,8 +44,14 @@ class MarginHead(ClassifierMixin, BaseEstimator):
         self.folds = folds
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
-        """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any = None,
+        groups: Any = None,
+    ) -> Self:
+        """Learn from ``X`` (n, width), labels ``y``, weights and groups, all (n,)."""
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])  # noqa: N806
         check_classification_targets(y)
         weights = _check_sample_weight(
@@ -51,10 +59,11 @@ class MarginHead(ClassifierMixin, BaseEstimator):
         )
         there = weights > 0
         X, y, weights = X[there], y[there], weights[there]  # noqa: N806
+        groups = None if groups is None else np.asarray(groups)[there]
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("MarginHead needs at least two classes; got 1 class")
-        fold = dealt(targets, self.folds, self.random_state)
+        fold = dealt(targets, self.folds, self.random_state, groups)
         left_out = fold >= 0
         machine: Any
         scores: Any = None
@@ -93,14 +102,3 @@ class MarginHead(ClassifierMixin, BaseEstimator):
         if scores.ndim == 1:
             return self.classes_[(scores > 0).astype(int)]
         return self.classes_[scores.argmax(axis=1)]
-
-
-def dealt(targets: np.ndarray, folds: int, seed: int | None) -> np.ndarray:
-    """The part (n,) of each row, -1 for rows that are alone in their class."""
-    chance = np.random.default_rng(seed)
-    part = np.full(len(targets), -1)
-    for k in np.unique(targets):
-        own = chance.permutation(np.flatnonzero(targets == k))
-        if len(own) > 1:
-            part[own] = np.arange(len(own)) % folds
-    return part

@@ -15,19 +15,23 @@ from sklearn.utils.validation import (
 )
 
 from tl_pipeline.devices import devices, exact_float32
+from tl_pipeline.heads.folds import dealt
 from tl_pipeline.heads.layers import Network, initialise, network
 from tl_pipeline.heads.linear import balance, counted
 from tl_pipeline.heads.softmax_rows import BLOCK, moments
 from tl_pipeline.heads.threads import alone
 from tl_pipeline.heads.training import Course, Examples, train
 
+TENTH = 10
+
 
 class NeuralHead(ClassifierMixin, BaseEstimator):
     """Standardise, hidden ReLU layers, dropout, softmax; trained by small steps.
 
-    A tenth of the rows given to ``fit``, stratified, is held out to stop early; the
-    weights of its best epoch are kept. With too few rows for that, or a class of one
-    row, all rows are trained on for ``max_epochs``. Sample weights multiply the losses
+    A tenth of the rows given to ``fit``, stratified, and whole groups where there are
+    some, is held out to stop early; the weights of its best epoch are kept. With too
+    few rows for that, or a class of one row, all rows are trained on for
+    ``max_epochs``. Sample weights multiply the losses
     of their rows, held out or not, and count in the mean and spread to standardise by.
     Trained on a GPU where there is one; it predicts on the processor.
 
@@ -96,11 +100,18 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
         self.standardise = standardise
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any = None,
+        groups: Any = None,
+    ) -> Self:
         """Learn from ``X`` of shape (n, width) and the labels ``y`` of shape (n,).
 
         ``sample_weight`` of shape (n,) is not negative; only its ratios matter. A row
-        of weight 0 is as good as not there.
+        of weight 0 is as good as not there. ``groups`` (n,): rows of one group are held
+        out together.
 
         Raises:
             ValueError: fewer than two classes.
@@ -111,6 +122,7 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
         weights = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
+        groups = None if groups is None else np.asarray(groups)[weights > 0]
         X, y, weights = counted(X, y, weights)  # noqa: N806
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -124,7 +136,8 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
             self.mean_, self.scale_ = mean.astype("f4"), scale.astype("f4")
         factors = balance(y, weights, self.class_weight)
         factors = (factors / factors.mean()).astype(np.float32)
-        self._train(self._standardised(X), targets, factors)
+        parts = self._hold_out(targets, groups)
+        self._train(self._standardised(X), targets, factors, parts)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -182,7 +195,11 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
         return rows
 
     def _train(
-        self, rows: np.ndarray, targets: np.ndarray, factors: np.ndarray
+        self,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        factors: np.ndarray,
+        parts: tuple[np.ndarray, np.ndarray],
     ) -> None:
         (device, *_) = devices()
         if device.type != "cpu":
@@ -197,7 +214,7 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
             torch.from_numpy(targets).to(device),
             None if (factors == 1).all() else torch.from_numpy(factors).to(device),
         )
-        kept, held = (torch.from_numpy(part) for part in self._hold_out(targets))
+        kept, held = (torch.from_numpy(part) for part in parts)
         course = self._course()
         work = partial(train, layers, course, examples, kept, held, chance)
         self.n_epochs_ = alone(work)
@@ -219,9 +236,15 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
             seed=self.random_state,
         )
 
-    def _hold_out(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _hold_out(
+        self, targets: np.ndarray, groups: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows are trained on, and which tell when to stop."""
         rows, classes = len(targets), len(self.classes_)
-        size = max(rows // 10, classes)
+        if groups is not None and len(np.unique(groups)) < rows:
+            held = dealt(targets, TENTH, self.random_state, groups) == 0
+            return np.flatnonzero(~held), np.flatnonzero(held)
+        size = max(rows // TENTH, classes)
         if rows - size < 2 * classes or np.bincount(targets).min() < 2:
             return np.arange(rows), np.arange(0)
         split = StratifiedShuffleSplit(

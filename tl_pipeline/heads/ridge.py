@@ -1,4 +1,4 @@
-"""Ridge classifiers of every penalty from one eigendecomposition a fold."""
+"""Ridge classifiers of every penalty from one eigendecomposition."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,37 +73,6 @@ def decompose(
     return Decomposed(mean, scale, directions, powers, directions.T @ products, offset)
 
 
-def ridge_path(
-    x: np.ndarray,
-    y: np.ndarray,
-    alphas: Sequence[float],
-    folds: np.ndarray,
-    weights: np.ndarray | None = None,
-    *,
-    standardise: bool = True,
-) -> np.ndarray:
-    """Cross-validated accuracy of every penalty and fold: (alphas, folds).
-
-    One eigendecomposition a fold serves all ``alphas``, in their given order. ``folds``
-    (n,): the fold of each row, -1 for rows that are always trained on.
-    """
-    counts = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
-    classes, targets = np.unique(y, return_inverse=True)
-    signs = _signs(targets, len(classes))
-    names = sorted(set(folds[folds >= 0].tolist()))
-    accuracy = np.empty((len(alphas), len(names)))
-    for at, fold in enumerate(names):
-        held = folds == fold
-        kept = ~held & (counts > 0)
-        scale = _scale(x[kept], counts[kept], standardise=standardise)
-        found = decompose(x[kept], signs[kept], counts[kept], scale)
-        for row, alpha in enumerate(alphas):
-            scores = found.scores(x[held], alpha)
-            hit = _winners(scores) == targets[held]
-            accuracy[row, at] = np.average(hit, weights=counts[held])
-    return accuracy
-
-
 class RidgeHead(StandardisedLinear):
     """Least squares on +-1 targets with penalty ``alpha``, as ``RidgeClassifier``.
 
@@ -135,21 +104,51 @@ class RidgeHead(StandardisedLinear):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
-        X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
+        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
         X, y, weights = counted(X, y, weights)  # noqa: N806
-        targets = np.searchsorted(self.classes_, y)
-        signs = _signs(targets, len(self.classes_))
-        scale = _scale(X, weights, standardise=self.standardise)
-        balanced = balance(y, weights, self.class_weight)
-        found = decompose(X, signs, balanced, scale)
+        self.learn(Prepared.of(self, X, y, weights))
+        return self
+
+    def learn(self, ready: "Prepared") -> None:
+        """Learn from what is decomposed already; ``classes_`` are set."""
+        found, targets = ready.found, ready.targets
         self.coef_ = found.coefficients(self.alpha)
         self.intercept_ = found.offset
         self.mean_, self.scale_ = found.mean, found.scale
-        left_out = found.left_out(X, signs, balanced, self.alpha)
+        left_out = found.left_out(ready.x, ready.signs, ready.weights, self.alpha)
         if len(self.classes_) == 2:
             left_out = left_out[:, 0]
-        self.sharpness_ = sharpness(left_out, targets, balanced)
-        return self
+        self.sharpness_ = sharpness(left_out, targets, ready.weights)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ridges that differ in ``alpha`` alone share: rows (n, width), decomposed."""
+
+    x: np.ndarray
+    targets: np.ndarray
+    signs: np.ndarray
+    weights: np.ndarray
+    found: Decomposed
+
+    @classmethod
+    def of(cls, head: RidgeHead, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> Self:
+        """For ``head``, whose classes are set, and the like."""
+        targets = np.searchsorted(head.classes_, y)
+        signs = _signs(targets, len(head.classes_))
+        scale = _scale(x, w, standardise=head.standardise)
+        weights = balance(y, w, head.class_weight)
+        return cls(x, targets, signs, weights, decompose(x, signs, weights, scale))
+
+
+def fit_all(
+    ridges: Sequence[RidgeHead], x: np.ndarray, y: np.ndarray, weights: Any = None
+) -> None:
+    """Fit ``ridges`` that differ in ``alpha`` alone: one eigendecomposition for all."""
+    rows = [ridge.training_rows(x, y, weights) for ridge in ridges]
+    ready = Prepared.of(ridges[0], *counted(*rows[0]))
+    for ridge in ridges:
+        ridge.learn(ready)
 
 
 def _scale(x: np.ndarray, weights: np.ndarray, *, standardise: bool) -> np.ndarray:
@@ -161,9 +160,3 @@ def _signs(targets: np.ndarray, classes: int) -> np.ndarray:
     if classes == 2:
         return targets[:, None] * 2.0 - 1
     return np.where(targets[:, None] == np.arange(classes), 1.0, -1.0)
-
-
-def _winners(scores: np.ndarray) -> np.ndarray:
-    if scores.shape[1] == 1:
-        return (scores[:, 0] > 0).astype(int)
-    return scores.argmax(axis=1)

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
+from tl_pipeline.heads.folds import dealt
 from tl_pipeline.heads.linear import StandardisedLinear, balance, counted
-from tl_pipeline.heads.margins import dealt
 from tl_pipeline.heads.principal import Centred
 from tl_pipeline.heads.sharpness import sharpness
 from tl_pipeline.heads.softmax_rows import BLOCK, moments
@@ -27,8 +27,9 @@ class LinearSVMHead(StandardisedLinear):
 
     Probabilities are the softmax of the decisions times ``sharpness_``, found on
     decisions of rows that were left out: the same descent solves ``folds`` more
-    machines a class, each without a part of the rows (see ``margins.MarginHead``, and
-    what it says of classes of one row). Mean and scale are those of all rows.
+    machines a class, each without a part of the rows, or groups (see
+    ``margins.MarginHead``, and what it says of classes of one row). Mean and scale are
+    those of all rows.
 
     Args:
         C: inverse strength of the penalty.
@@ -64,9 +65,16 @@ class LinearSVMHead(StandardisedLinear):
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
-        """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
-        X, y, weights = self._training_rows(X, y, sample_weight)  # noqa: N806
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any = None,
+        groups: Any = None,
+    ) -> Self:
+        """Learn from ``X`` (n, width), labels ``y``, weights and groups, all (n,)."""
+        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
+        groups = None if groups is None else np.asarray(groups)[weights > 0]
         X, y, weights = counted(X, y, weights)  # noqa: N806
         self.classes_, targets = np.unique(y, return_inverse=True)
         self.mean_, scale = moments(X, weights)
@@ -75,7 +83,7 @@ class LinearSVMHead(StandardisedLinear):
         rows = Centred(X, weights, self.mean_[None], np.zeros(len(X), int), self.scale_)
         fold = np.full(len(X), -1)
         if self.folds:
-            fold = dealt(targets, self.folds, self.random_state)
+            fold = dealt(targets, self.folds, self.random_state, groups)
         names = np.arange(len(self.classes_))[1 if len(self.classes_) == 2 else 0 :]
         signs = np.where(targets[:, None] == names, 1, -1).astype(X.dtype)
         machines = [part for part in range(self.folds) if (fold == part).any()]

@@ -25,7 +25,8 @@ class Head:
     and a seed; naming it keeps scikit-learn and torch unimported until it is needed.
     ``options`` are further parameters and their defaults; those of ``PREPARATION`` make
     steps before the head. ``limits`` are the least and the greatest value of each
-    parameter that is a number, where they are not ``parameters.LIMITS``.
+    parameter that is a number, where they are not ``parameters.LIMITS``. A head that
+    ``holds_out`` some of its training rows holds out whole groups.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Head:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     control: bool = False
     options: Mapping[str, Scalar] = field(default_factory=dict)
+    holds_out: bool = False
 
     @property
     def parameters(self) -> dict[str, Scalar | list[Scalar]]:
@@ -76,6 +78,7 @@ HEADS: dict[str, Head] = {
             "support_vectors:LinearSVMHead",
             {"C": [1e-4, 1e-3, 1e-2]},
             options={**PREPARATION, **BALANCE},
+            holds_out=True,
         ),
         Head(
             "rbf_svm",
@@ -83,6 +86,7 @@ HEADS: dict[str, Head] = {
             "classical:rbf_svm",
             {"C": [1.0, 10.0], "gamma": "scale"},
             options={**PREPARATION, **BALANCE},
+            holds_out=True,
         ),
         Head(
             "lda",
@@ -143,6 +147,7 @@ HEADS: dict[str, Head] = {
                 "label_smoothing": 0.1,
             },
             options={**LEARNING, **PREPARATION, **BALANCE},
+            holds_out=True,
         ),
         Head(
             "mlp",
@@ -162,6 +167,7 @@ HEADS: dict[str, Head] = {
                 **PREPARATION,
                 **BALANCE,
             },
+            holds_out=True,
         ),
         Head(
             "cosine",
@@ -174,6 +180,7 @@ HEADS: dict[str, Head] = {
                 "label_smoothing": 0.1,
             },
             options={"sharpness": "learned", **LEARNING, **PREPARATION, **BALANCE},
+            holds_out=True,
         ),
         Head(
             "majority",

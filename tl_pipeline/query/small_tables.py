@@ -1,7 +1,7 @@
 """The small tables of the catalogue: rows made from run records and the store."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
+from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE, SEARCH
 
 Row = Mapping[str, Any]
 
@@ -86,6 +86,19 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             _schema("dataset image_id near_id:s", "similarity:f", "cluster:i"),
             "One row per pair of near duplicates in the latest run of each dataset.",
         ),
+        "searches": SmallTable(
+            [row for record in records for row in _searches(store, record)],
+            _schema(
+                "dataset encoder head:s",
+                "round images folds:i",
+                "accuracy deviation log_loss:f",
+                "chosen:b",
+                "run_id family trial search:s",
+            ),
+            "One row per run, search, round and configuration: how it did on training "
+            "images that it did not learn from (deviation over the folds), or on "
+            "validation.",
+        ),
         "run_evaluations": SmallTable(
             [
                 _evaluation(record, result, latest[record.dataset])
@@ -141,6 +154,16 @@ def _evaluation(record: RunRecord, result: runs.Result, latest: RunRecord) -> Ro
         "role": result.role,
         "latest": latest.run_id == record.run_id,
     }
+
+
+def _searches(store: Store, record: RunRecord) -> Iterator[Row]:
+    for step in record.steps:
+        if step.stage == "search":
+            made = store.find("searches", step.keys["search"])
+            # a run whose artifacts were deleted keeps its record, not its rows
+            found = tables.read(SEARCH, store.path(made)).to_pylist() if made else []
+            for row in found:
+                yield {"run_id": record.run_id, "dataset": record.dataset, **row}
 
 
 def _run(record: RunRecord) -> Row:

@@ -1,7 +1,7 @@
 -- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
 -- {name} is replaced by a list of files or a glob; the tables runs, stages, timings,
 -- splits, class_counts, near_duplicates, models, encoders, refused, latest_manifests,
--- run_evaluations, doubled_embeddings come from small_tables.py. Tables of older
+-- run_evaluations, searches, doubled_embeddings come from small_tables.py. Tables of older
 -- versions lack columns (weight, first_seen), which are null here.
 
 CREATE VIEW images AS

@@ -1,8 +1,10 @@
-"""Evaluate: one head's fitted grid x held-out rows -> metrics and predictions.
+"""Evaluate: one head's fitted grid, or search, x held-out rows -> metrics, predictions.
 
 Reads the manifest, the embeddings and the fitted heads. Writes ``evaluations/<key>/``:
 METRICS, PREDICTIONS and ``chosen.json`` (key of the chosen head, its classes). Every
-configuration is scored on validation, the best one alone on test, once.
+configuration is scored on validation, the best one alone on test, once. What a search
+has chosen, or what is to learn from validation too before it meets test, is fitted
+here, as ``heads/<key>/`` like any other.
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_pipeline import heads, tables
+from tl_pipeline import fits, heads, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
@@ -27,16 +29,18 @@ from tl_pipeline.planning import (
     Step,
     why_not_cached,
 )
-from tl_pipeline.specs import HeadSpec
-from tl_pipeline.splits import TEST, VALIDATION
+from tl_pipeline.specs import HeadConfig, HeadSpec
+from tl_pipeline.splits import TEST, TRAIN, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
-    from tl_pipeline.evaluation import Evaluation, Scored
+    from tl_pipeline.evaluation import Scored
+    from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give other rows.
 VERSION = 1
 
+CHOSEN = "chosen.json"
 Row = dict[str, Any]
 
 
@@ -53,16 +57,19 @@ def plan(
     started = time.perf_counter()
     document = _document(context, manifest, embeddings, trained, encoder, head)
     key, subject = digest(document), f"{head.name} on {context.named(encoder.label)}"
-    cached = context.store.find("evaluations", key) is not None
+    found = context.store.find("evaluations", key)
+    cached, keys = found is not None, {"evaluation": key}
     reason = f"{len(trained)} scored already"
-    if not cached:
+    if found is not None:
+        keys |= _fitted_here(context, trained, found)
+    else:
         reason = why_not_cached(context, "evaluations", subject, "evaluation", document)
     step = Step(
         stage="evaluate",
         subject=subject,
         cached=cached,
         reason=reason,
-        keys={"evaluation": key},
+        keys=keys,
         units=0 if cached else len(trained),
         seconds=time.perf_counter() - started,
     )
@@ -89,8 +96,18 @@ def run(
         return planned
     document = _document(context, manifest, embeddings, trained, encoder, head)
     write = partial(_write, context, manifest, embeddings, trained, document)
-    context.store.build("evaluations", document, write)
-    return planned.ran(time.perf_counter() - started)
+    made = context.store.build("evaluations", document, write)
+    keys = {**planned.step.keys, **_fitted_here(context, trained, made)}
+    return planned.ran(time.perf_counter() - started, keys=keys)
+
+
+def _fitted_here(
+    context: Context, trained: tuple[Artifact, ...], evaluation: Artifact
+) -> dict[str, str]:
+    """The key of the chosen head, if it is none of those that were ``trained``."""
+    about = json.loads((context.store.path(evaluation) / CHOSEN).read_text())
+    known = {artifact.key for artifact in trained}
+    return {} if about["head"] in known else {"head": about["head"]}
 
 
 def _document(
@@ -107,24 +124,24 @@ def _document(
         )
         for split in (VALIDATION, TEST)
     }
-    return key_document(
-        "evaluate",
-        VERSION,
-        {
-            "encoder": context.named(encoder.label),
-            "family": head.name,
-            "control": encoder.control
-            or heads.HEADS[head.name].control
-            or bool(context.control),
-            "seed": context.seed,
-        },
-        {
-            "encoder": embeddings.key,
-            "heads": digest([artifact.fingerprint for artifact in trained]),
-            "validation rows": held[VALIDATION],
-            "test rows": held[TEST],
-        },
-    )
+    params: dict[str, Any] = {
+        "encoder": context.named(encoder.label),
+        "family": head.name,
+        "control": encoder.control
+        or heads.HEADS[head.name].control
+        or bool(context.control),
+        "seed": context.seed,
+    }
+    inputs = {
+        "encoder": embeddings.key,
+        "heads": digest([artifact.fingerprint for artifact in trained]),
+        "validation rows": held[VALIDATION],
+        "test rows": held[TEST],
+    }
+    if context.search.refit:
+        rows = fits.rows_of(context, manifest, embeddings, TRAIN, VALIDATION)
+        inputs["refit"] = digest([fits.VERSION, fits.inputs(rows, head.name)])
+    return key_document("evaluate", VERSION, params, inputs)
 
 
 def _write(
@@ -136,7 +153,7 @@ def _write(
     folder: Path,
 ) -> str:
     # scikit-learn and scipy are imported only when there is something to score
-    from tl_pipeline.evaluation import HeldOut, evaluate  # noqa: PLC0415
+    from tl_pipeline.evaluation import HeldOut, choose, score  # noqa: PLC0415
     from tl_pipeline.heads import fitted  # noqa: PLC0415
 
     store = context.store
@@ -152,29 +169,68 @@ def _write(
         found = vectors.load(labels)
         names = np.array([labels[image_id] for image_id in found.image_ids])
         held[split] = HeldOut(split, found, names)
-    tried = [fitted.load(store.path(artifact)) for artifact in trained]
-    evaluation = evaluate(tried, held[VALIDATION], held[TEST], context.seed)
+    candidates = _fitted(context, manifest, embeddings, trained)
+    tried = [
+        score(fitted.load(store.path(artifact)), held[VALIDATION], context.seed)
+        for artifact in candidates
+    ]
+    chosen = choose(tried)
+    final = candidates[tried.index(chosen)]
+    if context.search.refit:
+        (final,) = _fit(
+            context, manifest, embeddings, chosen.head.config, TRAIN, VALIDATION
+        )
+    test = score(fitted.load(store.path(final)), held[TEST], context.seed)
     key = digest(document)
     metrics = [
         row
-        for scored in (*evaluation.validation, evaluation.test)
-        for row in _metric_rows(key, document, scored, evaluation)
+        for scored in (*tried, test)
+        for row in _metric_rows(key, document, scored, chosen.head)
     ]
+    classes = test.head.classes
     predictions = [
         row
-        for scored in (evaluation.chosen, evaluation.test)
-        for row in _prediction_rows(key, scored)
+        for scored in (chosen, test)
+        for row in _prediction_rows(key, scored, classes)
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
     tables.write(PREDICTIONS, tables.from_rows(PREDICTIONS, predictions), folder)
-    position = evaluation.validation.index(evaluation.chosen)
-    about = {"head": trained[position].key, "classes": evaluation.chosen.head.classes}
-    (folder / "chosen.json").write_text(json.dumps(about, ensure_ascii=False))
+    about = {"head": final.key, "classes": classes}
+    (folder / CHOSEN).write_text(json.dumps(about, ensure_ascii=False))
     return key
 
 
+def _fitted(
+    context: Context,
+    manifest: Artifact,
+    embeddings: Artifact,
+    trained: tuple[Artifact, ...],
+) -> tuple[Artifact, ...]:
+    """``trained``; or the one head that a search has chosen, fitted on train."""
+    (kind,) = {artifact.kind for artifact in trained}
+    if kind != "searches":
+        return trained
+    text = (context.store.path(trained[0]) / CHOSEN).read_text()
+    config = HeadConfig.model_validate_json(text)
+    return _fit(context, manifest, embeddings, config, TRAIN)
+
+
+def _fit(
+    context: Context,
+    manifest: Artifact,
+    embeddings: Artifact,
+    config: HeadConfig,
+    *sides: str,
+) -> tuple[Artifact]:
+    """The head of ``config`` that learned from the splits ``sides``."""
+    rows = fits.rows_of(context, manifest, embeddings, *sides)
+    fits.make(context, embeddings, rows, [config])
+    key = digest(fits.document(context, embeddings, rows, config))
+    return (Artifact("heads", key, key),)
+
+
 def _metric_rows(
-    key: str, document: KeyDocument, scored: "Scored", evaluation: "Evaluation"
+    key: str, document: KeyDocument, scored: "Scored", chosen: "FittedHead"
 ) -> Iterator[Row]:
     for score in scored.scores:
         yield {
@@ -183,7 +239,7 @@ def _metric_rows(
             "encoder": document["params"]["encoder"],
             "family": document["params"]["family"],
             "head": heads.label(scored.head.config),
-            "chosen": scored.head is evaluation.chosen.head,
+            "chosen": scored.head.config == chosen.config,
             "split": scored.rows.split,
             "metric": score.metric,
             "value": score.value,
@@ -193,8 +249,14 @@ def _metric_rows(
         }
 
 
-def _prediction_rows(key: str, scored: "Scored") -> Iterator[Row]:
-    probabilities = scored.probabilities
+def _prediction_rows(key: str, scored: "Scored", classes: list[str]) -> Iterator[Row]:
+    """Rows whose probabilities are in the order of ``classes``.
+
+    A head that did not learn one of them gives it 0.
+    """
+    known = [classes.index(name) for name in scored.head.classes]
+    probabilities = np.zeros((len(scored.rows.labels), len(classes)), np.float32)
+    probabilities[:, known] = scored.probabilities
     winners = probabilities.argmax(axis=1)
     for i, image_id in enumerate(scored.rows.embeddings.image_ids):
         yield {
@@ -202,7 +264,7 @@ def _prediction_rows(key: str, scored: "Scored") -> Iterator[Row]:
             "image_id": image_id,
             "split": scored.rows.split,
             "label": str(scored.rows.labels[i]),
-            "predicted": scored.head.classes[winners[i]],
+            "predicted": classes[winners[i]],
             "confidence": probabilities[i, winners[i]],
             "probabilities": probabilities[i],
         }

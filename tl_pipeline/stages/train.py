@@ -8,17 +8,10 @@ key serves as the fingerprint.
 """
 
 import time
-from functools import partial
-from pathlib import Path
 
-import numpy as np
-
-from tl_pipeline import heads
-from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
-from tl_pipeline.embeddings import EmbeddingFolder, Embeddings
+from tl_pipeline import fits, heads, search
+from tl_pipeline.artifacts import Artifact, KeyDocument, digest
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.errors import DatasetError
-from tl_pipeline.labels import TrainingRows, training_rows
 from tl_pipeline.planning import (
     Context,
     EmbeddingsOf,
@@ -28,9 +21,9 @@ from tl_pipeline.planning import (
 )
 from tl_pipeline.progress import track
 from tl_pipeline.specs import HeadConfig, HeadSpec
+from tl_pipeline.splits import TRAIN
 
-# Bump when the same inputs must give other heads.
-VERSION = 1
+VERSION = fits.VERSION
 
 
 def plan(
@@ -83,64 +76,24 @@ def run(
         DatasetError: fewer than two classes have an embedded training image.
         InvalidSpec: images have weights, and ``head`` cannot take them.
     """
-    embeddings = embedded[encoder.key]
     started = time.perf_counter()
     planned = plan(context, manifest, embedded, encoder, head)
     if planned.step.cached:
         return planned
-    rows = training_rows(context.store, manifest, embeddings)
-    if len(set(rows.labels.values())) < 2:
-        raise DatasetError(
-            f"{context.dataset.name}: fewer than two classes have training images that "
-            "could be embedded; see the quarantine table"
-        )
-    vectors = EmbeddingFolder(context.store, embeddings.key).load(rows.labels)
+    embeddings = embedded[encoder.key]
+    rows = fits.rows_of(context, manifest, embeddings, TRAIN)
+    configs = search.candidates(head, context.search, context.seed)
     with track(f"train {planned.step.subject}", planned.step.units) as progress:
-        for config, document in _documents(context, manifest, embeddings, head):
-            key = digest(document)
-            if context.store.find("heads", key) is None:
-                write = partial(_fit, config, context.seed, vectors, rows, key)
-                context.store.build("heads", document, write)
-                progress.advance()
+        fits.make(context, embeddings, rows, configs, progress.advance)
     return planned.ran(time.perf_counter() - started)
-
-
-def _fit(
-    config: HeadConfig,
-    seed: int,
-    vectors: Embeddings,
-    rows: TrainingRows,
-    key: str,
-    folder: Path,
-) -> str:
-    # scikit-learn is imported only when there is something to train
-    from tl_pipeline.heads import fitted  # noqa: PLC0415
-
-    labels = np.array([rows.labels[image_id] for image_id in vectors.image_ids])
-    weights = None
-    if rows.weights:
-        weights = np.array([rows.weights[image_id] for image_id in vectors.image_ids])
-    fitted.save(fitted.fit(config, seed, vectors, labels, weights), folder)
-    return key
 
 
 def _documents(
     context: Context, manifest: Artifact, embeddings: Artifact, head: HeadSpec
 ) -> list[tuple[HeadConfig, KeyDocument]]:
     """Every configuration of ``head`` with the document of its key."""
-    inputs = {
-        "encoder": embeddings.key,
-        "training rows": training_rows(context.store, manifest, embeddings).fingerprint,
-    }
+    rows = fits.rows_of(context, manifest, embeddings, TRAIN)
     return [
-        (
-            config,
-            key_document(
-                "train",
-                VERSION,
-                {"head": config.name, **config.params, "seed": context.seed},
-                inputs,
-            ),
-        )
-        for config in heads.grid(head)
+        (config, fits.document(context, embeddings, rows, config))
+        for config in search.candidates(head, context.search, context.seed)
     ]

@@ -1,0 +1,53 @@
+"""Which training rows are left out in turn: whole groups, every class in each part."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+
+def dealt(
+    targets: np.ndarray, folds: int, seed: int | None, groups: Any = None
+) -> np.ndarray:
+    """The part (n,) of each row, from 0 up to ``folds``; -1: never left out.
+
+    The rows of each class are dealt by chance. With ``groups`` (n,) whole groups are,
+    such that every class has about its share of each part (scikit-learn's
+    ``StratifiedGroupKFold``), because rows of one group are nearly the same row. A
+    class of one row, or of one group, is never left out: nothing would be left to learn
+    it from.
+    """
+    if groups is None:
+        return _rows(targets, folds, seed)
+    units = np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(np.unique(units)) == len(units):
+        return _rows(targets, folds, seed)
+    part = np.full(len(targets), -1)
+    pairs = np.unique(np.stack([targets, units]), axis=1)[0]
+    several = np.flatnonzero(np.bincount(pairs) > 1)
+    rows = np.flatnonzero(np.isin(targets, several))
+    number = min(folds, len(np.unique(units[rows])))
+    if number < 2:
+        return part
+    cuts = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # a class of fewer groups than folds is left out in as many as it has
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held) in enumerate(cuts.split(rows, targets[rows], units[rows])):
+            part[rows[held]] = fold
+    for k in np.unique(targets[rows]):
+        own = np.flatnonzero(targets == k)
+        if len(np.unique(part[own])) < 2:
+            part[own] = -1
+    return part
+
+
+def _rows(targets: np.ndarray, folds: int, seed: int | None) -> np.ndarray:
+    chance = np.random.default_rng(seed)
+    part = np.full(len(targets), -1)
+    for k in np.unique(targets):
+        own = chance.permutation(np.flatnonzero(targets == k))
+        if len(own) > 1:
+            part[own] = np.arange(len(own)) % folds
+    return part
