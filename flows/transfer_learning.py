@@ -21,7 +21,14 @@ from tl_pipeline.heads import HEADS, PROFILES
 from tl_pipeline.pipeline import Wired, Work
 from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec, SearchSpec
+from tl_pipeline.specs import (
+    EncoderSpec,
+    ErrorRate,
+    HeadSpec,
+    Method,
+    RunSpec,
+    SearchSpec,
+)
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
@@ -47,6 +54,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     backbones: list[BackboneText] = BACKBONES_BY_DEFAULT,
     heads: list[HeadText] = HEADS_BY_DEFAULT,
     search: SearchText = SEARCH_BY_DEFAULT,
+    calibration: Method = DEFAULTS.calibration,
+    error: ErrorRate = DEFAULTS.error,
     controls: bool = True,
     seed: int = 0,
     part_rows: int = DEFAULTS.part_rows,
@@ -66,6 +75,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
             or quick or thorough.
         search: validation or cross_validation, and how, such as
             cross_validation:folds=5,strategy=halving,refit=true.
+        calibration: of probabilities, learned from the validation images.
+        error: how often label sets may miss, and accepted predictions be wrong.
         controls: also run untrained twins and the majority class.
         seed: of heads, controls and bootstrap; the split has its own.
         part_rows: images per embedding part file, the most that a crash loses.
@@ -82,6 +93,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         backbones=tuple(map(EncoderSpec.parse, backbones)),
         heads=tuple(map(HeadSpec.parse, heads)),
         search=SearchSpec.parse(search),
+        calibration=calibration,
+        error=error,
         controls=controls,
         seed=seed,
         part_rows=part_rows,

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import softmax
 
 from tl_pipeline import operating_point
-from tl_pipeline.calibration import METHODS
+from tl_pipeline.calibration import METHODS, cross_fitted
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.operating_point import FILE, OperatingPoint
 
@@ -22,17 +22,23 @@ def rows(number: int, k: int = 4, seed: int = 0):
     return softmax(2 * logits, axis=1).astype(np.float32), targets
 
 
+def learned(
+    method: str, p: np.ndarray, targets: np.ndarray, units: np.ndarray, error: float
+) -> tuple[OperatingPoint, np.ndarray]:
+    """An operating point, and the cross-fitted probabilities behind it."""
+    crossed = cross_fitted(method, p, targets, units)
+    return operating_point.fit(method, p, crossed, targets, units, error), crossed
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", [0.1, 0.3])
 def test_what_it_promises_holds_on_new_rows(method: str, error: float):
     probabilities, targets = rows(2000)
-    found, crossed = operating_point.fit(
-        method, probabilities, targets, np.arange(2000), error
-    )
+    found, crossed = learned(method, probabilities, targets, np.arange(2000), error)
     assert crossed.shape == probabilities.shape
     new, right = rows(20_000, seed=1)
     calibrated = found.calibration.apply(new)
-    held = found.sets(calibrated)[np.arange(20_000), right]
+    held = operating_point.held(found.sets(calibrated), right)
     assert 1 - error - 0.02 < held.mean()
     accepted = found.accepted(calibrated)
     wrong = calibrated.argmax(axis=1) != right
@@ -44,9 +50,7 @@ def test_what_it_promises_holds_on_new_rows(method: str, error: float):
 def test_it_is_read_back_as_it_was_written(tmp_path: Path):
     probabilities, targets = rows(300)
     for method in METHODS:
-        made, _ = operating_point.fit(
-            method, probabilities, targets, np.arange(300), 0.05
-        )
+        made, _ = learned(method, probabilities, targets, np.arange(300), 0.05)
         made.write(tmp_path)
         again = OperatingPoint.read(tmp_path)
         assert again is not None
@@ -61,9 +65,7 @@ def test_older_models_have_none(tmp_path: Path):
 def test_thresholds_are_exact_through_json(tmp_path: Path):
     """The row that a threshold was taken from is accepted by what is read back."""
     probabilities, targets = rows(3000)
-    made, crossed = operating_point.fit(
-        "none", probabilities, targets, np.arange(3000), 0.2
-    )
+    made, crossed = learned("none", probabilities, targets, np.arange(3000), 0.2)
     made.write(tmp_path)
     again = OperatingPoint.read(tmp_path)
     assert again is not None
@@ -75,9 +77,7 @@ def test_thresholds_are_exact_through_json(tmp_path: Path):
 
 def test_too_few_rows_promise_nothing_and_say_so():
     probabilities, targets = rows(15)
-    found, _ = operating_point.fit(
-        "temperature", probabilities, targets, np.arange(15), 0.05
-    )
+    found, _ = learned("temperature", probabilities, targets, np.arange(15), 0.05)
     assert found.sets(probabilities).all()
     assert not found.accepted(probabilities).any()
     assert found.shortage == (
@@ -91,7 +91,7 @@ def test_groups_count_as_one():
     """300 rows of 15 films are 15 units: too few for an error rate of 5 %."""
     probabilities, targets = rows(300)
     films = np.arange(300) // 20
-    found, _ = operating_point.fit("temperature", probabilities, targets, films, 0.05)
+    found, _ = learned("temperature", probabilities, targets, films, 0.05)
     assert (found.rows, found.units) == (300, 15)
     assert found.least_probability == 0
     assert found.least_confidence is None
@@ -100,8 +100,8 @@ def test_groups_count_as_one():
 def test_labels_that_the_head_cannot_name_are_errors():
     probabilities, targets = rows(2000, k=3)
     strange = np.where(np.arange(2000) % 5 == 0, -1, targets)
-    plain, _ = operating_point.fit("none", probabilities, targets, np.arange(2000), 0.3)
-    wary, _ = operating_point.fit("none", probabilities, strange, np.arange(2000), 0.3)
+    plain, _ = learned("none", probabilities, targets, np.arange(2000), 0.3)
+    wary, _ = learned("none", probabilities, strange, np.arange(2000), 0.3)
     assert plain.least_confidence is not None
     assert wary.least_confidence is not None
     assert wary.least_confidence > plain.least_confidence
@@ -124,9 +124,7 @@ def test_labels_that_the_head_cannot_name_are_errors():
 )
 def test_nonsense_is_a_damaged_artifact(tmp_path: Path, change: dict, said: str):
     probabilities, targets = rows(300)
-    made, _ = operating_point.fit(
-        "temperature", probabilities, targets, np.arange(300), 0.05
-    )
+    made, _ = learned("temperature", probabilities, targets, np.arange(300), 0.05)
     document = {**json.loads(made.model_dump_json()), **change}
     (tmp_path / FILE).write_text(json.dumps(document))
     with pytest.raises(DamagedArtifact, match=rf"calibration\.json: .*{said}"):
@@ -137,3 +135,12 @@ def test_half_a_file_is_a_damaged_artifact(tmp_path: Path):
     (tmp_path / FILE).write_text('{"format": 1, "err')
     with pytest.raises(DamagedArtifact, match="run again"):
         OperatingPoint.read(tmp_path)
+
+
+def test_no_set_holds_a_label_that_the_head_cannot_name():
+    sets = np.array([[True, False], [True, True], [True, True]])
+    assert operating_point.held(sets, np.array([1, 1, -1])).tolist() == [
+        False,
+        True,
+        False,
+    ]

@@ -23,35 +23,40 @@ class Score:
 def scores(
     labels: np.ndarray, classes: list[str], probabilities: np.ndarray, seed: int
 ) -> list[Score]:
-    """Accuracy, balanced accuracy, macro F1, log loss, Brier score, calibration error.
+    """Accuracy, balanced accuracy, macro F1, and ``probability_scores``.
 
     ``labels`` are names of shape (n,); ``probabilities`` is of shape (n, n_classes)
     with columns in the order of ``classes``. A label that is not among the classes
     counts as an error: the classifier cannot name it.
 
     The interval of accuracy is Wilson's (1927, JASA 22); balanced accuracy and macro F1
-    have percentile bootstrap intervals (Efron & Tibshirani 1993, ch. 13). Log loss is
-    the mean of -log p, p clipped at the float32 epsilon; the Brier score (1950, Monthly
-    Weather Review 78) the mean squared distance of the probabilities from 1 for the
-    label and 0 for the others, between 0 and 2. Both have normal intervals. ``ece`` is
-    the expected calibration error of Guo et al. 2017: in 15 bins of equal width by
-    confidence, the mean distance between confidence and accuracy, weighted by rows. It
-    has no interval: over few rows it is too large by chance alone, and a bootstrap
-    would add to that.
+    have percentile bootstrap intervals (Efron & Tibshirani 1993, ch. 13).
     """
-    names = [*classes, *sorted(set(labels) - set(classes))]
-    position = {name: i for i, name in enumerate(names)}
-    truth = np.array([position[name] for name in labels])
+    names, truth = _numbered(labels, classes)
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     return [
         _accuracy(confusion),
         *_resampled(confusion, seed),
-        _log_loss(truth, probabilities),
-        _brier(truth, probabilities),
-        _calibration_error(truth, probabilities),
+        *_of_probabilities(truth, probabilities),
     ]
+
+
+def probability_scores(
+    labels: np.ndarray, classes: list[str], probabilities: np.ndarray
+) -> list[Score]:
+    """Log loss, Brier score and ``ece``, of what ``scores`` takes.
+
+    Log loss is the mean of -log p, p clipped at the float32 epsilon; the Brier score
+    (1950, Monthly Weather Review 78) the mean squared distance of the probabilities
+    from 1 for the label and 0 for the others, between 0 and 2. Both have normal
+    intervals. ``ece`` is the expected calibration error of Guo et al. 2017: in 15 bins
+    of equal width by confidence, the mean distance between confidence and accuracy,
+    weighted by rows. It has no interval: over few rows it is too large by chance alone,
+    and a bootstrap would add to that.
+    """
+    return _of_probabilities(_numbered(labels, classes)[1], probabilities)
 
 
 def decision_scores(
@@ -98,6 +103,21 @@ def macro_f1(confusion: np.ndarray) -> np.ndarray:
     both = confusion.sum(axis=-1) + confusion.sum(axis=-2)
     f1 = np.divide(2 * right, both, out=np.zeros(both.shape), where=both > 0)
     return f1.sum(axis=-1) / np.maximum((both > 0).sum(axis=-1), 1)
+
+
+def _numbered(labels: np.ndarray, classes: list[str]) -> tuple[list[str], np.ndarray]:
+    """All names, those that are no classes last, and the number of each label."""
+    names = [*classes, *sorted(set(labels) - set(classes))]
+    position = {name: i for i, name in enumerate(names)}
+    return names, np.array([position[name] for name in labels])
+
+
+def _of_probabilities(truth: np.ndarray, probabilities: np.ndarray) -> list[Score]:
+    return [
+        _log_loss(truth, probabilities),
+        _brier(truth, probabilities),
+        _calibration_error(truth, probabilities),
+    ]
 
 
 def _accuracy(confusion: np.ndarray) -> Score:

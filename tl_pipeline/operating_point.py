@@ -91,11 +91,12 @@ class OperatingPoint(BaseModel):
 
 def fit(
     method: str,
-    probabilities: np.ndarray,
+    given: np.ndarray,
+    crossed: np.ndarray,
     targets: np.ndarray,
     units: np.ndarray,
     error: float,
-) -> tuple[OperatingPoint, np.ndarray]:
+) -> OperatingPoint:
     """Learn an operating point from rows that the head did not learn from.
 
     The thresholds are taken over cross-fitted probabilities, as those of new images
@@ -103,26 +104,29 @@ def fit(
 
     Args:
         method: of ``calibration.METHODS``.
-        probabilities: of the head, (n, K).
+        given: probabilities of the head, (n, K).
+        crossed: the same, as ``calibration.cross_fitted`` gives them.
         targets: class numbers (n,), -1 for a label that the head cannot name.
         units: what each row belongs to, (n,): images of one group stay together.
         error: see ``conformal.least_probability`` and ``selective.least_confidence``.
-
-    Returns:
-        It, and the cross-fitted probabilities, float32 of shape (n, K).
     """
-    crossed = calibration.cross_fitted(method, probabilities, targets, units)
-    given = np.take_along_axis(crossed, targets[:, None], axis=1)[:, 0]
-    given = np.where(targets < 0, 0, given)
+    own = np.take_along_axis(crossed, targets[:, None], axis=1)[:, 0]
     wrong = crossed.argmax(axis=1) != targets
-    point = OperatingPoint(
+    return OperatingPoint(
         error=error,
-        calibration=calibration.fit(method, probabilities, targets),
-        least_probability=conformal.least_probability(given, units, error),
+        calibration=calibration.fit(method, given, targets),
+        least_probability=conformal.least_probability(
+            np.where(targets < 0, 0, own), units, error
+        ),
         least_confidence=selective.least_confidence(
             crossed.max(axis=1), wrong, units, error
         ),
         rows=len(targets),
         units=len(np.unique(units)),
     )
-    return point, crossed
+
+
+def held(sets: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Whether each set (n, K) holds the right class (n,); none holds class -1."""
+    found = np.take_along_axis(sets, targets[:, None], axis=1)[:, 0]
+    return found & (targets >= 0)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from tl_pipeline import query, report, runs, tables
+from tl_pipeline import decisions, query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
@@ -155,6 +155,7 @@ def finish(
         manifest=wired.manifest.key,
         results=found,
         gain=gain,
+        decisions=decisions.of(store.path(best.evaluation)),
         registered=runs.Registered(
             name=work.context.dataset.name,
             version=entry.version,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tl_pipeline import modalities
 from tl_pipeline.devices import devices
 from tl_pipeline.embeddings import Embeddings
@@ -18,11 +20,19 @@ from tl_pipeline.registry import Model
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one file; ``refused`` tells why it says nothing."""
+    """What a model says of one file; ``refused`` tells why it says nothing.
+
+    ``confidence`` is calibrated. ``labels`` are those that it may be, the most probable
+    first: the right one is missing at most at the error rate of the model's operating
+    point. ``accepted`` tells whether it is sure enough to keep to that rate. Models of
+    older versions have neither.
+    """
 
     file: Path
     label: str | None = None
     confidence: float | None = None
+    labels: list[str] | None = None
+    accepted: bool | None = None
     refused: str | None = None
 
 
@@ -50,20 +60,39 @@ def _batch(model: Model, forward: Forward, files: Sequence[Path]) -> list[Predic
             decoded[file] = modality.prepare(modality.decode(file.read_bytes()), how)
         except (RefusedImage, OSError) as error:
             refused[file] = str(error)
-    said = {}
+    said: dict[Path, Prediction] = {}
     if decoded:
         (vectors,) = forward(modality.collate(list(decoded.values())))
         names = [str(file) for file in decoded]
         embeddings = Embeddings(model.encoder.key, names, vectors)
-        probabilities = model.head.predict_proba(embeddings)
-        winners = probabilities.argmax(axis=1)
-        said = {
-            file: (model.head.classes[winner], float(row[winner]))
-            for file, winner, row in zip(decoded, winners, probabilities, strict=True)
-        }
+        found = _said(model, list(decoded), model.head.predict_proba(embeddings))
+        said = {prediction.file: prediction for prediction in found}
     return [
-        Prediction(file, refused=refused[file])
-        if file in refused
-        else Prediction(file, *said[file])
+        Prediction(file, refused=refused[file]) if file in refused else said[file]
         for file in files
+    ]
+
+
+def _said(
+    model: Model, files: Sequence[Path], probabilities: np.ndarray
+) -> list[Prediction]:
+    """What ``probabilities`` of the head, (n, K), mean for ``files``."""
+    classes, point = np.array(model.head.classes), model.operating_point
+    if point is None:
+        return [
+            Prediction(file, str(classes[row.argmax()]), float(row.max()))
+            for file, row in zip(files, probabilities, strict=True)
+        ]
+    calibrated = point.calibration.apply(probabilities)
+    sets, accepted = point.sets(calibrated), point.accepted(calibrated)
+    order = np.argsort(-calibrated, axis=1, kind="stable")
+    return [
+        Prediction(
+            file,
+            label=str(classes[order[i, 0]]),
+            confidence=float(calibrated[i].max()),
+            labels=[str(classes[k]) for k in order[i] if sets[i, k]],
+            accepted=bool(accepted[i]),
+        )
+        for i, file in enumerate(files)
     ]

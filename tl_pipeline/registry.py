@@ -2,8 +2,8 @@
 
 ``models/<key>/`` holds everything a prediction needs but the network's own weights:
 ``model.json`` (encoder identity with preprocessing, head, label names, scores), the
-head and the provenance. MLflow gives versions and the alias ``champion``; it can be
-rebuilt from the folders, never the other way round.
+head, its operating point and the provenance. MLflow gives versions and the alias
+``champion``; it can be rebuilt from the folders, never the other way round.
 """
 
 import json
@@ -20,6 +20,7 @@ from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.heads.fitted import FittedHead
 from tl_pipeline.heads.fitted import load as load_head
+from tl_pipeline.operating_point import OperatingPoint
 from tl_pipeline.splits import VALIDATION
 from tl_pipeline.tables import PREDICTIONS
 
@@ -31,13 +32,17 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model: a head and the identity of the encoder it needs."""
+    """A registered model: a head and the identity of the encoder it needs.
+
+    Models of older versions have no operating point.
+    """
 
     folder: Path
     dataset: str
     encoder: Encoder
     head: FittedHead
     about: dict[str, Any]
+    operating_point: OperatingPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,13 @@ def open_model(folder: Path) -> Model:
     """The model in ``folder``, which needs no registry.
 
     Raises:
-        DamagedArtifact, UnsafeModelFile: see ``heads.fitted.load``.
+        DamagedArtifact, UnsafeModelFile: see ``heads.fitted.load`` and
+            ``OperatingPoint.read``.
     """
     about = json.loads((folder / "model.json").read_text())
     encoder = Encoder.model_validate(about["encoder"])
-    return Model(folder, about["dataset"], encoder, load_head(folder), about)
+    point = OperatingPoint.read(folder)
+    return Model(folder, about["dataset"], encoder, load_head(folder), about, point)
 
 
 def _record(store: Store, model: str) -> Path:

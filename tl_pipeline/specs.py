@@ -251,11 +251,19 @@ def _parsed(cls: type[EncoderSpec | HeadSpec | SearchSpec], value: Any) -> Any:
         raise ValueError(str(fault)) from None  # for pydantic, which adds the place
 
 
+Method = Literal["none", "temperature", "sigmoid", "isotonic"]
+ErrorRate = Annotated[float, Field(gt=0, lt=1)]
+
+
 class RunSpec(Spec):
     """One run of the pipeline: a dataset, the encoders and heads to compare.
 
     With ``controls`` every backbone is also run with random weights and a majority
     head is scored: without them a number says nothing about transfer.
+
+    ``calibration`` is learned from the validation images; so are the thresholds at
+    which label sets leave out the right label, and accepted predictions are wrong, at
+    most at the rate ``error``.
     """
 
     dataset: str
@@ -266,6 +274,8 @@ class RunSpec(Spec):
         default=(HeadSpec(name="logistic"), HeadSpec(name="mlp")), min_length=1
     )
     search: Annotated[SearchSpec, BeforeValidator(_search)] = SearchSpec()
+    calibration: Method = "temperature"
+    error: ErrorRate = 0.05
     controls: bool = True
     seed: int = 0
     part_rows: int = Field(

@@ -140,12 +140,15 @@ def _write(
     document: KeyDocument,
     folder: Path,
 ) -> str:
+    from tl_pipeline import operating_point  # noqa: PLC0415 - imports scipy
+
     evaluation = context.store.path(best)
     chosen = json.loads((evaluation / "chosen.json").read_text())
     head = context.store.root / "heads" / chosen["head"]
     about = json.loads((head / "head.json").read_text())
     for name in ("head.json", about["file"]):
         shutil.copyfile(head / name, folder / name)
+    shutil.copyfile(evaluation / operating_point.FILE, folder / operating_point.FILE)
     model = {
         "format": 1,
         "dataset": context.dataset.name,
