@@ -242,3 +242,19 @@ def test_the_defaults_that_are_listed_are_taken_back(name: str):
     for row in heads.describe(name):
         spec = HeadSpec.parse(f"{name}:{row['parameter']}={row['default']}")
         assert heads.complete(spec) == heads.complete(HeadSpec(name=name))
+
+
+@pytest.mark.parametrize("name", list(heads.PROFILES))
+def test_a_profile_names_heads_that_there_are(name: str):
+    found = [heads.complete(head) for head in heads.expanded(HeadSpec(name=name))]
+    assert len(found) == len(heads.PROFILES[name].heads)
+    assert len({head.name for head in found}) == len(found)
+    for head in found:
+        assert heads.build(next(iter(heads.grid(head))), 0)
+
+
+def test_a_profile_takes_no_parameters():
+    with pytest.raises(
+        InvalidSpec, match=r"--head linear:C=.* --head nearest_centroid"
+    ):
+        heads.expanded(HeadSpec.parse("quick:C=1"))

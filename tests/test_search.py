@@ -11,10 +11,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tl_pipeline import heads, pipeline, search, tables, trials
+from tl_pipeline import heads, pipeline, search, tables
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.heads import HEADS, grids
+from tl_pipeline.heads import HEADS, grids, trials
 from tl_pipeline.heads.folds import dealt
 from tl_pipeline.heads.grids import Rows
 from tl_pipeline.pipeline import Work

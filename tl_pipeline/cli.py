@@ -12,6 +12,7 @@ from cyclopts import App
 from tl_pipeline import (
     backbone_commands,
     catalog_commands,
+    few_shot_command,
     rank_command,
     run_commands,
     store_commands,
@@ -33,6 +34,7 @@ app = App(
 app.command(catalog_commands.app)
 app.command(backbone_commands.app)
 app.command(rank_command.rank)
+app.command(few_shot_command.few_shot)
 app.command(store_commands.app)
 app.command(run_commands.app)
 

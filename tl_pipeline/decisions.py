@@ -52,8 +52,8 @@ class Decisions(BaseModel):
         if self.log_loss_before is None or self.ece_before is None:
             return "no calibration"
         return (
-            f"calibration by {self.method}: log loss {self.log_loss_before.value:.3f} -> "
-            f"{self.log_loss.value:.3f}, expected calibration error "
+            f"calibration by {self.method}: log loss "
+            f"{self.log_loss_before.value:.3f} -> {self.log_loss.value:.3f}, expected calibration error "
             f"{_percent(self.ece_before.value)} -> {_percent(self.ece.value)}"
         )
 

@@ -1,71 +1,156 @@
-"""A trial: how a configuration does on images that it did not learn from.
+"""Trials as artifacts: how a configuration does on images that it did not learn from.
 
-Imports scikit-learn.
+``trials/<key>/`` (TRIAL) is one configuration that learned from one set of rows, a
+cached unit of its own, whoever asks for it: a search, or few-shot learning.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_pipeline.heads import grids
-from tl_pipeline.heads.folds import dealt
-from tl_pipeline.heads.grids import Rows
+from tl_pipeline import fits, heads, tables
+from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.embeddings import EmbeddingFolder
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.labels import TrainingRows
+from tl_pipeline.planning import Context
 from tl_pipeline.specs import HeadConfig
+from tl_pipeline.tables import TRIAL
+
+if TYPE_CHECKING:
+    from tl_pipeline.heads.trials import Score
+
+# Bump when the same inputs must give other scores.
+VERSION = 1
 
 
 @dataclass(frozen=True)
-class Score:
-    """Of one fold (0 where one set of rows is held out): rows, and how they scored."""
+class Trial:
+    """One configuration, which learned from some of ``images``, and how it scored.
 
-    fold: int
-    rows: int
+    Over all held-out rows; ``deviation`` is that of the accuracy between ``folds``.
+    """
+
+    config: HeadConfig
+    key: str
+    images: int
+    folds: int
     accuracy: float
     log_loss: float
+    deviation: float | None
+
+    @property
+    def label(self) -> str:
+        """The configuration as people read it."""
+        return heads.label(self.config)
 
 
-def cross_validated(
-    configs: Sequence[HeadConfig], seed: int, rows: Rows, folds: int
-) -> Iterator[tuple[int, list[Score]]]:
-    """The number of each of ``configs`` with its scores on all folds, as it is done.
+@dataclass(frozen=True)
+class Trials:
+    """The trials on the embeddings of one encoder.
 
-    Each fold is scored by a head that learned from the others. Rows are dealt to folds
-    by ``heads.folds.dealt``, so whole groups where there are some. Every row counts
-    once in the scores, whatever its weight in learning.
-
-    Raises:
-        ValueError: no row can be left out, because no class has two rows or groups.
-        InvalidSpec: there are weights, and a head cannot take them.
+    ``held`` are the labels of the images that score; without any, the images to learn
+    from are divided into ``folds``.
     """
-    targets = np.unique(rows.labels, return_inverse=True)[1]
-    part = dealt(targets, folds, seed, rows.groups)
-    number = len(set(part[part >= 0].tolist()))
-    if not number:
-        raise ValueError("no class has two images, or groups of images, to divide")
-    found: list[list[Score]] = [[] for _ in configs]
-    for fit in grids.fit(configs, seed, rows, part):
-        held = rows.take(part == fit.fold)
-        found[fit.at].append(_score(fit.fold or 0, fit.estimator, held))
-        if len(found[fit.at]) == number:
-            yield fit.at, sorted(found[fit.at], key=lambda score: score.fold)
+
+    context: Context
+    embeddings: Artifact
+    held: dict[str, str]
+    folds: int
+
+    def inputs(self, rows: TrainingRows) -> dict[str, str]:
+        """The fingerprints of what a trial on ``rows`` depends on."""
+        found = {"encoder": self.embeddings.key, "training rows": rows.fingerprint}
+        if self.held:
+            found["validation rows"] = digest(sorted(self.held.items()))
+        if rows.groups:  # by which folds are dealt
+            found["groups"] = digest(sorted(rows.groups.items()))
+        return found
+
+    def missing(self, configs: Sequence[HeadConfig], rows: TrainingRows) -> int:
+        """How many of ``configs`` were not tried on ``rows``."""
+        keys = [digest(self._document(config, rows)) for config in configs]
+        return sum(self.context.store.find("trials", key) is None for key in keys)
+
+    def of(
+        self,
+        configs: Sequence[HeadConfig],
+        rows: TrainingRows,
+        done: Callable[[], None] = lambda: None,
+    ) -> list[Trial]:
+        """``configs`` on ``rows``; what was not tried is tried, then ``done`` called.
+
+        Raises:
+            DatasetError: fewer than two classes have an embedded training image, or no
+                class has two that could be divided.
+            InvalidSpec: images have weights, and a head cannot take them.
+        """
+        store = self.context.store
+        documents = [self._document(config, rows) for config in configs]
+        due = [
+            at
+            for at, document in enumerate(documents)
+            if store.find("trials", digest(document)) is None
+        ]
+        if due:
+            for at, scores in self._try([configs[at] for at in due], rows):
+                store.build("trials", documents[due[at]], partial(_write, scores))
+                done()
+        return [
+            self._read(config, len(rows.labels), digest(document))
+            for config, document in zip(configs, documents, strict=True)
+        ]
+
+    def _document(self, config: HeadConfig, rows: TrainingRows) -> KeyDocument:
+        params = {"head": config.name, **config.params, "seed": self.context.seed}
+        how = {} if self.held else {"folds": self.folds}
+        return key_document("trial", VERSION, {**params, **how}, self.inputs(rows))
+
+    def _try(
+        self, configs: Sequence[HeadConfig], learned: TrainingRows
+    ) -> "Iterator[tuple[int, list[Score]]]":
+        # scikit-learn is imported only when there is something to try
+        from tl_pipeline.heads import trials  # noqa: PLC0415
+        from tl_pipeline.heads.grids import Rows  # noqa: PLC0415
+
+        context = self.context
+        fits.check(context, learned)
+        folder = EmbeddingFolder(context.store, self.embeddings.key)
+        vectors = folder.load(learned.labels)
+        rows = Rows(vectors.vectors, *learned.columns(vectors.image_ids))
+        if self.held:
+            found = folder.load(self.held)
+            names = np.array([self.held[image_id] for image_id in found.image_ids])
+            held = Rows(found.vectors, names)
+            yield from trials.held_out(configs, context.seed, rows, held)
+            return
+        try:
+            yield from trials.cross_validated(configs, context.seed, rows, self.folds)
+        except ValueError as error:
+            raise DatasetError(
+                f"{context.dataset.name} cannot be cross-validated: {error}; use "
+                "--search validation"
+            ) from None
+
+    def _read(self, config: HeadConfig, images: int, key: str) -> Trial:
+        place = self.context.store.path(Artifact("trials", key, key))
+        found = tables.read(TRIAL, place).to_pydict()
+        rows, accuracy = found["rows"], np.array(found["accuracy"])
+        return Trial(
+            config=config,
+            key=key,
+            images=images,
+            folds=len(rows),
+            accuracy=float(np.average(accuracy, weights=rows)),
+            log_loss=float(np.average(found["log_loss"], weights=rows)),
+            deviation=float(accuracy.std(ddof=1)) if len(rows) > 1 else None,
+        )
 
 
-def held_out(
-    configs: Sequence[HeadConfig], seed: int, rows: Rows, held: Rows
-) -> Iterator[tuple[int, list[Score]]]:
-    """The same for ``held`` as the one fold, learned from ``rows``."""
-    for fit in grids.fit(configs, seed, rows):
-        yield fit.at, [_score(0, fit.estimator, held)]
-
-
-def _score(fold: int, estimator: Any, held: Rows) -> Score:
-    probabilities = estimator.predict_proba(held.x).astype(np.float32)
-    classes = np.asarray(estimator.classes_)
-    hits = classes[probabilities.argmax(axis=1)] == held.labels
-    place = np.searchsorted(classes, held.labels).clip(max=len(classes) - 1)
-    given = probabilities[np.arange(len(place)), place]
-    # a label that was not learned gets nothing; as metrics.scores clips it
-    given = np.where(classes[place] == held.labels, given, 0.0)
-    losses = -np.log(np.clip(given, np.finfo(np.float32).eps, 1.0))
-    return Score(fold, len(held.labels), float(hits.mean()), float(losses.mean()))
+def _write(scores: "Sequence[Score]", folder: Path) -> None:
+    rows = [vars(score) for score in scores]
+    tables.write(TRIAL, tables.from_rows(TRIAL, rows), folder)
