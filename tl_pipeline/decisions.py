@@ -51,10 +51,11 @@ class Decisions(BaseModel):
         """``calibration by temperature: log loss 0.41 -> 0.33, ...``."""
         if self.log_loss_before is None or self.ece_before is None:
             return "no calibration"
+        loss = f"{self.log_loss_before.value:.3f} -> {self.log_loss.value:.3f}"
+        error = f"{_percent(self.ece_before.value)} -> {_percent(self.ece.value)}"
         return (
-            f"calibration by {self.method}: log loss "
-            f"{self.log_loss_before.value:.3f} -> {self.log_loss.value:.3f}, expected calibration error "
-            f"{_percent(self.ece_before.value)} -> {_percent(self.ece.value)}"
+            f"calibration by {self.method}: log loss {loss}, expected calibration "
+            f"error {error}"
         )
 
 
