@@ -131,7 +131,7 @@ def test_another_rate_or_calibration_trains_nothing(folder: Path, store: Store):
 def test_groups_of_validation_images_change_the_evaluation_alone(
     folder: Path, store: Store, tmp_path: Path
 ):
-    """Films of up to two frames count as one unit; a head that holds nothing out stays."""
+    """Frames of a film count as one unit; a head that holds nothing out stays."""
     files = sorted(folder.glob("*/*.jpg"))
     split = ("train", "train", "validation", "test")
 
