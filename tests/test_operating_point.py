@@ -83,7 +83,8 @@ def test_too_few_rows_promise_nothing_and_say_so():
     assert found.shortage == (
         "label sets hold all labels: an error rate of 5 % needs 19 validation images "
         "(or groups), there are 15; every prediction is rejected: 15 validation images "
-        "(or groups) do not show any confidence to keep to it"
+        "(or groups) do not show any confidence to keep to it; that takes 86 sure ones "
+        "without an error, or more"
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_pipeline.selective import STARTS, least_confidence
+from tl_pipeline.selective import STARTS, least_confidence, units_needed
 
 LEVEL = 0.05 / STARTS
 
@@ -44,6 +44,7 @@ def test_too_few_rows_show_nothing(rows: int):
 def test_86_rows_without_an_error_show_a_rate_of_5_percent():
     """0.95 ** 86 is below 5 % in four parts, 0.95 ** 85 is not."""
     assert 0.95**86 <= LEVEL < 0.95**85
+    assert units_needed(0.05) == 86
     confidence = np.linspace(0.5, 1, 86)
     assert least_confidence(confidence, np.zeros(86, bool), alone(86), 0.05) == 0.5
 

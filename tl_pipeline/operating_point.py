@@ -84,7 +84,9 @@ class OperatingPoint(BaseModel):
         if self.least_confidence is None:
             faults.append(
                 f"every prediction is rejected: {self.units:,} validation images (or "
-                "groups) do not show any confidence to keep to it"
+                "groups) do not show any confidence to keep to it; that takes "
+                f"{selective.units_needed(self.error):,} sure ones without an error, "
+                "or more"
             )
         return "; ".join(faults) or None
 

@@ -6,6 +6,7 @@ from scipy import stats
 from tl_pipeline.metrics import LEVEL
 
 STARTS = 4
+_TAIL = (1 - LEVEL) / STARTS
 
 
 def least_confidence(
@@ -36,19 +37,23 @@ def least_confidence(
     """
     order = np.argsort(-confidence, kind="stable")
     confidence, wrong = confidence[order], wrong[order]
-    level = (1 - LEVEL) / STARTS
     seen, chance = _tests(wrong, units[order], error)
     # rows of one confidence are accepted together
     ends = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
-    fewest = np.log(level) / np.log(1 - error)
+    fewest = units_needed(error)
     if not len(seen) or seen[-1] < fewest:
         return None
     last = -1
     for start in np.geomspace(fewest, seen[-1], STARTS, endpoint=False):
         sequence = ends[seen[ends] >= start]
-        failed = np.append(chance[sequence] > level, True).argmax()
+        failed = np.append(chance[sequence] > _TAIL, True).argmax()
         last = max([last, *sequence[:failed]])
     return float(confidence[last]) if last >= 0 else None
+
+
+def units_needed(error: float) -> int:
+    """The fewest units that can show a rate of ``error``: all of them right."""
+    return int(np.ceil(np.log(_TAIL) / np.log(1 - error)))
 
 
 def _tests(
