@@ -84,6 +84,7 @@ def ours(x: torch.Tensor, y: torch.Tensor, epochs: int) -> Score:
         schedule="constant",
         max_epochs=epochs,
         patience=epochs,
+        refined=False,
         batch_size=BATCH,
         dropout=DROPOUT,
         label_smoothing=0.0,

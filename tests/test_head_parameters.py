@@ -19,6 +19,7 @@ def sample(name: str, parameter: str):
 
 
 OTHERS = {
+    "stop_by": "refined",
     "l2": True,
     "whiten": True,
     "pca": 3,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import log_loss
@@ -11,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from tl_pipeline.heads import curvature, softmax_rows
+from tl_pipeline.heads import curvature, passes, softmax_rows
 from tl_pipeline.heads.linear import LinearClassifier
 from tl_pipeline.heads.ridge import RidgeHead, decompose
 from tl_pipeline.heads.softmax_path import PathHead, fit_path
@@ -103,7 +104,7 @@ def test_a_weak_penalty_on_separable_rows_ends_at_the_optimum_too(
 def test_every_c_and_fold_of_a_path_is_the_optimum_of_its_own_rows(classes: int):
     x, y = rows(classes=classes)
     folds = np.random.default_rng(0).integers(-1, 3, len(y))
-    path = fit_path(x, y, [1.0, 1e-3, 30.0, 0.03], folds)
+    path = fit_path(x, y, [1.0, 1e-3, 30.0, 0.03], folds, fold_tol=1e-9)
     assert path.cs == CS
     assert [(h.c, h.fold) for h in path.heads] == [(c, f) for c in CS for f in range(3)]
     for head in path.heads:
@@ -122,9 +123,9 @@ def test_a_head_sees_nothing_of_the_rows_that_it_leaves_out():
     """Neither in its coefficients nor in its mean and scale."""
     x, y = rows()
     folds = np.arange(len(y)) // 4 % 3
-    before = fit_path(x, y, CS, folds).heads
+    before = fit_path(x, y, CS, folds, fold_tol=1e-9).heads
     changed = np.where((folds == 1)[:, None], x + x.std(axis=0) / 3, x)
-    after = fit_path(changed, y, CS, folds).heads
+    after = fit_path(changed, y, CS, folds, fold_tol=1e-9).heads
     for one, other in zip(before, after, strict=True):
         same = np.allclose(one.mean, other.mean) and np.allclose(one.scale, other.scale)
         assert same == (one.fold == 1)
@@ -132,6 +133,75 @@ def test_a_head_sees_nothing_of_the_rows_that_it_leaves_out():
             np.testing.assert_allclose(
                 probabilities(one, x), probabilities(other, x), atol=1e-3
             )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [20, 400])
+def test_steps_by_their_change_in_bfloat16_end_at_the_same_optimum(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: Any
+):
+    """On any processor, all of which can compute it, also at weak penalties."""
+    x, y = rows(300, width, 5, dtype)
+    cs, folds = [1e-3, 1.0, 1e3], np.arange(len(y)) // 5 % 3
+    counts = np.random.default_rng(0).uniform(0, 2, len(y))
+    found, steps = [], []
+    after = passes.Passes.after
+
+    def counted(self: Any, *args: Any, **named: Any) -> Any:
+        steps.append(self)
+        return after(self, *args, **named)
+
+    monkeypatch.setattr(passes.Passes, "after", counted)
+    monkeypatch.setattr(passes, "WORTH", 0)
+    for half in (False, True):
+        monkeypatch.setattr(passes, "has_bfloat16", lambda _, half=half: half)
+        found.append(fit_path(x, y, cs, folds, counts, fold_tol=1e-9))
+        assert bool(steps) == half
+    exact, changed = found
+    assert all(head.converged for head in changed.heads)
+    for one, other in zip(exact.heads, changed.heads, strict=True):
+        np.testing.assert_allclose(
+            probabilities(one, x), probabilities(other, x), atol=1e-3
+        )
+
+
+def test_heads_of_folds_stop_earlier_and_score_the_same():
+    x, y = rows()
+    folds = np.arange(len(y)) // 4 % 3
+    near = fit_path(x, y, CS, folds, fold_tol=1e-9)
+    usual = fit_path(x, y, CS, folds)
+    for one, other in zip(near.heads, usual.heads, strict=True):
+        assert one.gap <= 1e-9
+        assert other.gap <= 1e-7
+        assert other.converged
+    steps = [sum(head.iterations for head in path.heads) for path in (usual, near)]
+    assert steps[0] < steps[1]
+    row = 1 / (folds == 0).sum()
+    np.testing.assert_allclose(usual.accuracy, near.accuracy, atol=1.01 * row)
+    np.testing.assert_allclose(usual.log_loss, near.log_loss, rtol=5e-3)
+    assert fit_path(x, y, [1.0], tol=1e-9).heads[0].gap <= 1e-9
+    loose = fit_path(x, y, [1.0], folds, tol=1e-3).heads
+    assert all(head.converged for head in loose)
+    assert max(head.gap for head in loose) > 1e-7
+
+
+def test_shares_of_several_threads_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    x, y = rows()
+    folds = np.arange(len(y)) // 4 % 3
+    alone = fit_path(x, y, CS, folds, fold_tol=1e-9)
+    monkeypatch.setattr(softmax_rows, "WORTH_SHARING", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared, again = (fit_path(x, y, CS, folds, fold_tol=1e-9) for _ in range(2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    for one, other, same in zip(alone.heads, shared.heads, again.heads, strict=True):
+        np.testing.assert_array_equal(other.coef, same.coef)
+        np.testing.assert_allclose(
+            probabilities(one, x), probabilities(other, x), atol=1e-3
+        )
 
 
 def test_weights_count_rows():
@@ -148,7 +218,7 @@ def test_weights_count_rows():
 def test_a_class_without_a_training_row_is_never_expected():
     x, y = rows()
     folds = np.where(y == "class 2", 0, np.arange(len(y)) % 3)
-    path = fit_path(x, y, CS, folds)
+    path = fit_path(x, y, CS, folds, fold_tol=1e-9)
     without = [head for head in path.heads if head.fold == 0]
     for head in without:
         found = probabilities(head, x)
@@ -173,10 +243,10 @@ def test_neither_blocks_nor_few_directions_change_the_optimum(
 ):
     x, y = rows()
     folds = np.arange(len(y)) % 3
-    whole = fit_path(x, y, CS, folds)
+    whole = fit_path(x, y, CS, folds, fold_tol=1e-9)
     monkeypatch.setattr(softmax_rows, "BLOCK", 37)
     monkeypatch.setattr(curvature, "DIRECTIONS", 5)
-    parts = fit_path(x, y, CS, folds)
+    parts = fit_path(x, y, CS, folds, fold_tol=1e-9)
     for one, other in zip(whole.heads, parts.heads, strict=True):
         np.testing.assert_allclose(
             probabilities(one, x), probabilities(other, x), atol=1e-3

@@ -14,7 +14,14 @@ from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads import fitted
 from tl_pipeline.heads.layers import Cosine, initialise, network
 from tl_pipeline.heads.neural import NeuralHead
-from tl_pipeline.heads.training import Course, Examples, _batches, mixed, train
+from tl_pipeline.heads.training import (
+    Course,
+    Examples,
+    _batches,
+    _Trainer,
+    mixed,
+    train,
+)
 from tl_pipeline.specs import HeadConfig, HeadSpec
 
 COURSE = {
@@ -24,6 +31,7 @@ COURSE = {
     "schedule": "constant",
     "max_epochs": 30,
     "patience": 30,
+    "refined": False,
     "batch_size": 16,
     "dropout": 0.0,
     "label_smoothing": 0.0,
@@ -188,6 +196,30 @@ def test_the_weights_of_the_best_epoch_are_kept():
     assert done == best + 1 + 5 < 30
     assert loss == pytest.approx(losses[best], rel=1e-5)
     assert loss < losses[best + 5]
+
+
+def test_a_refined_loss_does_not_mind_a_network_that_is_too_sure():
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(300, 6)).astype(np.float32)
+    y = (x[:, 0] + chance.normal(size=300) > 0).astype(int)
+    held = torch.arange(300)
+    rows = examples(x, y)
+    layers = network(6, [], 2)
+    initialise(layers, torch.Generator().manual_seed(0))
+    losses = {}
+    for refined in (False, True):
+        course = Course(**{**COURSE, "refined": refined})
+        trainer = _Trainer(layers, course, rows, torch.Generator())
+        before = trainer.held_out_loss(held)
+        with torch.no_grad():
+            for weight in layers.parameters():
+                weight.mul_(8)
+        losses[refined] = before, trainer.held_out_loss(held)
+        with torch.no_grad():
+            for weight in layers.parameters():
+                weight.div_(8)
+    assert losses[True][0] == pytest.approx(losses[True][1], rel=1e-3)
+    assert losses[True][0] < losses[False][0] < losses[False][1]
 
 
 def test_label_smoothing_shares_a_part_of_the_target_among_all_classes():

@@ -15,11 +15,12 @@ mean or scale than the others' (by many deviations) takes more steps.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from tl_pipeline.heads.softmax_rows import BLOCK, Rows
-from tl_pipeline.heads.threads import product
+from tl_pipeline.heads.threads import hands, product, together
 
 DIRECTIONS = 256  # of the matrices of one class, or an eighth of the width
 ROUNDING = 0.02  # of the penalty, from which float32 is left
@@ -88,13 +89,13 @@ class Curvature:
         """
         inner = gradient = gradient.to(self.outside)
         if self.axes is not None:
-            inside = torch.einsum("wr,hwk->hrk", self.axes, gradient[:, :-1])
+            inside = self.axes.T @ gradient[:, :-1]
             inner = torch.cat([inside, gradient[:, -1:]], dim=1)
-        solved = torch.bmm(self.inverse, inner.permute(2, 1, 0)).permute(2, 1, 0)
+        # of the two orders the one that reads each matrix row by row
+        solved = torch.bmm(inner.permute(2, 0, 1), self.inverse).permute(1, 2, 0)
         if self.axes is not None:
-            rest = gradient[:, :-1] / self.outside
-            rest -= self.axes @ (inner[:, :-1] / self.outside)
-            rest += self.axes @ solved[:, :-1]
+            within = solved[:, :-1] - inner[:, :-1] / self.outside
+            rest = self.axes @ within + gradient[:, :-1] / self.outside
             solved = torch.cat([rest, solved[:, -1:]], dim=1)
         return centred(solved, self.absent)
 
@@ -127,14 +128,18 @@ def curvature(
     penalty = torch.ones(size).to(inverse)
     penalty[-1] = 0
     gram = base.gram.to(kind)
-    for k in range(rows.classes):
-        chosen = base.inner[at[:, k]].to(kind) * top[:, k, None].to(kind).sqrt()
-        shared = c * rest[k].item() if rest[k] > 0 else 0.0
-        matrix = c * (chosen.T @ chosen) + shared * gram
-        jitter = 4 * torch.finfo(kind).eps * (matrix.diagonal().max() + 1e-3)
-        jitter += rounding * shared * gram.diagonal().max()
-        matrix.diagonal().add_(penalty + jitter)
-        inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+    def invert(classes: range) -> None:
+        for k in classes:
+            chosen = base.inner[at[:, k]].to(kind) * top[:, k, None].to(kind).sqrt()
+            shared = c * rest[k].item() if rest[k] > 0 else 0.0
+            matrix = c * (chosen.T @ chosen) + shared * gram
+            jitter = 4 * torch.finfo(kind).eps * (matrix.diagonal().max() + 1e-3)
+            jitter += rounding * shared * gram.diagonal().max()
+            matrix.diagonal().add_(penalty + jitter)
+            inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+    together([partial(invert, range(k, rows.classes, hands())) for k in range(hands())])
     outside = 1 + c * base.tail * spread.sum(dim=0)
     axes = None if base.axes is None else base.axes.to(kind)
     return Curvature(axes, inverse, outside.to(kind), rows.absent)

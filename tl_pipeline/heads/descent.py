@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from tl_pipeline.heads.curvature import Basis, Curvature, curvature
-from tl_pipeline.heads.softmax_rows import Rows, evaluate
+from tl_pipeline.heads.passes import Passes
 
 MEMORY = 10  # pairs of steps and gradient changes that are kept
-REFRESH = (6, 20, 60)  # iterations after which the curvature is taken anew
+REFRESH = (24, 60)  # iterations after which the curvature is taken anew
 HALVINGS = 30
+FLOOR = 1e-3  # of the gap, to which steps by changes are trusted
+ROUGH = 1e-6  # of the loss, to which it is known in float32
 PATIENCE = 15  # iterations without a better gap before float64 takes over
 
 
@@ -51,10 +53,13 @@ class Reached:
 class Descent:
     """Minimise ``C loss + 1/2 ||W||^2`` of every head of ``rows`` for one C."""
 
-    def __init__(self, rows: Rows, base: Basis, c: float, tol: float) -> None:
-        self.rows, self.base, self.c, self.tol = rows, base, c, tol
+    def __init__(self, passes: Passes, base: Basis, c: float, tol: float) -> None:
+        self.passes, self.base, self.c, self.tol = passes, base, c, tol
+        self.rows = rows = passes.rows
         self.live = list(range(len(rows.folds)))
         self.gaps = [float("inf")] * len(rows.folds)
+        self.drifted = False  # by steps of which only the change was computed
+        self.anchors = self.gaps  # absolute, when it last had not
         self.pairs: list[Pair] = []
         self.inverse: Curvature  # set by _begin
         self.stuck: list[int] = []
@@ -74,6 +79,7 @@ class Descent:
             iterations[self.live] += 1
             since += 1
             fresh = int(iterations.max()) in REFRESH
+            drifted = self.drifted
             step = self._direction(g, solved)
             step, f, g_new, spread = self._search(w, step, f, g, fresh=fresh)
             w = w + step
@@ -84,6 +90,13 @@ class Descent:
             self._remember(step, g_new - g, solved_new - solved)
             g, solved = g_new, solved_new
             total = self._judge(f, g, solved)
+            spent = iterations.max() == max_iter
+            if self.drifted and (
+                spent or (drifted and self.stuck) or self._at_the_floor(f)
+            ):
+                f, g = self._corrected(w, f, g)
+                solved = self._solve(g)
+                total = self._judge(f, g, solved)
             if not self.exact and total == np.inf:
                 f, g, solved, total = self._begin(w, exact=True)
             if total < 0.7 * best:
@@ -106,7 +119,7 @@ class Descent:
         With a curvature in float64 if one in float32 gives a gap that is none.
         """
         self.exact |= exact
-        self.pairs = []
+        self.pairs, self.drifted = [], False
         f, g, spread = self._objective(w, list(range(len(w))), fresh=True)
         self._renew(spread)
         solved = self._solve(g)
@@ -122,11 +135,39 @@ class Descent:
         self, w: torch.Tensor, heads: list[int], *, fresh: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Objective (H,) in float64, gradient (H, D, K), curvature if ``fresh``."""
-        found = evaluate(self.rows, w, heads, curvature=fresh)
+        found = self.passes.at(w, heads, curvature=fresh)
         gradient = self.c * found.gradient
         gradient[:, :-1] += w[:, :-1]
         norm = w[:, :-1].square().sum(dim=(1, 2), dtype=torch.float64)
         return self.c * found.loss + norm / 2, gradient, found.curvature
+
+    def _moved(
+        self, w: torch.Tensor, step: torch.Tensor, g: torch.Tensor, *, fresh: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The same after ``step`` from ``w``, as far as bfloat16 goes."""
+        self.drifted = True
+        found = self.passes.after(step, self.live, curvature=fresh)
+        gradient = g + self.c * found.gradient
+        gradient[:, :-1] += step[:, :-1]
+        norm = (w + step)[:, :-1].square().sum(dim=(1, 2), dtype=torch.float64)
+        return self.c * found.loss + norm / 2, gradient, found.curvature
+
+    def _at_the_floor(self, f: torch.Tensor) -> bool:
+        """Whether all heads seem done, or one comes no nearer by changes alone."""
+        now = (f * torch.tensor(self.gaps)).tolist()
+        return all(self.gaps[head] <= self.tol for head in self.live) or any(
+            now[head] <= FLOOR * self.anchors[head] for head in self.live
+        )
+
+    def _corrected(
+        self, w: torch.Tensor, f: torch.Tensor, g: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Objective and gradient of the heads at work, without what has drifted."""
+        self.stuck, self.drifted = [], False
+        f_new, g_new, _ = self._objective(w, self.live, fresh=False)
+        f, g = f.clone(), g.clone()
+        f[self.live], g[self.live] = f_new[self.live], g_new[self.live]
+        return f, g
 
     def _judge(self, f: torch.Tensor, g: torch.Tensor, solved: torch.Tensor) -> float:
         """Note the gaps of the heads at work, and let go those that are done.
@@ -139,7 +180,9 @@ class Descent:
         gaps = torch.where(found >= 0, found, torch.inf).tolist()
         for head in self.live:
             self.gaps[head] = gaps[head]
-        self.live = [head for head in self.live if not gaps[head] <= self.tol]
+        if not self.drifted:
+            self.anchors = (f * torch.tensor(self.gaps)).tolist()
+            self.live = [head for head in self.live if not gaps[head] <= self.tol]
         return sum(self.gaps)
 
     def _search(
@@ -157,20 +200,33 @@ class Descent:
         """
         size = torch.zeros_like(f)
         size[self.live] = 1
-        slope = _dot(g, step)
-        slack = 1e-14 if self.precise else 1e-6  # the loss itself is known no better
+        slope, drifted = _dot(g, step), self.drifted
+        slack = 1e-14 if self.precise else ROUGH  # the loss itself is known no better
         f_new, g_new, spread = f.clone(), g.clone(), None
         todo = self.live
         for attempt in range(HALVINGS):
-            tried = w + _wide(size, step) * step
-            f_try, g_try, s = self._objective(tried, todo, fresh=fresh and attempt == 0)
+            part = _wide(size, step) * step
+            if attempt == 0 and self.passes.by_change:
+                f_try, g_try, s = self._moved(w, part, g, fresh=fresh)
+            else:
+                f_try, g_try, s = self._objective(
+                    w + part, todo, fresh=fresh and attempt == 0
+                )
             spread = s if attempt == 0 else spread
             bound = f + 1e-4 * size * slope + slack * f.abs()
-            good = [head for head in todo if f_try[head] <= bound[head]]
+            falls = f_try <= bound
+            # nearer than the loss can tell: Hager & Zhang (2005), equation 4.1
+            falls |= (_dot(g_try, step) <= -0.9998 * slope) & (
+                f_try <= f + ROUGH * f.abs()
+            )
+            good = [head for head in todo if falls[head]]
             f_new[good], g_new[good] = f_try[good], g_try[good]
             todo = [head for head in todo if head not in good]
             if not todo:
                 break
+            if attempt == 0 and drifted:
+                f = f.clone()
+                f[todo] = self._objective(w, todo, fresh=False)[0][todo]
             size[todo] /= 2
         size[todo] = 0
         self.stuck = todo

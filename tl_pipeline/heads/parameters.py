@@ -22,6 +22,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "schedule": ("constant", "cosine", "step"),
         "sharpness": ("learned",),
         "shrinkage": ("auto",),
+        "stop_by": ("loss", "refined"),
     }
 )
 
@@ -83,6 +84,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "sharpness": "factor on the cosines before the softmax",
         "shrinkage": "of the covariance to a sphere, 0 to 1; auto: by Ledoit and Wolf",
         "smoothing": "share of the greatest variance that is added to all variances",
+        "stop_by": "the held-out loss, or refined: what is left of it after the best "
+        "temperature",
         "temperature": "of the votes: greater lets far neighbours count more",
         "trees": "trees of the forest",
         "weight_decay": "penalty on the weights",

@@ -30,8 +30,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 "linear_svm",
                 "nearest_centroid",
                 "knn:k=1/5/20,whiten=false/true",
-                "cosine",
-                "mlp:hidden=256/512,label_smoothing=0.1,mixup=0.0/0.2",
+                "cosine:stop_by=refined",
+                "mlp:hidden=256/512,label_smoothing=0.1,mixup=0.0/0.2,stop_by=refined",
             ),
         ),
     }

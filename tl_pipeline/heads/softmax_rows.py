@@ -7,14 +7,19 @@ one matrix product serves all heads and no head learns from rows that it must no
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from tl_pipeline.heads.threads import product
+from tl_pipeline.heads.threads import hands
 
-BLOCK = 4096  # rows of one product; bounds the memory of a pass
+BLOCK = 2048  # rows of one product at most; bounds the memory of a pass
+WORTH_SHARING = 1 << 24  # multiplications of a pass
+NUMBERS = 1 << 21  # of the rows of one block: more fall out of a core's cache
+
+Block = tuple[slice, int]  # rows, and the fold that they are of
 
 
 @dataclass(frozen=True)
@@ -58,72 +63,50 @@ class Rows:
         ]
         return torch.cat([inner, ones], dim=1)
 
-    def blocks(self) -> list[tuple[slice, int]]:
-        """Slices of at most ``BLOCK`` rows, each with the one fold of its rows."""
+    def blocks(self) -> list[Block]:
+        """Slices of some rows, each with the one fold of its rows."""
         ends = [first for first, _ in self.starts[1:]] + [len(self.x)]
-        return [
-            (slice(at, min(at + BLOCK, end)), fold)
-            for (first, fold), end in zip(self.starts, ends, strict=True)
-            for at in range(first, end, BLOCK)
-        ]
+        most = BLOCK
+        if self.x.device.type == "cpu":
+            fair = -(-len(self.x) // (2 * hands()))
+            most = min(BLOCK, fair, max(256, NUMBERS // self.x.shape[1]))
+        cut = []
+        for (first, fold), end in zip(self.starts, ends, strict=True):
+            pieces = -(-(end - first) // most)
+            edges = [first + (end - first) * at // pieces for at in range(pieces + 1)]
+            cut += [(slice(*edge), fold) for edge in pairwise(edges)]
+        return cut
+
+    def shares(self) -> list[list[Block]]:
+        """``blocks`` dealt, in order, to as many as compute at once."""
+        blocks, count = self.blocks(), hands()
+        work = self.x.numel() * self.absent.numel()
+        if self.x.device.type != "cpu" or work < WORTH_SHARING:
+            return [blocks]
+        edges = [len(blocks) * at // count for at in range(count + 1)]
+        return [blocks[first:end] for first, end in pairwise(edges) if first < end]
+
+    def columns(self, of_rows: torch.Tensor, heads: list[int]) -> torch.Tensor:
+        """(H, D, K) of ``to_rows`` side by side, those of ``heads``: (D, heads * K)."""
+        return of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
 
     def log_probabilities(
-        self, rows: slice, of_rows: torch.Tensor, heads: list[int]
+        self,
+        x: torch.Tensor,
+        columns: torch.Tensor,
+        heads: list[int],
+        before: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Log softmax of ``rows`` under ``heads``: (rows, heads, K)."""
-        columns = of_rows[heads].permute(1, 0, 2).reshape(of_rows.shape[1], -1)
-        logits = product(self.x[rows].to(columns), columns).view(
-            -1, len(heads), self.classes
-        )
-        logits.masked_fill_(self.absent[heads], -torch.inf)
+        """Log softmax of ``x`` (n, D) under ``columns`` of ``heads``: (n, heads, K).
+
+        With those from ``before`` the ``columns`` are of the change of coefficients.
+        """
+        logits = (x @ columns).view(-1, len(heads), self.classes)
+        if before is None:
+            logits.masked_fill_(self.absent[heads], -torch.inf)
+        else:
+            logits = before + logits
         return logits.log_softmax(dim=2)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What one pass found: ``loss`` (H,) in float64, ``gradient`` (H, D, K).
-
-    Both without C and penalty. ``curvature`` (n, K), where it was asked for, is
-    p (1 - p) times the row's weight, averaged over heads.
-    """
-
-    loss: torch.Tensor
-    gradient: torch.Tensor
-    curvature: torch.Tensor | None
-
-
-def evaluate(
-    rows: Rows, coefficients: torch.Tensor, live: list[int], *, curvature: bool
-) -> Evaluated:
-    """Weighted log loss of the ``live`` heads, and its gradient, in one pass.
-
-    ``coefficients`` (H, D, K) are in units of each head's standardised rows. Heads that
-    are not live get zeros. Computed in the precision of ``coefficients``.
-    """
-    of_rows = rows.to_rows(coefficients)
-    heads = len(rows.folds)
-    loss = torch.zeros(heads, dtype=torch.float64, device=rows.x.device)
-    gradient = torch.zeros_like(of_rows)
-    spread = rows.x.new_zeros(len(rows.x), rows.classes) if curvature else None
-    for block, fold in rows.blocks():
-        trained = [head for head in live if rows.folds[head] != fold]
-        if not trained:
-            continue
-        weights = rows.weights[block, None, None].to(of_rows)
-        found = rows.log_probabilities(block, of_rows, trained)
-        own = rows.targets[block, None, None].expand(-1, len(trained), 1)
-        of_own = found.gather(2, own)
-        of_own = torch.where(weights > 0, of_own, 0)  # absent class: -inf times 0
-        loss[trained] -= (weights * of_own).sum(dim=(0, 2), dtype=torch.float64)
-        found.exp_()
-        if spread is not None:
-            uncertain = ((1 - found) * found).sum(dim=1) * weights[:, 0]
-            spread[block] = (uncertain / len(live)).to(spread)
-        found.scatter_add_(2, own, -torch.ones_like(of_own))
-        found *= weights
-        summed = product(rows.x[block].T.to(of_rows), found.view(len(found), -1))
-        gradient[trained] += summed.view(-1, len(trained), rows.classes).transpose(0, 1)
-    return Evaluated(loss, rows.from_rows(gradient), spread)
 
 
 @dataclass(frozen=True)

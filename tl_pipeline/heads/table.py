@@ -11,6 +11,7 @@ RAW: Mapping[str, Scalar] = {**PREPARATION, "scale": "none"}
 # of neural heads
 STEPS: Mapping[str, Scalar] = {"max_epochs": 200, "patience": 20, "batch_size": 256}
 LEARNING: Mapping[str, Scalar] = {
+    "stop_by": "loss",
     "optimiser": "adamw",
     "schedule": "constant",
     "mixup": 0.0,
@@ -147,7 +148,6 @@ HEADS: dict[str, Head] = {
                 "label_smoothing": 0.1,
             },
             options={**LEARNING, **PREPARATION, **BALANCE},
-            holds_out=True,
         ),
         Head(
             "mlp",
@@ -167,7 +167,6 @@ HEADS: dict[str, Head] = {
                 **PREPARATION,
                 **BALANCE,
             },
-            holds_out=True,
         ),
         Head(
             "cosine",
@@ -180,7 +179,6 @@ HEADS: dict[str, Head] = {
                 "label_smoothing": 0.1,
             },
             options={"sharpness": "learned", **LEARNING, **PREPARATION, **BALANCE},
-            holds_out=True,
         ),
         Head(
             "majority",

@@ -1,11 +1,12 @@
-"""Torch's threads for large products only: else they wait for longer than they work.
+"""Threads that seldom meet: else they wait for longer than they work.
 
 After every operation all threads of torch meet. On a machine that does other work too,
 each meeting waits for the slowest: a grid of 24 heads on 5,160 x 512 rows took 5-7 s on
-one thread of two busy cores, 26-207 s on two.
+one thread of two busy cores, 26-207 s on two. So torch uses one thread here, but for
+large products, and work is cut into shares (``together``) that meet at their end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, local
 from typing import TypeVar
@@ -33,13 +34,26 @@ def alone(work: Callable[[], _T]) -> _T:
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """``left @ right``; a large one by all threads, also inside ``alone``."""
     large = left.numel() * right.shape[1] >= LARGE
-    if not (large and getattr(_thread, "single", False)):
+    if not (large and hasattr(_thread, "helpers")):
         return left @ right
     torch.set_num_threads(_usual)
     try:
         return left @ right
     finally:
         torch.set_num_threads(1)
+
+
+def hands() -> int:
+    """How many shares ``together`` computes at once here: 1 outside ``alone``."""
+    return _usual if hasattr(_thread, "helpers") else 1
+
+
+def together(shares: Sequence[Callable[[], _T]]) -> list[_T]:
+    """What each of ``shares`` returns, in order; inside ``alone`` all at once."""
+    if hands() == 1 or len(shares) < 2:
+        return [share() for share in shares]
+    others = [_thread.helpers.submit(share) for share in shares[1:]]
+    return [shares[0](), *(other.result() for other in others)]
 
 
 def _single(work: Callable[[], _T]) -> _T:
@@ -49,9 +63,11 @@ def _single(work: Callable[[], _T]) -> _T:
             _usual = torch.get_num_threads()
         _running += 1
         torch.set_num_threads(1)
-        _thread.single = True
     try:
-        return work()
+        with ThreadPoolExecutor(
+            max(1, _usual - 1), initializer=torch.set_num_threads, initargs=(1,)
+        ) as _thread.helpers:
+            return work()
     finally:
         with _lock:
             _running -= 1

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.layers import Network
+from tl_pipeline.heads.sharpness import sharpness
 from tl_pipeline.heads.softmax_rows import BLOCK
 
 MOMENTUM = 0.9  # of sgd
@@ -30,6 +31,7 @@ class Course:
     schedule: str
     max_epochs: int
     patience: int
+    refined: bool
     batch_size: int
     dropout: float
     label_smoothing: float
@@ -168,14 +170,29 @@ class _Trainer:
             self._optimiser.step()
 
     def held_out_loss(self, held: torch.Tensor) -> float:
-        """Mean cross-entropy of the rows ``held``, unmixed and not smoothed."""
+        """Mean cross-entropy of the rows ``held``, unmixed and not smoothed.
+
+        If ``refined``, after the temperature that suits them best.
+        """
         self._layers.eval()
-        total = 0.0
+        total, parts = 0.0, []
         with torch.inference_mode():
             for chosen in held.to(self._device).split(BLOCK):
                 logits = self._layers(self._examples.rows[chosen])
+                parts.append(logits)
                 total += self._examples.loss(logits, chosen).item() * len(chosen)
-        return total / len(held)
+            if not self._course.refined or not math.isfinite(total):
+                return total / len(held)
+            logits, examples = torch.cat(parts), self._examples
+            weights = torch.ones(len(held))
+            if examples.factors is not None:
+                weights = examples.factors[held].cpu()
+            factor = sharpness(
+                logits.double().cpu().numpy(),
+                examples.targets[held].cpu().numpy(),
+                weights.double().numpy(),
+            )
+            return examples.loss(factor * logits, held.to(self._device)).item()
 
     def _loss(self, chosen: torch.Tensor) -> torch.Tensor:
         course, examples = self._course, self._examples
