@@ -22,7 +22,14 @@ from tl_pipeline.heads import HEADS, PROFILES
 from tl_pipeline.pipeline import Wired, Work
 from tl_pipeline.planning import Step
 from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import Ensemble, HeadSpec, RunSpec, SearchSpec
+from tl_pipeline.specs import (
+    Ensemble,
+    ErrorRate,
+    HeadSpec,
+    Method,
+    RunSpec,
+    SearchSpec,
+)
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
@@ -49,6 +56,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     heads: list[HeadText] = HEADS_BY_DEFAULT,
     search: SearchText = SEARCH_BY_DEFAULT,
     ensemble: Ensemble | None = None,
+    calibration: Method = DEFAULTS.calibration,
+    error: ErrorRate = DEFAULTS.error,
     controls: bool = True,
     seed: int = 0,
     part_rows: int = DEFAULTS.part_rows,
@@ -69,6 +78,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         search: validation or cross_validation, and how, such as
             cross_validation:folds=5,strategy=halving,refit=true.
         ensemble: also average heads: the best of each encoder, or greedily chosen.
+        calibration: of probabilities, learned from the validation images.
+        error: how often label sets may miss, and accepted predictions be wrong.
         controls: also run untrained twins and the majority class.
         seed: of heads, controls and bootstrap; the split has its own.
         part_rows: images per embedding part file, the most that a crash loses.
@@ -86,6 +97,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         heads=tuple(map(HeadSpec.parse, heads)),
         search=SearchSpec.parse(search),
         ensemble=ensemble,
+        calibration=calibration,
+        error=error,
         controls=controls,
         seed=seed,
         part_rows=part_rows,

@@ -79,13 +79,21 @@ LITERAL = {
             "family": "logistic",
             "control": False,
             "seed": 0,
+            "calibration": "temperature",
+            "error": 0.05,
         },
         {"encoder": "e5", "heads": "07", "validation rows": "18", "test rows": "29"},
     ),
     "average": key_document(
         "average",
         average.VERSION,
-        {"family": "greedy", "control": False, "seed": 0},
+        {
+            "family": "greedy",
+            "control": False,
+            "seed": 0,
+            "calibration": "temperature",
+            "error": 0.05,
+        },
         {"evaluations": "4c"},
     ),
     "register": key_document(
@@ -97,8 +105,8 @@ GOLDEN = {
     "train": "d584d2d6d8b72c403ddfab2575e5f579",
     "audit": "ec3bb658f26e9beaf944a6b2a56bb994",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
-    "evaluate": "f372ab95ee4371147d1a9d352983c0ba",
-    "average": "6a72e4900c1b92269d7b1fd74697c5cc",
+    "evaluate": "9db6a0dc5d1764d84aec4d715675103d",
+    "average": "5394516918bafaa8f4749142b454cbb3",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
 GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
@@ -109,7 +117,7 @@ GOLDEN_DIGITS = {
     "embed": "c74cb216b643d03dce405c6aff463a95",
     "audit": "d93893ac9e68eb53c8d923e601b5e600",
     "train": "95af3108b99b9351ddbcc57ab1f5d640",
-    "evaluate": "79bce6418fd484692481932c01dbe48a",
+    "evaluate": "817c3e966fd8c6c6b17609c86f6c0b22",
 }
 
 

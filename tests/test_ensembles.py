@@ -73,7 +73,8 @@ def test_a_joint_is_a_candidate_like_any_other(folder: Path, store: Store):
 
 
 def test_a_joint_head_sees_its_members_side_by_side(folder: Path, store: Store):
-    record = run(folder, store, backbones=[BOTH], controls=False)
+    plain: dict[str, Any] = {"controls": False, "calibration": "none"}
+    record = run(folder, store, backbones=[BOTH], **plain)
     model = registry.load_model(store, "photos")
     (member,) = model.members
     assert isinstance(member.encoder, Joint)
@@ -105,6 +106,7 @@ def test_an_average_is_the_mean_of_its_members(folder: Path, store: Store):
         backbones=[C5, F6],
         heads=["logistic:C=0.1", "knn:k=5"],
         ensemble="average",
+        calibration="none",
     )
     averages = {r.role == "control": r for r in record.results if r.members}
     assert set(averages) == {False, True}
@@ -141,6 +143,7 @@ def test_an_average_is_the_mean_of_its_members(folder: Path, store: Store):
         backbones=[C5, F6],
         heads=["logistic:C=0.1", "knn:k=5"],
         ensemble="average",
+        calibration="none",
     )
     assert all(step.cached for step in again.steps)
 
@@ -340,7 +343,8 @@ def test_metrics_of_an_average_are_of_one_chosen_head(folder: Path, store: Store
         ("validation", True, "greedy"),
         ("test", True, "greedy"),
     }
-    assert len(rows) == 8
+    validated = [r["metric"] for r in rows if r["split"] == "validation"]
+    assert len(validated) == len(set(validated)) >= 4
     chosen = json.loads((place / "chosen.json").read_text())
     assert chosen["classes"] == ["china", "flower"]
     assert [m["times"] for m in chosen["members"]] == [m.times for m in greedy.members]

@@ -4,16 +4,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    brier_score_loss,
     f1_score,
     log_loss,
 )
 
-from tl_pipeline.metrics import Score, scores
+from tl_pipeline.metrics import Score, decision_scores, scores
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "log_loss",
+    "brier",
+    "ece",
+)
 
 
 def score(labels: np.ndarray, classes: list[str], probabilities, seed: int = 0):
@@ -85,13 +94,16 @@ def test_a_label_that_the_head_cannot_name_is_an_error(case, strangers: int):
 @settings(deadline=None, max_examples=40)
 @given(problems)
 def test_every_score_is_inside_its_range_and_its_interval_is_ordered(case):
-    for found in scores(*case, seed=0):
+    *others, ece = scores(*case, seed=0)
+    assert ece.low is ece.high is None
+    assert 0 <= ece.value <= 1
+    for found in others:
         assert found.low is not None
         assert found.high is not None
         assert 0 <= found.low <= found.high
-        if found.metric in {"accuracy", "log_loss"}:
+        if found.metric in {"accuracy", "log_loss", "brier"}:
             assert found.low <= found.value <= found.high
-        if found.metric != "log_loss":
+        if found.metric not in {"log_loss", "brier"}:
             assert found.high <= 1
 
 
@@ -162,4 +174,64 @@ def test_the_order_of_the_rows_does_not_matter():
     ):
         assert isinstance(after, Score)
         assert after.value == pytest.approx(before.value, rel=1e-12)
+        if before.metric == "ece":
+            continue
         assert (after.low, after.high) == pytest.approx((before.low, before.high))
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems)
+def test_the_brier_score_is_that_of_scikit_learn(case):
+    labels, classes, probabilities = case
+    # in float64, as scikit-learn wants the sum of a row to be
+    wide = probabilities.astype(np.float64)
+    wide /= wide.sum(axis=1, keepdims=True)
+    expected = brier_score_loss(labels, wide, labels=classes, scale_by_half=False)
+    assert score(labels, classes, wide)["brier"].value == pytest.approx(expected)
+
+
+def test_the_brier_score_of_a_label_that_the_head_cannot_name():
+    """Its own probability is 0: 0.6 squared + 0.4 squared + 1."""
+    found = score(np.array(["x"]), ["a", "b"], np.float32([[0.6, 0.4]]))["brier"]
+    assert found.value == pytest.approx(0.36 + 0.16 + 1)
+
+
+def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy_in_each_bin():
+    """Of four rows in one bin, at 0.62, three are right; one row at 0.9 is wrong."""
+    probabilities = np.float32([[0.62, 0.38]] * 4 + [[0.1, 0.9]])
+    found = score(np.array(list("aaaba")), ["a", "b"], probabilities)["ece"]
+    assert found.value == pytest.approx((4 * (0.75 - 0.62) + 0.9) / 5, abs=1e-6)
+
+
+def test_opposite_gaps_in_different_bins_do_not_cancel():
+    probabilities = np.float32([[0.6, 0.4]] * 10 + [[0.8, 0.2]] * 10)
+    labels = np.array(["a"] * 8 + ["b"] * 2 + ["a"] * 6 + ["b"] * 4)
+    assert score(labels, ["a", "b"], probabilities)["ece"].value == pytest.approx(0.2)
+
+
+def test_decisions_are_scored_as_they_are_counted():
+    right = np.array([True, True, False, False, True])
+    held = np.array([True, True, True, False, True])
+    accepted = np.array([True, True, True, False, False])
+    found = {
+        s.metric: s
+        for s in decision_scores(right, held, np.array([1, 1, 3, 2, 3]), accepted)
+    }
+    assert {name: s.value for name, s in found.items()} == pytest.approx(
+        {
+            "set_coverage": 0.8,
+            "set_size": 2,
+            "accepted": 0.6,
+            "error_of_accepted": 1 / 3,
+        }
+    )
+    wilson = stats.binomtest(1, 3).proportion_ci(method="wilson")
+    kept = found["error_of_accepted"]
+    assert (kept.low, kept.high) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_nothing_accepted_has_no_rate_of_error():
+    none = np.zeros(3, bool)
+    found = decision_scores(~none, ~none, np.ones(3), none)
+    assert [s.metric for s in found] == ["set_coverage", "set_size", "accepted"]
+    assert found[-1].value == 0

@@ -87,7 +87,13 @@ def test_mlflow_finds_the_whole_folder_by_alias(folder: Path, store: Store):
     place = store.root / "models" / record.registered.model
     assert version.source == place.as_uri()
     names = {file.name for file in place.iterdir()}
-    assert names == {"model.json", "head.json", "head.skops", "provenance.json"}
+    assert names == {
+        "model.json",
+        "head.json",
+        "head.skops",
+        "calibration.json",
+        "provenance.json",
+    }
 
 
 def test_a_model_folder_works_where_it_was_moved_to(

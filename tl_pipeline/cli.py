@@ -180,7 +180,13 @@ def predict(
 
     model = registry.load_model(Store.open(store), name, alias)
     rows = [asdict(found) for found in prediction.predict(model, files)]
-    console.show(rows, list(rows[0]), as_json=json)
+    columns = ["file", "label", "confidence", "labels", "accepted", "refused"]
+    point = model.operating_point
+    if point is None:  # of an older version
+        columns = [name for name in columns if name not in ("labels", "accepted")]
+    console.show(rows, columns, as_json=json)
+    if point and point.shortage:
+        console.err.print(point.shortage)
     if any(row["refused"] for row in rows):
         sys.exit(3)
 

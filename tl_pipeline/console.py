@@ -162,6 +162,10 @@ def _print_findings(record: RunRecord) -> None:
             f"gain by transfer: {100 * record.gain.value:+.1f} points "
             f"{_literal(f'[{low:+.1f}, {high:+.1f}]')} over the same network untrained"
         )
+    if record.decisions:
+        out.print(_literal(record.decisions.sentence))
+        if record.decisions.shortage:
+            out.print(f"[yellow]{_literal(record.decisions.shortage)}[/]")
     if record.quarantined or record.duplicates:
         out.print(
             f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "

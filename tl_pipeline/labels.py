@@ -3,7 +3,7 @@
 # pyarrow.compute is filled when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,12 +59,7 @@ class TrainingRows:
         if self.weights:
             weights = np.array([self.weights[image_id] for image_id in ids])
         if self.groups:
-            named = [self.groups.get(image_id) for image_id in ids]
-            units = [
-                f"image {i}" if g is None else f"group {g}"
-                for i, g in zip(ids, named, strict=True)
-            ]
-            groups = np.unique(units, return_inverse=True)[1]
+            groups = units(ids, self.groups)
         return labels, weights, groups
 
 
@@ -78,6 +73,23 @@ def labels_of(
     names = ("image_id", "label", "split")
     rows = tables.read(MANIFEST, store.path(manifest), names)
     return _labels(store, embeddings, rows.filter(pc.equal(rows["split"], split)))
+
+
+def groups_of(store: Store, manifest: Artifact) -> dict[str, str]:
+    """Image id -> group of the images that are of a group."""
+    rows = tables.read(MANIFEST, store.path(manifest), ("image_id", "group"))
+    pairs = tables.values(rows, "image_id", "group")
+    return {image_id: group for image_id, group in pairs if group is not None}
+
+
+def units(ids: Sequence[str], groups: Mapping[str, str]) -> np.ndarray:
+    """What each of ``ids`` belongs to, as numbers (n,): its group, or it alone."""
+    named = [groups.get(image_id) for image_id in ids]
+    found = [
+        f"image {image_id}" if group is None else f"group {group}"
+        for image_id, group in zip(ids, named, strict=True)
+    ]
+    return np.unique(found, return_inverse=True)[1]
 
 
 def training_rows(

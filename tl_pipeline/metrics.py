@@ -7,6 +7,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -22,27 +23,67 @@ class Score:
 def scores(
     labels: np.ndarray, classes: list[str], probabilities: np.ndarray, seed: int
 ) -> list[Score]:
-    """Accuracy, balanced accuracy, macro F1, and log loss.
+    """Accuracy, balanced accuracy, macro F1, and ``probability_scores``.
 
     ``labels`` are names of shape (n,); ``probabilities`` is of shape (n, n_classes)
     with columns in the order of ``classes``. A label that is not among the classes
     counts as an error: the classifier cannot name it.
 
     The interval of accuracy is Wilson's (1927, JASA 22); balanced accuracy and macro F1
-    have percentile bootstrap intervals (Efron & Tibshirani 1993, ch. 13). Log loss is
-    the mean of -log p, p clipped at the float32 epsilon, with a normal interval.
+    have percentile bootstrap intervals (Efron & Tibshirani 1993, ch. 13).
     """
-    names = [*classes, *sorted(set(labels) - set(classes))]
-    position = {name: i for i, name in enumerate(names)}
-    truth = np.array([position[name] for name in labels])
+    names, truth = _numbered(labels, classes)
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     return [
         _accuracy(confusion),
         *_resampled(confusion, seed),
-        _log_loss(truth, probabilities),
+        *_of_probabilities(truth, probabilities),
     ]
+
+
+def probability_scores(
+    labels: np.ndarray, classes: list[str], probabilities: np.ndarray
+) -> list[Score]:
+    """Log loss, Brier score and ``ece``, of what ``scores`` takes.
+
+    Log loss is the mean of -log p, p clipped at the float32 epsilon; the Brier score
+    (1950, Monthly Weather Review 78) the mean squared distance of the probabilities
+    from 1 for the label and 0 for the others, between 0 and 2. Both have normal
+    intervals. ``ece`` is the expected calibration error of Guo et al. 2017: in 15 bins
+    of equal width by confidence, the mean distance between confidence and accuracy,
+    weighted by rows. It has no interval: over few rows it is too large by chance alone,
+    and a bootstrap would add to that.
+    """
+    return _of_probabilities(_numbered(labels, classes)[1], probabilities)
+
+
+def decision_scores(
+    right: np.ndarray, held: np.ndarray, sizes: np.ndarray, accepted: np.ndarray
+) -> list[Score]:
+    """What sets of labels and a threshold of acceptance came to, on n rows.
+
+    ``set_coverage`` is the share of sets that hold the right label, ``set_size`` their
+    mean size, ``accepted`` the share of accepted predictions, ``error_of_accepted`` the
+    share of wrong ones among those; it is left out where nothing was accepted. Shares
+    have Wilson's interval, the mean a normal one.
+
+    Args:
+        right: whether the prediction is right, bool (n,).
+        held: whether the set holds the right label, bool (n,).
+        sizes: labels in each set, (n,).
+        accepted: bool (n,).
+    """
+    found = [
+        _share("set_coverage", int(held.sum()), len(held)),
+        _mean("set_size", sizes),
+        _share("accepted", int(accepted.sum()), len(accepted)),
+    ]
+    if accepted.any():
+        wrong = int((accepted & ~right).sum())
+        found.append(_share("error_of_accepted", wrong, int(accepted.sum())))
+    return found
 
 
 def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
@@ -64,10 +105,23 @@ def macro_f1(confusion: np.ndarray) -> np.ndarray:
     return f1.sum(axis=-1) / np.maximum((both > 0).sum(axis=-1), 1)
 
 
+def _numbered(labels: np.ndarray, classes: list[str]) -> tuple[list[str], np.ndarray]:
+    """All names, those that are no classes last, and the number of each label."""
+    names = [*classes, *sorted(set(labels) - set(classes))]
+    position = {name: i for i, name in enumerate(names)}
+    return names, np.array([position[name] for name in labels])
+
+
+def _of_probabilities(truth: np.ndarray, probabilities: np.ndarray) -> list[Score]:
+    return [
+        _log_loss(truth, probabilities),
+        _brier(truth, probabilities),
+        _calibration_error(truth, probabilities),
+    ]
+
+
 def _accuracy(confusion: np.ndarray) -> Score:
-    right, rows = int(np.trace(confusion)), int(confusion.sum())
-    interval = stats.binomtest(right, rows).proportion_ci(LEVEL, method="wilson")
-    return Score("accuracy", right / rows, float(interval.low), float(interval.high))
+    return _share("accuracy", int(np.trace(confusion)), int(confusion.sum()))
 
 
 def _resampled(confusion: np.ndarray, seed: int) -> list[Score]:
@@ -99,11 +153,39 @@ def _resampled(confusion: np.ndarray, seed: int) -> list[Score]:
 
 def _log_loss(truth: np.ndarray, probabilities: np.ndarray) -> Score:
     floor = float(np.finfo(np.float32).eps)
+    given = _given(truth, probabilities)
+    return _mean("log_loss", -np.log(np.clip(given, floor, 1.0)))
+
+
+def _brier(truth: np.ndarray, probabilities: np.ndarray) -> Score:
+    squares = np.square(probabilities, dtype=np.float64).sum(axis=1)
+    return _mean("brier", squares - 2 * _given(truth, probabilities) + 1)
+
+
+def _calibration_error(truth: np.ndarray, probabilities: np.ndarray) -> Score:
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == truth
+    place = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    gaps = np.bincount(place, weights=confidence - right, minlength=_BINS)
+    return Score("ece", float(np.abs(gaps).sum() / len(truth)), None, None)
+
+
+def _given(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The probability of each row's label; 0 for one that is not among the classes."""
     known = truth < probabilities.shape[1]
     given = np.zeros(len(truth))
     given[known] = probabilities[np.flatnonzero(known), truth[known]]
-    losses = -np.log(np.clip(given, floor, 1.0))
-    value = float(losses.mean())
-    spread = float(stats.sem(losses)) if len(losses) > 1 else 0.0
+    return given
+
+
+def _share(metric: str, successes: int, rows: int) -> Score:
+    interval = stats.binomtest(successes, rows).proportion_ci(LEVEL, method="wilson")
+    return Score(metric, successes / rows, float(interval.low), float(interval.high))
+
+
+def _mean(metric: str, values: np.ndarray) -> Score:
+    """The mean of values that are not below 0, with a normal interval."""
+    value = float(values.mean())
+    spread = float(stats.sem(values)) if len(values) > 1 else 0.0
     margin = float(stats.norm.ppf((1 + LEVEL) / 2)) * spread
-    return Score("log_loss", value, max(value - margin, 0.0), value + margin)
+    return Score(metric, value, max(value - margin, 0.0), value + margin)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from tl_pipeline import query, report, runs, tables
+from tl_pipeline import decisions, query, report, runs, tables
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.heads import HEADS
@@ -90,20 +90,22 @@ def wire(work: Work, call: Call) -> Wired:
         shuffled = call("shuffle", control, manifest)
         for head in specs:
             score(control, shuffled, encoder, head)
-    averages = _averaged(work, call, together)
+    averages = _averaged(work, call, manifest, together)
     evaluations += averages
     used += [None] * len(averages)
     return Wired(manifest, evaluations, call("register", context, evaluations, used))
 
 
-def _averaged(work: Work, call: Call, scored: dict[bool, list[Any]]) -> list[Any]:
+def _averaged(
+    work: Work, call: Call, manifest: Any, scored: dict[bool, list[Any]]
+) -> list[Any]:
     """The heads of a run together, and as a control those of the untrained twins."""
     ensemble, found = work.spec.ensemble, []
     if ensemble:
-        found.append(call("average", work.context, scored[False], ensemble))
+        found.append(call("average", work.context, manifest, scored[False], ensemble))
     if ensemble and len(scored[True]) > 1 and not work.skipped:
         control = replace(work.context, control=UNTRAINED)
-        found.append(call("average", control, scored[True], ensemble))
+        found.append(call("average", control, manifest, scored[True], ensemble))
     return found
 
 
@@ -185,6 +187,7 @@ def finish(
             if isinstance(encoder, Joint)
         ],
         gain=gain,
+        decisions=decisions.of(store.path(best.evaluation)),
         registered=runs.Registered(
             name=work.context.dataset.name,
             version=entry.version,

@@ -75,6 +75,8 @@ class Context:
     dataset: DatasetSpec
     seed: int = 0
     search: SearchSpec = BY_VALIDATION
+    calibration: str = "temperature"
+    error: float = 0.05
     part_rows: int = 512
     trust_memo: bool = True
     previous: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)

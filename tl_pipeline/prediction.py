@@ -24,11 +24,19 @@ from tl_pipeline.registry import Model
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one file; ``refused`` tells why it says nothing."""
+    """What a model says of one file; ``refused`` tells why it says nothing.
+
+    ``confidence`` is calibrated. ``labels`` are those that it may be, the most probable
+    first: the right one is missing at most at the error rate of the model's operating
+    point. ``accepted`` tells whether it is sure enough to keep to that rate. Models of
+    older versions have neither.
+    """
 
     file: Path
     label: str | None = None
     confidence: float | None = None
+    labels: list[str] | None = None
+    accepted: bool | None = None
     refused: str | None = None
 
 
@@ -50,7 +58,7 @@ def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
 def probabilities(
     model: Model, vectors: Mapping[str, np.ndarray], names: list[str]
 ) -> np.ndarray:
-    """What ``model`` says in the end: float32 (n_inputs, n_classes) of its classes.
+    """What ``model`` says before it is calibrated: float32 (n_inputs, n_classes).
 
     ``vectors`` has the embeddings of the inputs ``names``, by encoder key.
     """
@@ -58,6 +66,8 @@ def probabilities(
     for member in model.members:
         embeddings = joints.side_by_side(member.encoder, vectors, names)
         said = member.head.predict_proba(embeddings)
+        if member.operating_point:
+            said = member.operating_point.calibration.apply(said)
         total += member.times * aligned(said, member.head.classes, model.classes)
     return total / sum(member.times for member in model.members)
 
@@ -73,7 +83,7 @@ def _batch(
             prepared[file] = _prepared(file, ways)
         except (RefusedImage, OSError) as error:
             refused[file] = str(error)
-    said = {}
+    said: dict[Path, Prediction] = {}
     if prepared:
         vectors: dict[str, np.ndarray] = {}
         for network in networks:
@@ -84,15 +94,10 @@ def _batch(
                 encoder.key: found
                 for encoder, found in zip(network.encoders, given, strict=True)
             }
-        rows = probabilities(model, vectors, [str(file) for file in prepared])
-        said = {
-            file: (model.classes[row.argmax()], float(row.max()))
-            for file, row in zip(prepared, rows, strict=True)
-        }
+        found = probabilities(model, vectors, [str(file) for file in prepared])
+        said = {one.file: one for one in _said(model, list(prepared), found)}
     return [
-        Prediction(file, refused=refused[file])
-        if file in refused
-        else Prediction(file, *said[file])
+        Prediction(file, refused=refused[file]) if file in refused else said[file]
         for file in files
     ]
 
@@ -107,3 +112,28 @@ def _prepared(file: Path, ways: Sequence[Input]) -> dict[Input, Any]:
     modality = modalities.of(ways[0])
     decoded = modality.decode(file.read_bytes())
     return {how: modality.prepare(decoded, how) for how in ways}
+
+
+def _said(
+    model: Model, files: Sequence[Path], probabilities: np.ndarray
+) -> list[Prediction]:
+    """What ``probabilities`` (n, K), before calibration, mean for ``files``."""
+    classes, point = np.array(model.classes), model.operating_point
+    if point is None:
+        return [
+            Prediction(file, str(classes[row.argmax()]), float(row.max()))
+            for file, row in zip(files, probabilities, strict=True)
+        ]
+    calibrated = point.calibration.apply(probabilities)
+    sets, accepted = point.sets(calibrated), point.accepted(calibrated)
+    order = np.argsort(-calibrated, axis=1, kind="stable")
+    return [
+        Prediction(
+            file,
+            label=str(classes[order[i, 0]]),
+            confidence=float(calibrated[i].max()),
+            labels=[str(classes[k]) for k in order[i] if sets[i, k]],
+            accepted=bool(accepted[i]),
+        )
+        for i, file in enumerate(files)
+    ]

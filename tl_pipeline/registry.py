@@ -2,9 +2,9 @@
 
 ``models/<key>/`` holds everything a prediction needs but the network's own weights:
 ``model.json`` (encoder identity with preprocessing, head, label names, scores), the
-head and the provenance. A model of joint encoders or of several heads keeps each head
-in ``members/<number>/``. MLflow gives versions and the alias ``champion``; it can be
-rebuilt from the folders, never the other way round.
+head, its operating point and the provenance. A model of joint encoders or of several
+heads keeps each head in ``members/<number>/``. MLflow gives versions and the alias
+``champion``; it can be rebuilt from the folders, never the other way round.
 """
 
 import json
@@ -22,6 +22,7 @@ from tl_pipeline.errors import StoreError, UnknownName
 from tl_pipeline.heads.fitted import FittedHead
 from tl_pipeline.heads.fitted import load as load_head
 from tl_pipeline.joints import AnyEncoder, Joint, flattened
+from tl_pipeline.operating_point import OperatingPoint
 from tl_pipeline.splits import VALIDATION
 from tl_pipeline.tables import PREDICTIONS
 
@@ -35,18 +36,23 @@ SEVERAL = 2
 
 @dataclass(frozen=True)
 class Member:
-    """A head, the identity of the encoder that it needs, and how much it counts."""
+    """A head, the identity of the encoder that it needs, and how much it counts.
+
+    One of several is calibrated before they are averaged.
+    """
 
     encoder: AnyEncoder
     head: FittedHead
     times: int = 1
+    operating_point: OperatingPoint | None = None
 
 
 @dataclass(frozen=True)
 class Model:
     """A registered model: one head, or several whose probabilities are averaged.
 
-    ``classes`` are the label names that it can give.
+    ``classes`` are the label names that it can give. Models of older versions have no
+    operating point.
     """
 
     folder: Path
@@ -54,6 +60,7 @@ class Model:
     members: tuple[Member, ...]
     classes: list[str]
     about: dict[str, Any]
+    operating_point: OperatingPoint | None = None
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -156,7 +163,8 @@ def open_model(folder: Path) -> Model:
 
     Raises:
         StoreError: it is of a format that this version does not know.
-        DamagedArtifact, UnsafeModelFile: see ``heads.fitted.load``.
+        DamagedArtifact, UnsafeModelFile: see ``heads.fitted.load`` and
+            ``OperatingPoint.read``.
     """
     about = json.loads((folder / "model.json").read_text())
     if about["format"] == 1:
@@ -169,13 +177,16 @@ def open_model(folder: Path) -> Model:
             f"{folder}: this version reads models of the formats 1 and {SEVERAL}, not "
             f"{about['format']}; use the version that wrote it"
         )
-    return Model(folder, about["dataset"], members, about["classes"], about)
+    point = OperatingPoint.read(folder)
+    return Model(folder, about["dataset"], members, about["classes"], about, point)
 
 
 def _member(folder: Path, row: dict[str, Any]) -> Member:
     found = tuple(map(Encoder.model_validate, row["encoders"]))
     encoder = found[0] if len(found) == 1 else Joint(members=found)
-    return Member(encoder, load_head(folder / row["folder"]), row["times"])
+    place = folder / row["folder"]
+    point = OperatingPoint.read(place)
+    return Member(encoder, load_head(place), row["times"], point)
 
 
 def _record(store: Store, model: str) -> Path:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import ValidationError
 
 from tl_pipeline import catalog
 from tl_pipeline.encoder_specs import JointSpec, parse_backbone
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.specs import Ensemble, HeadSpec, RunSpec, SearchSpec
+from tl_pipeline.specs import Ensemble, HeadSpec, Method, RunSpec, SearchSpec
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 StoreOption = Annotated[
@@ -43,6 +44,12 @@ class Request:
 
     ensemble: Ensemble | None = None
     """Also average the probabilities of heads: one candidate more."""
+
+    calibration: Method | None = None
+    """Of probabilities, by the validation images. Default: temperature."""
+
+    error: float | None = None
+    """How often label sets may miss, and accepted predictions be wrong: 0.05."""
 
     weights: str | None = None
     """Weights of the one backbone: a file, a torchvision name, or random:SEED."""
@@ -86,6 +93,8 @@ class Request:
             "heads": tuple(map(HeadSpec.parse, self.head)) or None,
             "search": SearchSpec.parse(self.search) if self.search else None,
             "ensemble": self.ensemble,
+            "calibration": self.calibration,
+            "error": self.error,
             "seed": self.seed,
             "part_rows": self.part_rows,
             "controls": None if self.controls else False,
@@ -96,7 +105,12 @@ class Request:
             raise InvalidSpec(
                 "name a DATASET (see `tl catalog`) or a folder, or give --config FILE"
             )
-        return RunSpec(**{name: v for name, v in given.items() if v is not None})
+        try:
+            return RunSpec(**{name: v for name, v in given.items() if v is not None})
+        except ValidationError as errors:
+            fault = errors.errors()[0]
+            option = str(fault["loc"][0]).replace("_", "-")
+            raise InvalidSpec(f"--{option}: {fault['msg']}") from None
 
     def parameters(self, spec: RunSpec) -> dict[str, Any]:
         """``spec`` and the rest of this request as parameters of the flow."""
@@ -107,6 +121,8 @@ class Request:
             "search": spec.search.short(),
             "ensemble": spec.ensemble,
             "controls": spec.controls,
+            "calibration": spec.calibration,
+            "error": spec.error,
             "seed": spec.seed,
             "part_rows": spec.part_rows,
             "verify": self.verify,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from tl_pipeline import joints, split_report, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
+from tl_pipeline.decisions import Decisions
 from tl_pipeline.planning import ONE_BY_ONE, Step
 from tl_pipeline.score import Score
 from tl_pipeline.specs import RunSpec
@@ -66,8 +67,8 @@ class Registered(BaseModel):
 class RunRecord(BaseModel):
     """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
 
-    Records of older versions have no ``split_report``. ``joints`` are the encoders that
-    have no embeddings of their own in the store.
+    Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
+    are the encoders that have no embeddings of their own in the store.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,6 +86,7 @@ class RunRecord(BaseModel):
     split_report: SplitReport | None = None
     results: list[Result]
     gain: Score | None
+    decisions: Decisions | None = None
     registered: Registered
     joints: list[JointEncoder] = []
 

@@ -120,11 +120,19 @@ def _head(value: Any) -> Any:
     return parsed(HeadSpec.parse, value)
 
 
+Method = Literal["none", "temperature", "sigmoid", "isotonic"]
+ErrorRate = Annotated[float, Field(gt=0, lt=1)]
+
+
 class RunSpec(Spec):
     """One run of the pipeline: a dataset, the encoders and heads to compare.
 
     With ``controls`` every backbone is also run with random weights and a majority
     head is scored: without them a number says nothing about transfer.
+
+    ``calibration`` is learned from the validation images; so are the thresholds at
+    which label sets leave out the right label, and accepted predictions are wrong, at
+    most at the rate ``error``.
     """
 
     dataset: str
@@ -138,6 +146,8 @@ class RunSpec(Spec):
     ensemble: Ensemble | None = Field(
         default=None, description="one candidate more, of the heads together"
     )
+    calibration: Method = "temperature"
+    error: ErrorRate = 0.05
     controls: bool = True
     seed: int = 0
     part_rows: int = Field(

@@ -105,7 +105,10 @@ PREDICTIONS = Table(
             "predicted": pa.string(),
             "confidence": pa.float32(),
             "probabilities": pa.list_(pa.float32()),
-        }
+        },
+        accepted=pa.bool_(),
+        set_size=pa.int32(),
+        in_set=pa.bool_(),
     ),
 )
 METRICS = Table(

@@ -100,6 +100,8 @@ def prepare(
         dataset=dataset,
         seed=spec.seed,
         search=spec.search,
+        calibration=spec.calibration,
+        error=spec.error,
         part_rows=spec.part_rows,
         trust_memo=not verify,
         previous=runs.keys_used(runs.latest(store, dataset.name)),

@@ -9,7 +9,12 @@ from scipy.special import logsumexp, softmax
 LIMITS = (1e-3, 1e3)
 
 
-def sharpness(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+def sharpness(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    spread: int | None = None,
+) -> float:
     """The factor of least log loss on decisions of rows that were not learned from.
 
     Guo et al. 2017 (its inverse, the temperature). With one number for all classes the
@@ -20,8 +25,11 @@ def sharpness(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> f
 
     Args:
         scores: decisions (n, K), or (n,) of two classes, positive for the second.
-        targets: class numbers (n,).
+        targets: class numbers (n,); -1 for a row of none of the classes, which is
+            taken as spread over all.
         weights: how much each row counts, (n,).
+        spread: how many rows more there are thought to be, spread over all classes;
+            by default as many as classes.
 
     Returns:
         A number within ``LIMITS``.
@@ -31,8 +39,9 @@ def sharpness(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> f
     logits = _logits(scores)
     logits = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    classes = logits.shape[1]
-    smoothing = classes / (len(logits) + classes)
+    own = np.where(targets < 0, logits.mean(axis=1), own)
+    more = logits.shape[1] if spread is None else spread
+    smoothing = more / (len(logits) + more)
     own = (1 - smoothing) * own + smoothing * logits.mean(axis=1)
 
     def loss(log_factor: float) -> float:

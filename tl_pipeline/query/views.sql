@@ -2,7 +2,8 @@
 -- {name} is replaced by a list of files or a glob; the tables runs, stages, timings,
 -- splits, class_counts, near_duplicates, models, encoders, refused, latest_manifests,
 -- run_evaluations, members, searches, doubled_embeddings come from small_tables.py.
--- Tables of older versions lack columns (weight, first_seen), which are null here.
+-- Tables of older versions lack columns (weight, first_seen, accepted), which are null
+-- here.
 
 CREATE VIEW images AS
 SELECT f.dataset, i.* EXCLUDE (filename)
@@ -64,10 +65,18 @@ Only the configuration chosen on validation has test rows.';
 CREATE VIEW predictions AS
 SELECT
     r.dataset, r.run_id, r.encoder, r.head, r.role, p.image_id, p.split, p.label,
-    p.predicted, p.label = p.predicted AS correct, p.confidence, p.probabilities,
-    p.evaluation
-FROM read_parquet({predictions}) AS p
+    p.predicted, p.label = p.predicted AS correct, p.confidence, p.accepted,
+    p.set_size, p.in_set, p.probabilities, p.evaluation
+FROM (
+    FROM read_parquet({predictions}, union_by_name = true)
+    UNION ALL BY NAME
+    SELECT
+        NULL::BOOLEAN AS accepted, NULL::INTEGER AS set_size, NULL::BOOLEAN AS in_set
+    WHERE false
+) AS p
 JOIN run_evaluations AS r USING (evaluation)
 WHERE r.latest;
 COMMENT ON VIEW predictions IS
-'One row per encoder, chosen head and validation or test image, as of the latest run.';
+'One row per encoder, chosen head and validation or test image, as of the latest run.
+Confidence is calibrated; the label set of an image has set_size labels, in_set tells
+whether the right one is among them.';

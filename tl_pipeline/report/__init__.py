@@ -1,9 +1,10 @@
 """One self-contained HTML page a run: no script, no request leaves the file."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -19,9 +20,18 @@ _WORST_PAIRS = 12
 # Of more classes only the largest and the smallest are listed.
 _LISTED_CLASSES = 40
 _EXTREME_CLASSES = 12
+_BINS = 10
 _TEMPLATES = jinja2.FunctionLoader(
     lambda name: (resources.files(__name__) / name).read_text()
 )
+
+
+class Bin(NamedTuple):
+    """Predictions of about one confidence: how many, their mean, how often right."""
+
+    rows: int
+    confidence: float
+    accuracy: float
 
 
 def write(store: Store, record: RunRecord) -> Path:
@@ -43,9 +53,8 @@ def render(store: Store, record: RunRecord) -> str:
     """The page as text."""
     evaluation = Artifact("evaluations", record.best.evaluation, "")
     rows = tables.read(PREDICTIONS, store.path(evaluation)).to_pylist()
-    pairs = Counter(
-        (row["label"], row["predicted"]) for row in rows if row["split"] == "test"
-    )
+    rows = [row for row in rows if row["split"] == "test"]
+    pairs = Counter((row["label"], row["predicted"]) for row in rows)
     classes = sorted({name for pair in pairs for name in pair})
     worst = [(*pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]]
     environment = jinja2.Environment(
@@ -58,9 +67,30 @@ def render(store: Store, record: RunRecord) -> str:
         pairs=pairs,
         rows_of={name: sum(pairs[name, p] for p in classes) for name in classes},
         worst=worst[:_WORST_PAIRS],
+        decisions=record.decisions,
+        reliability=reliability(rows),
         split=record.split_report,
         **(_split(record.split_report) if record.split_report else {}),
     )
+
+
+def reliability(rows: Iterable[Mapping[str, Any]]) -> list[Bin]:
+    """The bins of a reliability diagram (Niculescu-Mizil & Caruana 2005) of ``rows``.
+
+    Ten of equal width by confidence, those without rows left out.
+    """
+    bins: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        bins[min(int(row["confidence"] * _BINS), _BINS - 1)].append(row)
+    return [
+        Bin(
+            rows=len(inside),
+            confidence=sum(row["confidence"] for row in inside) / len(inside),
+            accuracy=sum(row["label"] == row["predicted"] for row in inside)
+            / len(inside),
+        )
+        for _, inside in sorted(bins.items())
+    ]
 
 
 def _split(report: SplitReport) -> dict[str, Any]:

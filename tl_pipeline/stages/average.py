@@ -1,14 +1,17 @@
 """Average: evaluations of several heads -> one candidate, their mean probabilities.
 
-Reads the evaluations. Writes ``evaluations/<key>/`` as evaluate does: METRICS,
-PREDICTIONS and ``chosen.json``, which names the members and how often each counts.
+Reads the evaluations, and the manifest for its groups. Writes ``evaluations/<key>/`` as
+evaluate does: METRICS, PREDICTIONS, ``calibration.json`` and ``chosen.json``, which
+names the members and how often each counts. Members are calibrated already; their mean
+is once more, as it is less sure than they are.
 Members are chosen on validation; no head is fitted or asked again. An image that one of
 the members has not scored is left out.
 """
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +23,7 @@ from tl_pipeline import tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, Store, digest, key_document
 from tl_pipeline.averaging import Said, averaged, greedy, shared
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.labels import groups_of, units
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.specs import Ensemble
 from tl_pipeline.splits import TEST, VALIDATION
@@ -27,6 +31,7 @@ from tl_pipeline.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
     from tl_pipeline.metrics import Score
+    from tl_pipeline.operating_point import OperatingPoint
 
 # Bump when the same inputs must give other rows.
 VERSION = 1
@@ -51,7 +56,10 @@ class _Scored(NamedTuple):
 
 
 def plan(
-    context: Context, evaluations: Sequence[Artifact], ensemble: Ensemble
+    context: Context,
+    manifest: Artifact,  # noqa: ARG001 - the signature of run
+    evaluations: Sequence[Artifact],
+    ensemble: Ensemble,
 ) -> Outcome[Artifact]:
     """Look whether these heads were put together already."""
     started = time.perf_counter()
@@ -75,14 +83,20 @@ def plan(
 
 
 def run(
-    context: Context, evaluations: Sequence[Artifact], ensemble: Ensemble
+    context: Context,
+    manifest: Artifact,
+    evaluations: Sequence[Artifact],
+    ensemble: Ensemble,
 ) -> Outcome[Artifact]:
     """Choose members on validation, score their mean on validation and on test.
 
     Raises:
         DatasetError: no image of one of these splits was scored by all candidates.
     """
-    started, planned = time.perf_counter(), plan(context, evaluations, ensemble)
+    started, planned = (
+        time.perf_counter(),
+        plan(context, manifest, evaluations, ensemble),
+    )
     if planned.step.cached:
         return planned
     found = [_scored(context.store, evaluation) for evaluation in evaluations]
@@ -109,7 +123,8 @@ def run(
         "left_out": len(every) - scored,
     }
     document = _document(context, evaluations, ensemble)
-    write = partial(_write, members, counts, whole, document)
+    groups = groups_of(context.store, manifest)
+    write = partial(_write, context, members, counts, whole, groups, document)
     made = context.store.build("evaluations", document, write, extra)
     reason = f"{planned.step.reason}: {_told(context.store, made)}"
     return planned.ran(time.perf_counter() - started, reason=reason)
@@ -149,6 +164,8 @@ def _document(
             "family": ensemble,
             "control": bool(context.control),
             "seed": context.seed,
+            "calibration": context.calibration,
+            "error": context.error,
         },
         {"evaluations": digest(list(heads))},
     )
@@ -186,14 +203,35 @@ def _said(rows: pa.Table, classes: list[str]) -> Said:
 
 
 def _write(
+    context: Context,
     members: Sequence[_Scored],
     times: Sequence[int],
     whole: dict[str, Said],
+    groups: Mapping[str, str],
     document: KeyDocument,
     folder: Path,
 ) -> str:
+    from tl_pipeline import calibration, evaluation, operating_point  # noqa: PLC0415
     from tl_pipeline.metrics import scores  # noqa: PLC0415 - scipy
 
+    seed, validation, test = context.seed, whole[VALIDATION], whole[TEST]
+    belongs = units(validation.image_ids.tolist(), groups)
+    targets = evaluation.targets_of(validation.labels, validation.classes)
+    given = validation.probabilities
+    crossed = calibration.cross_fitted(context.calibration, given, targets, belongs)
+    point = operating_point.fit(
+        context.calibration, given, crossed, targets, belongs, context.error
+    )
+    found = {
+        VALIDATION: scores(validation.labels, validation.classes, crossed, seed),
+        TEST: evaluation.scores_at(
+            point, test.probabilities, test.labels, test.classes, seed
+        ),
+    }
+    calibrated = {
+        VALIDATION: replace(validation, probabilities=crossed),
+        TEST: replace(test, probabilities=point.calibration.apply(test.probabilities)),
+    }
     key, family = digest(document), document["params"]["family"]
     what = _LABELS[family]
     encoders = list(dict.fromkeys(member.row["encoder"] for member in members))
@@ -210,19 +248,15 @@ def _write(
     }
     metrics = [
         row
-        for split, said in whole.items()
+        for split, said in calibrated.items()
         for row in _metric_rows(
-            about | {"split": split, "images": len(said.image_ids)},
-            scores(
-                said.labels,
-                said.classes,
-                said.probabilities,
-                document["params"]["seed"],
-            ),
+            about | {"split": split, "images": len(said.image_ids)}, found[split]
         )
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
-    predictions = [_predictions(key, split, said) for split, said in whole.items()]
+    predictions = [
+        _predictions(key, split, said, point) for split, said in calibrated.items()
+    ]
     tables.write(PREDICTIONS, pa.concat_tables(predictions), folder)
     chosen = {
         "members": [
@@ -232,6 +266,7 @@ def _write(
         "classes": whole[TEST].classes,
     }
     (folder / "chosen.json").write_text(json.dumps(chosen, ensure_ascii=False))
+    point.write(folder)
     return key
 
 
@@ -243,8 +278,10 @@ def _metric_rows(
         yield {**about, "metric": score.metric, **values}
 
 
-def _predictions(key: str, split: str, said: Said) -> pa.Table:
+def _predictions(key: str, split: str, said: Said, point: "OperatingPoint") -> pa.Table:
     images, classes = said.probabilities.shape
+    sets = point.sets(said.probabilities)
+    own = np.array(said.classes) == said.labels[:, None]
     winners = said.probabilities.argmax(axis=1)
     ends = pa.array(np.arange(images + 1, dtype=np.int32) * classes)
     rows = pa.array(np.ascontiguousarray(said.probabilities).ravel())
@@ -257,5 +294,8 @@ def _predictions(key: str, split: str, said: Said) -> pa.Table:
             "predicted": np.array(said.classes)[winners],
             "confidence": said.probabilities.max(axis=1),
             "probabilities": pa.ListArray.from_arrays(ends, rows),
+            "accepted": point.accepted(said.probabilities),
+            "set_size": sets.sum(axis=1),
+            "in_set": (sets & own).any(axis=1),
         }
     )

@@ -1,10 +1,11 @@
 """Evaluate: one head's fitted grid, or search, x held-out rows -> metrics, predictions.
 
 Reads the manifest, the embeddings and the fitted heads. Writes ``evaluations/<key>/``:
-METRICS, PREDICTIONS and ``chosen.json`` (key of the chosen head, its classes). Every
-configuration is scored on validation, the best one alone on test, once. What a search
-has chosen, or what is to learn from validation too before it meets test, is fitted
-here, as ``heads/<key>/`` like any other.
+METRICS, PREDICTIONS, ``chosen.json`` (key of the chosen head, its classes) and
+``calibration.json`` (its operating point). Every configuration is scored on validation,
+the best one alone on test, once, after calibration. What a search has chosen, or what
+is to learn from validation too before it meets test, is fitted here, as
+``heads/<key>/`` like any other.
 """
 
 import json
@@ -20,7 +21,7 @@ from tl_pipeline import fits, heads, joints, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.joints import AnyEncoder
-from tl_pipeline.labels import labels_of
+from tl_pipeline.labels import groups_of, labels_of, units
 from tl_pipeline.planning import (
     Context,
     EmbeddingsOf,
@@ -33,11 +34,12 @@ from tl_pipeline.splits import TEST, TRAIN, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
-    from tl_pipeline.evaluation import Scored
+    from tl_pipeline.evaluation import HeldOut, Scored
     from tl_pipeline.heads.fitted import FittedHead
+    from tl_pipeline.operating_point import OperatingPoint
 
 # Bump when the same inputs must give other rows.
-VERSION = 1
+VERSION = 2
 
 CHOSEN = "chosen.json"
 Row = dict[str, Any]
@@ -118,11 +120,11 @@ def _document(
     head: HeadSpec,
 ) -> KeyDocument:
     held = {
-        split: digest(
-            sorted(labels_of(context.store, manifest, embeddings, split).items())
-        )
+        split: labels_of(context.store, manifest, embeddings, split)
         for split in (VALIDATION, TEST)
     }
+    groups = _groups(context, manifest)
+    grouped = sorted((i, groups[i]) for i in held[VALIDATION] if i in groups)
     params: dict[str, Any] = {
         "encoder": context.named(encoder.label),
         "family": head.name,
@@ -130,13 +132,17 @@ def _document(
         or heads.HEADS[head.name].control
         or bool(context.control),
         "seed": context.seed,
+        "calibration": context.calibration,
+        "error": context.error,
     }
     inputs = {
         "encoder": embeddings.key,
         "heads": digest([artifact.fingerprint for artifact in trained]),
-        "validation rows": held[VALIDATION],
-        "test rows": held[TEST],
+        "validation rows": digest(sorted(held[VALIDATION].items())),
+        "test rows": digest(sorted(held[TEST].items())),
     }
+    if grouped:
+        inputs["validation groups"] = digest(grouped)
     if context.search.refit:
         rows = fits.rows_of(context, manifest, embeddings, TRAIN, VALIDATION)
         inputs["refit"] = digest([fits.VERSION, fits.inputs(rows, head.name)])
@@ -152,33 +158,25 @@ def _write(
     folder: Path,
 ) -> str:
     # scikit-learn and scipy are imported only when there is something to score
-    from tl_pipeline.evaluation import HeldOut, choose, score  # noqa: PLC0415
+    from tl_pipeline.evaluation import choose, learn, score, validate  # noqa: PLC0415
     from tl_pipeline.heads import fitted  # noqa: PLC0415
 
-    store = context.store
-    held = {}
-    for split in (VALIDATION, TEST):
-        labels = labels_of(store, manifest, embeddings, split)
-        if not labels:
-            raise DatasetError(
-                f"{context.dataset.name}: no {split} image could be embedded; see the "
-                "quarantine table"
-            )
-        found = joints.load(store, embeddings, labels)
-        names = np.array([labels[image_id] for image_id in found.image_ids])
-        held[split] = HeldOut(split, found, names)
+    store, method, seed = context.store, context.calibration, context.seed
+    validation = _held_out(context, manifest, embeddings, VALIDATION)
     candidates = _fitted(context, manifest, embeddings, trained)
     tried = [
-        score(fitted.load(store.path(artifact)), held[VALIDATION], context.seed)
+        validate(fitted.load(store.path(artifact)), validation, method, seed)
         for artifact in candidates
     ]
     chosen = choose(tried)
+    point = learn(chosen, method, context.error)
     final = candidates[tried.index(chosen)]
     if context.search.refit:
         (final,) = _fit(
             context, manifest, embeddings, chosen.head.config, TRAIN, VALIDATION
         )
-    test = score(fitted.load(store.path(final)), held[TEST], context.seed)
+    held_out = _held_out(context, manifest, embeddings, TEST)
+    test = score(fitted.load(store.path(final)), held_out, point, seed)
     key = digest(document)
     metrics = [
         row
@@ -189,13 +187,36 @@ def _write(
     predictions = [
         row
         for scored in (chosen, test)
-        for row in _prediction_rows(key, scored, classes)
+        for row in _prediction_rows(key, scored, classes, point)
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
     tables.write(PREDICTIONS, tables.from_rows(PREDICTIONS, predictions), folder)
     about = {"head": final.key, "classes": classes}
     (folder / CHOSEN).write_text(json.dumps(about, ensure_ascii=False))
+    point.write(folder)
     return key
+
+
+def _held_out(
+    context: Context, manifest: Artifact, embeddings: Artifact, split: str
+) -> "HeldOut":
+    from tl_pipeline.evaluation import HeldOut  # noqa: PLC0415
+
+    labels = labels_of(context.store, manifest, embeddings, split)
+    if not labels:
+        raise DatasetError(
+            f"{context.dataset.name}: no {split} image could be embedded; see the "
+            "quarantine table"
+        )
+    found = joints.load(context.store, embeddings, labels)
+    names = np.array([labels[image_id] for image_id in found.image_ids])
+    belongs = units(found.image_ids, _groups(context, manifest))
+    return HeldOut(split, found, names, belongs)
+
+
+def _groups(context: Context, manifest: Artifact) -> dict[str, str]:
+    """Image id -> group; a control that deals images one by one knows none."""
+    return {} if context.control else groups_of(context.store, manifest)
 
 
 def _fitted(
@@ -247,7 +268,9 @@ def _metric_rows(
         }
 
 
-def _prediction_rows(key: str, scored: "Scored", classes: list[str]) -> Iterator[Row]:
+def _prediction_rows(
+    key: str, scored: "Scored", classes: list[str], point: "OperatingPoint"
+) -> Iterator[Row]:
     """Rows whose probabilities are in the order of ``classes``.
 
     A head that did not learn one of them gives it 0.
@@ -256,13 +279,19 @@ def _prediction_rows(key: str, scored: "Scored", classes: list[str]) -> Iterator
     probabilities = np.zeros((len(scored.rows.labels), len(classes)), np.float32)
     probabilities[:, known] = scored.probabilities
     winners = probabilities.argmax(axis=1)
+    sets = point.sets(scored.probabilities)
+    accepted = point.accepted(scored.probabilities)
     for i, image_id in enumerate(scored.rows.embeddings.image_ids):
+        label = str(scored.rows.labels[i])
         yield {
             "evaluation": key,
             "image_id": image_id,
             "split": scored.rows.split,
-            "label": str(scored.rows.labels[i]),
+            "label": label,
             "predicted": classes[winners[i]],
             "confidence": probabilities[i, winners[i]],
             "probabilities": probabilities[i],
+            "accepted": bool(accepted[i]),
+            "set_size": int(sets[i].sum()),
+            "in_set": label in np.array(scored.head.classes)[sets[i]],
         }

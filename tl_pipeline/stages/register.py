@@ -152,6 +152,7 @@ def _write(
     shown = next(row for row in rows if row["chosen"])
     chosen = _chosen(context, best.key)
     encoder = encoders.get(best.key)
+    _copy_point(context, best.key, folder)
     if isinstance(encoder, Encoder):
         model = {
             "format": 1,
@@ -170,6 +171,9 @@ def _write(
             ],
             "head_label": shown["head"],
         }
+        for row, place in zip(rows, model["members"], strict=True):
+            if row["evaluation"] != best.key:  # of several, each is calibrated
+                _copy_point(context, row["evaluation"], folder / place["folder"])
     model |= {
         "dataset": context.dataset.name,
         "encoder_label": shown["encoder"],
@@ -208,6 +212,14 @@ def _member(
 def _chosen(context: Context, evaluation: str) -> dict[str, Any]:
     folder = context.store.root / "evaluations" / evaluation
     return json.loads((folder / "chosen.json").read_text())
+
+
+def _copy_point(context: Context, evaluation: str, folder: Path) -> None:
+    """Copy the operating point of an evaluation into ``folder``."""
+    from tl_pipeline import operating_point  # noqa: PLC0415 - imports scipy
+
+    place = context.store.root / "evaluations" / evaluation
+    shutil.copyfile(place / operating_point.FILE, folder / operating_point.FILE)
 
 
 def _copy_head(context: Context, key: str, folder: Path) -> str:
