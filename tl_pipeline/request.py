@@ -12,7 +12,12 @@ from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 StoreOption = Annotated[
-    str, Parameter(name="--store", env_var="TL_STORE", help="Folder of all artifacts.")
+    str,
+    Parameter(
+        name="--store",
+        env_var="TL_STORE",
+        help="All artifacts: a folder, or s3://BUCKET/NAME or gs://BUCKET/NAME.",
+    ),
 ]
 CatalogOption = Annotated[
     Path | None,

@@ -113,7 +113,7 @@ def _of_store(store: Store) -> dict[str, SmallTable]:
             "One row per registered model version; aliases may hold champion.",
         ),
         "encoders": SmallTable(
-            _encoders(store),
+            encoders(store),
             _schema("encoder_key encoder backbone layer weights weights_sha256:s"),
             "One row per encoder that has embeddings in the store.",
         ),
@@ -240,7 +240,8 @@ def _near(store: Store, record: RunRecord) -> Iterable[Row]:
         yield {"dataset": record.dataset, **dict(zip(names, row, strict=True))}
 
 
-def _encoders(store: Store) -> Iterable[Row]:
+def encoders(store: Store) -> Iterable[Row]:
+    """One row per encoder that has embeddings in ``store``."""
     for file in sorted((store.root / "embeddings").glob("encoder=*/encoder.json")):
         encoder = Encoder.model_validate(json.loads(file.read_text()))
         yield {
@@ -254,14 +255,14 @@ def _encoders(store: Store) -> Iterable[Row]:
 
 
 def _refused(store: Store) -> Iterable[Row]:
-    for row in _encoders(store):
+    for row in encoders(store):
         folder = EmbeddingFolder(store, row["encoder_key"])
         for refusal in folder.refusals().values():
             yield {"encoder_key": row["encoder_key"], **refusal}
 
 
 def _doubled(store: Store) -> Iterable[Row]:
-    for row in _encoders(store):
+    for row in encoders(store):
         parts = EmbeddingFolder(store, row["encoder_key"]).parts().whole
         for file, rows in overlaps.doubled(parts).items():
             yield from ({"file": str(file), "row": int(again)} for again in rows)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline import heads, tables
+from tl_pipeline import heads, tables, versions
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
@@ -63,11 +63,7 @@ def plan(
     document = _document(context, best)
     key = digest(document)
     whole = context.store.find("models", key) is not None
-    root = context.store.root
-    # MLflow's database may be deleted: it is made again from the folders.
-    registered = all(
-        (root / file).exists() for file in (f"registry/{key}.json", "mlflow.db")
-    )
+    registered = versions.is_registered(context.store, key)
     reason = "the best candidate is registered"
     if not (whole and registered):
         subject = context.dataset.name
@@ -142,7 +138,7 @@ def _write(
 ) -> str:
     evaluation = context.store.path(best)
     chosen = json.loads((evaluation / "chosen.json").read_text())
-    head = context.store.root / "heads" / chosen["head"]
+    head = context.store.path(Artifact("heads", chosen["head"], ""))
     about = json.loads((head / "head.json").read_text())
     for name in ("head.json", about["file"]):
         shutil.copyfile(head / name, folder / name)
