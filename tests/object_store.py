@@ -27,7 +27,8 @@ class ObjectStore:
     """The server: what was asked of it, and its buckets.
 
     ``before`` sees (method, path) of each request; if it returns a status, that is the
-    answer. ``after`` may change the body of an answer to a GET of an object.
+    answer. ``after`` may change the body of an answer to a GET of an object. Without
+    ``conditions`` it writes whatever the condition of a write.
     """
 
     url: str = ""
@@ -36,6 +37,7 @@ class ObjectStore:
     received: int = 0
     before: Callable[[str, str], int | None] | None = None
     after: Callable[[str, bytes], bytes] | None = None
+    conditions: bool = True
     lock: Any = field(default_factory=Lock)
     app: Any = field(
         default_factory=lambda: DomainDispatcherApplication(create_backend_app)
@@ -78,6 +80,8 @@ class ObjectStore:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start(f"{status} no", [("Content-Length", "0")])
             return [b""]
+        if not self.conditions:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         answer: list[Any] = []
         body = b"".join(self.app(environ, lambda *given: answer.extend(given)))
         if self.after and method == "GET":

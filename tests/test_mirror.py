@@ -3,6 +3,7 @@
 S3 is spoken by moto's server in this process. A machine is a cache folder of its own.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.conftest import REPOSITORY
 from tests.object_store import SECRET, ObjectStore, environment, serving
 from tl_pipeline import (
+    cli,
     compaction,
     overlaps,
     partitions,
@@ -34,6 +37,7 @@ from tl_pipeline.artifacts import Artifact, Store, key_document
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.identity import image_id
+from tl_pipeline.images import as_ppm
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
 
@@ -61,6 +65,7 @@ def machine(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("TL_CORES", "1")
     yield
     server.before = server.after = None
+    server.conditions = True
 
 
 @pytest.fixture
@@ -99,6 +104,12 @@ def ran(record: RunRecord) -> list[str]:
     return [f"{s.stage} {s.subject}" for s in record.steps if not s.cached]
 
 
+def due(store: Store, images: Path, *heads: HeadSpec) -> list[str]:
+    """What a run would do."""
+    steps = pipeline.plan(work(store, images, *heads))
+    return [f"{step.stage} {step.subject}" for step in steps if not step.cached]
+
+
 # Two machines, one after the other
 
 
@@ -109,7 +120,7 @@ def test_the_second_machine_computes_nothing_and_asks_everything(
     made = server.objects(url)
     server.forget()
     second = at("B")
-    assert [s for s in pipeline.plan(work(second, folder)) if not s.cached] == []
+    assert due(second, folder) == []
     assert server.objects(url) == made  # a plan writes nothing
     record = run(at("B"), folder)
     assert ran(record) == []
@@ -150,7 +161,7 @@ def test_another_head_on_the_second_machine_trains_that_head_only(at: At, folder
     }
     assert all("ridge" in step for step in done if not step.startswith("register"))
     assert len(done) >= 2
-    assert ran(run(at("A"), folder, LOGISTIC, RIDGE)) == []
+    assert due(at("A"), folder, LOGISTIC, RIDGE) == []
 
 
 def test_a_new_image_is_embedded_alone_by_whoever_sees_it(
@@ -161,13 +172,13 @@ def test_a_new_image_is_embedded_alone_by_whoever_sees_it(
     record = run(at("B"), folder)
     (embedded,) = [s for s in record.steps if s.stage == "embed"]
     assert embedded.units == 1
-    assert ran(run(at("A"), folder)) == []
+    assert due(at("A"), folder) == []
 
 
 def test_vectors_stay_where_they_are_until_they_are_needed(at: At, folder: Path):
     run(at("A"), folder)
     second = at("B")
-    pipeline.plan(work(second, folder))
+    assert due(second, folder) == []
     assert list((second.root / "embeddings").glob("*/part-*")) == []
 
 
@@ -190,7 +201,7 @@ def test_models_have_the_same_versions_and_champion_everywhere(at: At, folder: P
 # What goes wrong
 
 
-@pytest.mark.parametrize("writes", [1, 4, 9, 14, 20, 23])
+@pytest.mark.parametrize("writes", [1, 6, 14, 20])
 def test_a_connection_lost_while_sending_is_told_and_made_good(
     at: At, folder: Path, server: ObjectStore, url: str, writes: int
 ):
@@ -218,7 +229,7 @@ def test_a_connection_lost_while_sending_is_told_and_made_good(
     again = {key for s in record.steps if not s.cached for key in s.keys.values()}
     assert not again & finished - {record.registered.model}
     assert all(path.stat().st_mtime_ns == time for path, time in parts.items())
-    assert ran(run(at("B"), folder)) == []
+    assert due(at("B"), folder) == []
     assert list(first.root.glob(".unsent/*")) == []
 
 
@@ -261,30 +272,30 @@ def test_a_killed_run_is_made_good_by_the_next(
     assert kills >= 3
     run(at("A"), folder)
     assert list(root.glob(".unsent/*")) == []
-    assert ran(run(at("B"), folder)) == []
+    assert due(at("B"), folder) == []
     (key,) = (e.key for e in work(at("B"), folder).encoders)
     assert len(EmbeddingFolder(at("B"), key).embedded()) == 60
 
 
 @pytest.mark.parametrize(
-    ("pattern", "stages"),
+    ("pattern", "damage", "stages"),
     [
-        ("/part-", {"embed"}),
-        ("heads/*/head-*.skops", {"train"}),
-        ("heads/*/provenance.json", {"train"}),
-        ("evaluations/*/metrics-", {"evaluate"}),
-        ("manifests/*/manifest-", {"ingest", "audit"}),
+        ("/part-", "truncated", {"embed"}),
+        ("/part-", "changed", {"embed"}),
+        ("heads/*/head-*.skops", "truncated", {"train"}),
+        ("heads/*/provenance.json", "changed", {"train"}),
+        ("evaluations/*/metrics-", "changed", {"evaluate"}),
+        ("manifests/*/manifest-", "truncated", {"ingest", "audit"}),
     ],
 )
-@pytest.mark.parametrize("damage", ["truncated", "changed"])
 def test_a_damaged_object_is_made_anew_and_replaced(
     at: At,
     folder: Path,
     server: ObjectStore,
     url: str,
     pattern: str,
-    stages: set[str],
     damage: str,
+    stages: set[str],
 ):
     run(at("A"), folder)
     bits = pattern.split("*")
@@ -296,14 +307,14 @@ def test_a_damaged_object_is_made_anew_and_replaced(
     made = ran(run(at("B"), folder))
     assert {step.partition(" ")[0] for step in made} <= stages | {"audit"}
     assert stages & {step.partition(" ")[0] for step in made}
-    assert ran(run(at("C"), folder)) == []
+    assert due(at("C"), folder) == []
     if name.endswith("parquet") and "part-" in name:
         assert server.objects(url)[name] == data
 
 
 def flipped(data: bytes) -> bytes:
     """One bit differs, in what Parquet has a checksum of, or JSON a meaning for."""
-    at = 60 if data[:4] == b"PAR1" else 0
+    at = 400 if data[:4] == b"PAR1" else 0
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
@@ -319,7 +330,7 @@ def test_what_arrives_damaged_once_is_fetched_again(
         return body if spoilt or path.endswith("json") else body[:-1]
 
     server.after = cut_once
-    assert ran(run(at("B"), folder)) == []
+    assert due(at("B"), folder) == []
     assert len(met) > 3
 
 
@@ -610,7 +621,11 @@ def test_a_partition_that_was_begun_elsewhere_is_finished(
 # Servers without conditional writes; local stores
 
 
-def test_a_number_that_is_given_is_not_given_again_by_any_server(at: At):
+@pytest.mark.parametrize("conditions", [True, False])
+def test_a_number_that_is_given_is_not_given_again(
+    at: At, server: ObjectStore, conditions: bool
+):
+    server.conditions = conditions
     at("A").create()
     first, second = at("A"), at("B")
     one = versions.Version("d", 1, KEY, True, "why", {})
@@ -618,6 +633,52 @@ def test_a_number_that_is_given_is_not_given_again_by_any_server(at: At):
     assert versions.append(first, one)
     assert not versions.append(second, replace(one, model="1" * 32))
     assert versions.every(second) == [one]
+
+
+def test_google_is_asked_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of Google's store only our side is tested, on a file system in memory."""
+    given: list[dict[str, Any]] = []
+
+    class Cloud(MemoryFileSystem):
+        protocol = "gs"
+        cachable = False
+        store: dict[str, Any] = {}  # noqa: RUF012 - as MemoryFileSystem has it
+        pseudo_dirs: list[str] = [""]  # noqa: RUF012
+
+        def __init__(self, **options: Any) -> None:
+            given.append(options)
+            super().__init__()
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + path.removeprefix("gs://").strip("/")
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gs", Cloud)
+    Cloud().mkdir("gs://bucket")
+
+    def at(name: str) -> Store:
+        monkeypatch.setenv("TL_CACHE", str(tmp_path / name))
+        return Store.open("gs://bucket/store")
+
+    at("A").create()
+    made = model(at("A"), 0)
+    assert given[-1]["access"] == "read_write"
+    assert at("B").find("models", made.key) == made
+    folder = EmbeddingFolder(at("B"), KEY)
+    folder.describe("{}")
+    folder.add(["1" * 32], np.ones((1, 3), np.float32))
+    assert EmbeddingFolder(at("A"), KEY).load(["1" * 32]).vectors.shape == (1, 3)
+    one = versions.Version("d", 1, KEY, True, "why", {})
+    assert versions.append(at("A"), one)
+    assert not versions.append(at("B"), replace(one, model="1" * 32))
+
+
+def test_a_mirror_is_not_opened_as_a_local_store(at: At):
+    at("A").create()
+    with pytest.raises(StoreError, match="open that by its URL"):
+        Store.open(at("A").root)
 
 
 def test_a_local_store_needs_no_object_store():
@@ -642,60 +703,60 @@ def test_a_local_store_needs_no_object_store():
 # The command line
 
 
-def tl(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+@pytest.fixture
+def tl(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """``tl(...)``: what the command prints as JSON, in this process."""
+
+    def call(*arguments: object) -> Any:
+        with contextlib.suppress(SystemExit):
+            cli.app([*map(str, arguments), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return call
 
 
-def test_the_commands_take_a_url(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_flow_runs_on_a_url_and_every_command_takes_it(
+    url: str, tl: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Machine A runs the flow on the digits; B then asks."""
+    """Machine A runs the flow on the digits; B plans and runs it, C asks."""
     from sklearn.datasets import load_digits
 
-    from tl_pipeline.images import as_ppm
-
-    few = ("--no-controls", "--head", "logistic:C=0.1", "--store", url)
+    few = ("digits", "--no-controls", "--head", "logistic:C=0.1", "--store", url)
+    monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "A"))
-    done = tl("run", "digits", *few, "--json")
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "tl_pipeline.cli", "run", *few, "--json"]
+    done = subprocess.run(command, capture_output=True, check=True)
     first = RunRecord.model_validate_json(done.stdout)
+    assert len(ran(first)) == 5
 
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "B"))
-    planned = json.loads(tl("plan", "digits", *few, "--json").stdout)
-    assert [step for step in planned if not step["cached"]] == []
-    done = tl("run", "digits", *few, "--runner", "direct", "--json")
-    assert ran(RunRecord.model_validate_json(done.stdout)) == []
+    assert [step for step in tl("plan", *few) if not step["cached"]] == []
+    again = RunRecord.model_validate(tl("run", *few, "--runner", "direct"))
+    assert ran(again) == []
+
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "C"))
+    at_url = ("--store", url)
+    assert tl("sql", "SELECT count(*) AS n FROM images", *at_url) == [{"n": 1797}]
+    (row,) = tl("models", *at_url)
+    assert (row["version"], row["aliases"]) == (1, ["champion"])
+    assert row["model"] == first.registered.model
     digit = tmp_path / "digit.ppm"
     pixels = (load_digits().images[0] * 255 / 16).round().astype(np.uint8)
     digit.write_bytes(as_ppm(np.repeat(pixels[:, :, None], 3, axis=2)))
-    monkeypatch.setenv("TL_CACHE", str(tmp_path / "C"))
-    at_c = ("--store", url, "--json")
-    (row,) = json.loads(tl("sql", "SELECT count(*) AS n FROM images", *at_c).stdout)
-    assert row == {"n": 1797}
-    (row,) = json.loads(tl("models", *at_c).stdout)
-    assert (row["version"], row["aliases"]) == (1, ["champion"])
-    assert row["model"] == first.registered.model
-    (row,) = json.loads(tl("predict", "digits", digit, *at_c).stdout)
+    (row,) = tl("predict", "digits", digit, *at_url)
     assert row["label"] == "0"
-    listed = json.loads(tl("runs", *at_c).stdout)
-    assert listed[0]["run_id"] == first.run_id
-    assert len(listed) == 2
-
-    shown = json.loads(tl("store", "show", *at_c).stdout)
+    assert [row["run_id"] for row in tl("runs", *at_url)] == [
+        first.run_id,
+        again.run_id,
+    ]
+    shown = tl("store", "show", *at_url)
     counts = {row["kind"]: (row["count"], row["unused"]) for row in shown["kinds"]}
     assert counts["models"] == counts["embeddings"] == (1, 0)
     assert counts["runs"] == (2, 0)
     assert [row["images"] for row in shown["encoders"]] == [1797]
     assert shown["encoders"][0]["bytes"] > 1797 * 120 * 4
-    refused = tl("store", "gc", "--store", url)
-    assert refused.returncode == 2
-    assert url in refused.stderr
-    compacted = tl("store", "compact", *at_c)
-    assert compacted.returncode == 0, compacted.stderr
+    (row,) = tl("store", "compact", *at_url)
+    assert (row["parts_before"], row["parts_after"]) == (4, 1)
+    with pytest.raises(StoreError, match=rf"{url}.*Nothing was removed") as refused:
+        tl("store", "gc", *at_url)
+    assert refused.value.exit_code == 2

@@ -126,6 +126,11 @@ class Store:
                     f"{mirror.url or root} has store format {found}, this version "
                     f"reads {FORMAT}: use the version that wrote it, or another --store"
                 )
+            if mirror.url is None and "id" in about:
+                raise StoreError(
+                    f"{root} is the mirror of a store in an object store; open that "
+                    "by its URL"
+                )
         elif root.is_dir() and any(p for p in root.iterdir() if p.name[0] != "."):
             raise StoreError(f"{root} holds files but is not a store; name another")
         return cls(root, mirror=mirror)

@@ -54,6 +54,7 @@ class ObjectMirror(Mirror):
         self.root = cache() / _name(self._objects.url)
         self._keys: dict[str, set[str]] = {}
         self._listings: dict[Path, dict[str, Stamp]] = {}
+        self._again: set[Path] = set()  # fetched a second time
 
     def open(self, file: Path) -> IO[bytes]:  # noqa: D102 - see Mirror
         if file.exists():
@@ -151,8 +152,9 @@ class ObjectMirror(Mirror):
         _each(self._fetch_if_there, [folder / k / name for k in self._keys[place]])
 
     def fetch_again(self, file: Path) -> bool:  # noqa: D102 - see Mirror
-        if self._note(file).exists():
+        if file in self._again or self._note(file).exists():
             return False
+        self._again.add(file)
         try:
             self._fetch(file)
         except FileNotFoundError:
