@@ -268,8 +268,8 @@ def test_a_killed_run_is_made_good_by_the_next(
     )
     root = at("A").root
     command = [sys.executable, "-c", code, url, str(folder)]
-    kills = sum(killed(server, writes, command) for writes in (3, 5, 6, 40))
-    assert kills >= 3
+    kills = sum(killed(server, writes, command) for writes in (5, 8))
+    assert kills == 2
     run(at("A"), folder)
     assert list(root.glob(".unsent/*")) == []
     assert due(at("B"), folder) == []
@@ -727,7 +727,7 @@ def test_the_flow_runs_on_a_url_and_every_command_takes_it(
     command = [sys.executable, "-m", "tl_pipeline.cli", "run", *few, "--json"]
     done = subprocess.run(command, capture_output=True, check=True)
     first = RunRecord.model_validate_json(done.stdout)
-    assert len(ran(first)) == 5
+    assert len(ran(first)) == 6
 
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "B"))
     assert [step for step in tl("plan", *few) if not step["cached"]] == []
