@@ -86,7 +86,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         verify: read every input again instead of trusting size and time.
         download: fetch missing named weights by torchvision's own loader.
         catalog: the data catalogue, ./data_catalog.yaml when None.
-        store: the folder of all artifacts; workers must see it under the same path.
+        store: the folder of all artifacts, which workers must see under the same
+            path; or its URL in an object store, s3://BUCKET/NAME.
         runner: what embeds: threads of this process, or workers of dask or ray.
         address: of an existing cluster; without one, workers start on this machine.
     """

@@ -387,7 +387,7 @@ def test_open_expands_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Store.open("~/store").root == tmp_path / "store"
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/store", "file:///tmp/store"])
+@pytest.mark.parametrize("uri", ["https://host/store", "file:///tmp/store"])
 def test_open_refuses_what_is_no_local_folder(uri: str):
     with pytest.raises(StoreError, match=rf"{uri}.*local folder"):
         Store.open(uri)

@@ -34,16 +34,16 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import TypeAdapter, ValidationError
 
-from tl_pipeline import catalog
+from tl_pipeline import catalog, storage
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import ArchiveSpec, DatasetSpec, TableSpec
 from tl_pipeline.errors import CatalogError, DatasetError
 from tl_pipeline.identity import Memo
 from tl_pipeline.locations import StorageSpec
 from tl_pipeline.scan import scan
-from tl_pipeline.sources import Source, open_source, storage
-from tl_pipeline.sources.storage import Storage
+from tl_pipeline.sources import Source, open_source
 from tl_pipeline.sources.tar_members import TarMembers
+from tl_pipeline.storage import Storage
 
 Images = list[tuple[bytes, str]]
 KEY, SECRET = "TESTKEY12345", "very-secret-0123456789"

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tl_pipeline.errors import DamagedArtifact, StoreError
+from tl_pipeline.locations import is_url
+from tl_pipeline.mirror import Mirror
 
 FORMAT = 1
 PROVENANCE = "provenance.json"
@@ -76,25 +78,43 @@ def key_document(
 
 
 class Store:
-    """The root folder of all artifacts."""
+    """The root folder of all artifacts.
 
-    def __init__(self, root: Path, *, scratch: Path | None = None) -> None:
+    Of a store in an object store it is the local mirror; ``mirror`` fetches and sends.
+    """
+
+    def __init__(
+        self, root: Path, *, scratch: Path | None = None, mirror: Mirror | None = None
+    ) -> None:
         self.root = root
         self._scratch = scratch
+        self.mirror = mirror or Mirror()
+
+    @property
+    def uri(self) -> str:
+        """What ``open`` takes: the folder, or the URL."""
+        return self.mirror.url or str(self.root)
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str]) -> "Store":
-        """Open the store at ``uri``, a local folder; nothing is written yet.
+        """Open the store at ``uri``; nothing is written to it yet.
+
+        ``uri`` is a local folder, or a URL of an object store such as s3://BUCKET/NAME.
 
         Raises:
-            StoreError: not a local folder, or written by another format.
+            StoreError: it is neither, or written by another format.
         """
         text = os.fspath(uri)
-        if "://" in text:
-            raise StoreError(
-                f"{text}: this version keeps its store in a local folder; give a path"
-            )
-        root = Path(text).expanduser().resolve()
+        if is_url(text):
+            from tl_pipeline.object_mirror import ObjectMirror  # noqa: PLC0415
+
+            mirror = ObjectMirror(text)
+            mirror.begin()
+            return cls._checked(mirror.root, mirror)
+        return cls._checked(Path(text).expanduser().resolve(), Mirror())
+
+    @classmethod
+    def _checked(cls, root: Path, mirror: Mirror) -> "Store":
         if root.exists() and not root.is_dir():
             raise StoreError(f"{root} is a file; a store is a folder")
         marker = root / "store.json"
@@ -103,12 +123,17 @@ class Store:
             found = about.get("format") if isinstance(about, dict) else None
             if found != FORMAT:
                 raise StoreError(
-                    f"{root} has store format {found}, this version reads {FORMAT}: "
-                    "use the version that wrote it, or another --store"
+                    f"{mirror.url or root} has store format {found}, this version "
+                    f"reads {FORMAT}: use the version that wrote it, or another --store"
+                )
+            if mirror.url is None and about and "id" in about:
+                raise StoreError(
+                    f"{root} is the mirror of a store in an object store; open that "
+                    "by its URL"
                 )
         elif root.is_dir() and any(p for p in root.iterdir() if p.name[0] != "."):
             raise StoreError(f"{root} holds files but is not a store; name another")
-        return cls(root)
+        return cls(root, mirror=mirror)
 
     def create(self) -> None:
         """Make the folder and mark it as a store; a second time does nothing."""
@@ -117,7 +142,7 @@ class Store:
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_atomically(marker, json.dumps({"format": FORMAT}))
+            write_atomically(marker, self.mirror.claim(json.dumps({"format": FORMAT})))
         except OSError as error:
             raise StoreError(
                 f"cannot write to the store {self.root}: {error}"
@@ -130,7 +155,7 @@ class Store:
         Planning performs cheap stages for real in it and leaves no trace.
         """
         with tempfile.TemporaryDirectory(prefix="tl-plan-") as folder:
-            yield Store(self.root, scratch=Path(folder))
+            yield Store(self.root, scratch=Path(folder), mirror=self.mirror)
 
     @property
     def planning(self) -> bool:
@@ -147,6 +172,12 @@ class Store:
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """The artifact of that key if it is there *and whole*, else None."""
+        found = self._find_here(kind, key)
+        if found is None and self._fetch(kind, key):
+            found = self._find_here(kind, key)
+        return found
+
+    def _find_here(self, kind: str, key: str) -> Artifact | None:
         roots = [self.root] + ([self._scratch] if self._scratch else [])
         for root in roots:
             folder = root / kind / key
@@ -156,6 +187,19 @@ class Store:
                     _mark_used(folder)
                 return Artifact(kind, key, provenance["fingerprint"])
         return None
+
+    def _fetch(self, kind: str, key: str) -> bool:
+        """Bring an artifact into the mirror; False where there is none."""
+        if self.mirror.url is None:
+            return False
+        building = self.root / ".building" / uuid.uuid4().hex
+        try:
+            if not self.mirror.fetch_artifact(kind, key, building):
+                return False
+            self._publish(building, self.root / kind / key)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return True
 
     def build(
         self,
@@ -195,7 +239,10 @@ class Store:
                 **(extra or {}),
             }
             (building / PROVENANCE).write_text(json.dumps(provenance, indent=1))
-            self._publish(building, home / kind / key)
+            target = home / kind / key
+            sent = () if self._scratch else (target,)
+            with self.mirror.sending(*sent):
+                self._publish(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         made = self.find(kind, key)
@@ -218,7 +265,8 @@ class Store:
 
     def _publish(self, building: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if self._scratch else self.lock("publish"):
+        ours = self._scratch is not None and target.is_relative_to(self._scratch)
+        with nullcontext() if ours else self.lock("publish"):
             found = _read_json(target / PROVENANCE)
             if found and _whole(target, found["files"]):
                 return

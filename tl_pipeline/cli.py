@@ -124,7 +124,7 @@ def sql(
 
     Args:
         query: DuckDB SQL, read from standard input when piped.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print the rows as JSON.
     """
     from tl_pipeline import console
@@ -170,7 +170,7 @@ def predict(
         name: of the model, which is that of its dataset.
         files: each an image; or one text in UTF-8, or one vector as .npy.
         alias: which of its versions.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print the predictions as JSON.
     """
     from dataclasses import asdict

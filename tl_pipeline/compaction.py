@@ -50,9 +50,11 @@ def compact(store: Store, encoder_key: str, rows: int = ROWS) -> Compacted:
     with folder.writing():
         before = _counts(folder)
         parts = {file: len(ids) for file, ids in folder.parts().whole.items()}
-        for group in groups(parts, _rows(parts, rows)):
-            _replace(group, _merge(group))
-        _merge_refusals(folder)
+        store.mirror.fetch(file for file, count in parts.items() if count < rows / 2)
+        with store.mirror.changing(folder.path):
+            for group in groups(parts, _rows(parts, rows)):
+                _replace(group, _merge(group))
+            _merge_refusals(folder)
         after = _counts(folder)
     return Compacted(encoder_key, before[0], after[0], before[1], after[1])
 
@@ -78,6 +80,8 @@ def groups(parts: dict[Path, int], rows: int) -> list[list[Path]]:
 def _rows(parts: Iterable[Path], rows: int) -> int:
     """``rows``, or as many as fit into memory at the width of these parts."""
     for file in parts:
+        if not file.exists():  # too large to be merged, and not brought to this machine
+            continue
         for _, vectors in part_files.blocks(file):
             return min(rows, max(1, _BYTES // vectors[:1].nbytes))
     return rows

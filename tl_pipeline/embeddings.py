@@ -8,7 +8,7 @@ A part counts only once all of it was read and found whole.
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,16 +54,32 @@ class EmbeddingFolder:
         self.encoder_key = encoder_key
         self.path = store.root / "embeddings" / f"encoder={encoder_key}"
         place = (store, self.path)
-        self._parts = Verified(*place, PART, IDS, part_files.read_ids, trust=trust)
+        self._parts = Verified(
+            *place,
+            PART,
+            IDS,
+            part_files.read_ids,
+            glance=part_files.glance_ids,
+            trust=trust,
+        )
         self._refused = Verified(
             *place, REFUSED, REFUSALS, part_files.read_refusals, trust=trust
         )
 
     def describe(self, identity: str) -> None:
         """Write the encoder's identity (JSON) beside the parts, once."""
-        if not (self.path / "encoder.json").exists():
+        file = self.path / "encoder.json"
+        if not file.exists():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "encoder.json", identity)
+            with self._store.mirror.sending(file):
+                write_atomically(file, identity)
+
+    def begun(self) -> bool:
+        """Whether any part was ever published here."""
+        known = map(self.path.joinpath, self._store.mirror.listing(self.path))
+        return any(file.name.startswith(f"{PART}-") for file in known) or any(
+            self.path.glob(f"{PART}-*.parquet")
+        )
 
     def embedded(self) -> set[str]:
         """Ids of all images that have an embedding here; damaged parts do not count."""
@@ -101,7 +117,9 @@ class EmbeddingFolder:
 
     def add(self, image_ids: list[str], vectors: np.ndarray) -> None:
         """Publish one part: ``vectors`` is float32 of shape (len(image_ids), width)."""
-        part_files.write_part(self.path, image_ids, vectors)
+        file = part_files.named(self.path, PART, image_ids)
+        with self._store.mirror.sending(file):
+            part_files.write_part(self.path, image_ids, vectors)
 
     def refuse(self, rows: list[tuple[str, str, str]]) -> None:
         """Publish (image_id, reason, detail) of images that could not be decoded."""
@@ -113,7 +131,17 @@ class EmbeddingFolder:
             values = (image_id, reason, detail, seen)
             records.append(dict(zip(REFUSALS.names, values, strict=True)))
         table = pa.Table.from_pylist(records, schema=REFUSALS)
-        part_files.write_refusals(self.path, table)
+        ids = table["image_id"].to_pylist()
+        file = part_files.named(self.path, REFUSED, ids)
+        with self._store.mirror.sending(file):
+            part_files.write_refusals(self.path, table)
+
+    def gather(self, most: int | None = None) -> None:
+        """Bring the parts to this machine, for those who read files themselves.
+
+        ``most`` is how many of them are enough.
+        """
+        self._store.mirror.fetch(list(self.parts().whole)[:most])
 
     def load(self, wanted: Iterable[str]) -> Embeddings:
         """The embeddings of ``wanted`` that are here, sorted by id.
@@ -129,16 +157,19 @@ class EmbeddingFolder:
             with contextlib.suppress(FileNotFoundError):
                 return self._load(wanted)
             # A part was merged into another after it was listed: list again.
+            self._store.mirror.forget(self.path)
         raise DamagedArtifact(f"{self.path}: parts vanish while they are read")
 
     def _load(self, wanted: set[str]) -> Embeddings:
         parts = overlaps.largest_first(self._parts.look().whole)
-        there = {i for rows in parts.values() for i in _ids(rows) if i in wanted}
-        ids = sorted(there)
+        found = {file: wanted.intersection(_ids(rows)) for file, rows in parts.items()}
+        ids = sorted(set().union(*found.values()))
         place = {image_id: row for row, image_id in enumerate(ids)}
         vectors = np.empty((0, 0), np.float32)
-        for file, rows in parts.items():
-            if place.keys().isdisjoint(_ids(rows)):
+        files = [file for file, some in found.items() if some]
+        self._store.mirror.fetch(files)
+        for file in files:
+            if place.keys().isdisjoint(found[file]):
                 continue
             for some, values in self._blocks(file):
                 if not len(vectors):
@@ -154,15 +185,24 @@ class EmbeddingFolder:
         return Embeddings(self.encoder_key, ids, vectors)
 
     def _blocks(self, file: Path) -> Iterator[tuple[list[str], np.ndarray]]:
-        try:
-            for ids, values in part_files.blocks(file):
-                yield ids.to_pylist(), values
-        except Damaged as error:
-            aside = part_files.set_aside(file, str(error))
-            raise DamagedArtifact(
-                f"{file}: {error}. It was set aside as {aside.name}; run again to "
-                "compute its images anew"
-            ) from None
+        for again in (False, True):
+            try:
+                for ids, values in part_files.blocks(file):
+                    yield ids.to_pylist(), values
+            except Damaged as error:
+                if not again and self._store.mirror.fetch_again(file):
+                    continue  # rows that were read stay as they are
+                (aside,) = self._set_aside({file: str(error)})
+                raise DamagedArtifact(
+                    f"{file}: {error}. It was set aside as {aside.name}; run again to "
+                    "compute its images anew"
+                ) from None
+            return
+
+    def _set_aside(self, damaged: Mapping[Path, str]) -> list[Path]:
+        self._store.mirror.fetch(damaged)
+        with self._store.mirror.changing(self.path):
+            return [part_files.set_aside(file, why) for file, why in damaged.items()]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -174,13 +214,20 @@ class EmbeddingFolder:
         with self._store.lock(f"encoder-{self.encoder_key}"):
             self.sweep()
             for look in (self._parts.look, self._refused.look):
-                for file, why in look().damaged.items():
-                    part_files.set_aside(file, why)
-            overlaps.remove(self._parts.look().whole)
+                if damaged := look().damaged:
+                    self._set_aside(damaged)
+            if doubled := overlaps.doubled(self._parts.look().whole):
+                self._store.mirror.fetch(doubled)
+                with self._store.mirror.changing(self.path):
+                    overlaps.remove(doubled)
             yield
 
     def sweep(self) -> None:
-        """Delete what writers who died left unfinished; only while none writes."""
+        """Delete what writers who died left unfinished; only while none writes.
+
+        In an object store, also look again at what other machines wrote.
+        """
+        self._store.mirror.forget(self.path)
         for left in self.path.glob(".writing-*"):
             left.unlink(missing_ok=True)
 

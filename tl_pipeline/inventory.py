@@ -1,7 +1,8 @@
 """What lies in a store: counts and sizes by kind, and who uses each encoder."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ class Inventory:
 
 
 def take(store: Store) -> Inventory:
-    """Look at everything in ``store``; parts that are new are read through."""
+    """Look at everything in ``store``; parts that are new are read through.
+
+    Of an object store the ids of all embeddings are read, and what lies there counts.
+    """
+    store.mirror.fetch_folder(store.root / "runs")
+    store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
+    there = store.mirror.sizes()
     reached = reach.survey(store)
     encoders = list(_encoders(store, reached))
     damaged = [
@@ -45,7 +52,11 @@ def take(store: Store) -> Inventory:
         for kind, path in housekeeping.leftovers(store)
         if kind == "damaged"
     ]
-    return Inventory(list(_kinds(store, reached)), encoders, damaged)
+    kinds = _kinds_there(there, reached) if there else _kinds(store, reached)
+    for row in encoders if there else ():
+        place = f"embeddings/encoder={row['encoder_key']}/"
+        row["bytes"] = sum(n for name, n in there.items() if name.startswith(place))
+    return Inventory(list(kinds), encoders, damaged)
 
 
 def label(store: Store, encoder_key: str) -> str:
@@ -73,6 +84,27 @@ def _kinds(store: Store, reached: Reach) -> Iterator[Row]:
         yield _kind(kind, sorted(root.glob(pattern)), None)
     left = [path for _, path in housekeeping.leftovers(store)]
     yield _kind("damaged, unfinished", left, Reach({}, [], []))
+
+
+def _kinds_there(there: Mapping[str, int], reached: Reach) -> Iterator[Row]:
+    """The rows of an object store, whose objects are ``there`` with their bytes."""
+    sizes: Counter[tuple[str, ...]] = Counter()
+    for name, amount in there.items():
+        sizes[tuple(name.split("/")[:2])] += amount
+    for kind in (*ARTIFACTS, "embeddings"):
+        found = {place[1]: n for place, n in sizes.items() if place[0] == kind}
+        unused = [n for n in found if n.removeprefix("encoder=") not in reached]
+        yield {
+            "kind": kind,
+            "count": len(found),
+            "bytes": sum(found.values()),
+            "unused": len(unused),
+            "unused_bytes": sum(found[name] for name in unused),
+        }
+    for kind in ("runs", "reports", "versions"):
+        files = {name: n for name, n in there.items() if name.startswith(f"{kind}/")}
+        amounts = {"count": len(files), "bytes": sum(files.values())}
+        yield {"kind": kind, **amounts, "unused": 0, "unused_bytes": 0}
 
 
 def _kind(kind: str, paths: list[Path], reached: Reach | None) -> Row:

@@ -45,13 +45,13 @@ def doubled(parts: Mapping[Path, pa.Table]) -> dict[Path, np.ndarray]:
     return found
 
 
-def remove(parts: Mapping[Path, pa.Table]) -> int:
-    """Take doubled rows away; give their number. Only the one writer may do this.
+def remove(found: Mapping[Path, np.ndarray]) -> int:
+    """Take away what ``doubled`` found; how many rows. Only the one writer may do this.
 
     What stays of a part is published before the part goes: a kill at any moment leaves
     every row once or twice.
     """
-    found, written = doubled(parts), set()
+    written = set()
     for file, again in found.items():
         if file in written:
             continue  # left by a kill after publishing, and published again just now

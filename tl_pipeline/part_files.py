@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,11 @@ IDS = pa.schema([REFUSALS.field("image_id")])
 
 class Damaged(Exception):
     """A file that does not read back; the message says what is wrong with it."""
+
+
+def named(folder: Path, prefix: str, image_ids: list[str]) -> Path:
+    """The file of these rows, in their order."""
+    return folder / f"{prefix}-{digest(image_ids)}.parquet"
 
 
 def write_part(folder: Path, image_ids: list[str], vectors: np.ndarray) -> Path:
@@ -66,7 +72,7 @@ def _publish(table: pa.Table, folder: Path, prefix: str, ids: list[str]) -> Path
         use_dictionary=False,
         write_page_checksum=True,
     )
-    return beside.replace(folder / f"{prefix}-{digest(ids)}.parquet")
+    return beside.replace(named(folder, prefix, ids))
 
 
 def outlive_power_cuts(file: Path) -> None:
@@ -90,6 +96,24 @@ def read_ids(file: Path) -> pa.Table:
     batches = [ids for ids, _ in blocks(file)]
     found = pa.Table.from_arrays([pa.chunked_array(batches, pa.string())], schema=IDS)
     return _named(file, found)
+
+
+def glance_ids(name: str, part: IO[bytes]) -> pa.Table:
+    """The ids (``IDS``) in a part of that name that lies elsewhere.
+
+    Only they are read; the vectors are looked at once the part is here.
+
+    Raises:
+        Damaged, FileNotFoundError, StoreError: see ``read_ids``.
+    """
+    try:
+        with pq.ParquetFile(part, page_checksum_verification=True) as rows:
+            ids = rows.read(["image_id"])
+        ids = ids.cast(IDS)
+        ids.validate(full=True)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise _told(Path(name), error) from None
+    return _named(Path(name), ids)
 
 
 def blocks(file: Path) -> Iterator[tuple[pa.Array, np.ndarray]]:

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -50,8 +49,8 @@ _one_at_a_time = threading.Lock()
 class Partition:
     """Whole shards of images for a worker to embed; small, because it travels.
 
-    ``listed`` is the file with their ids and uris, relative to the store at ``store``;
-    relative paths of the dataset and of weights start from ``folder``.
+    ``listed`` is the file with their ids and uris, relative to the store at ``store``,
+    a path or a URL; relative paths of the dataset and of weights start from ``folder``.
     """
 
     number: int
@@ -82,10 +81,11 @@ def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
             for start in range(0, len(group.images), size):
                 some = group.images[start : start + size]
                 file = lists / f"{len(found):04d}.parquet"
-                pq.write_table(_table(some), file)
+                with context.store.mirror.sending(file):
+                    pq.write_table(_table(some), file)
                 partition = Partition(
                     number=len(found) + 1,
-                    store=str(root),
+                    store=context.store.uri,
                     listed=str(file.relative_to(root)),
                     folder=str(Path.cwd()),
                     dataset=context.dataset,
@@ -96,7 +96,7 @@ def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
                 found.append(partition)
         yield found
     finally:
-        rmtree(lists, ignore_errors=True)
+        context.store.mirror.remove_folder(lists)
 
 
 def embed(partition: Partition, cores: int) -> Mapping[str, "Embedded"]:
@@ -113,9 +113,9 @@ def embed(partition: Partition, cores: int) -> Mapping[str, "Embedded"]:
     from tl_pipeline import engine  # noqa: PLC0415 - torch only where there is work
 
     with _one_at_a_time, _in(partition.folder):
-        listed = _listed(partition)
-        images, again = _images(listed), _begin(listed)
         store = Store.open(partition.store)
+        listed = _listed(store, partition)
+        images, again = _images(listed), _begin(store, listed)
         jobs = [
             engine.Job(encoder, EmbeddingFolder(store, encoder.key))
             for encoder in partition.encoders
@@ -169,23 +169,25 @@ def _here() -> Iterator[None]:
     yield
 
 
-def _listed(partition: Partition) -> Path:
+def _listed(store: Store, partition: Partition) -> Path:
     """The list of images, which is there where the right store is."""
-    root = Path(partition.store)
-    listed = root / partition.listed
-    if not (root / "store.json").is_file() or not listed.is_file():
+    listed = store.root / partition.listed
+    with contextlib.suppress(FileNotFoundError):
+        store.mirror.fetch([listed])
+    if not (store.root / "store.json").is_file() or not listed.is_file():
         raise StoreError(
-            f"the worker on {platform.node()} does not see the store {root}: mount "
-            "the same folder there under the same path, or run without a cluster"
+            f"the worker on {platform.node()} does not see the store {store.uri}: "
+            "mount the same folder there under the same path, or run without a cluster"
         )
     return listed
 
 
-def _begin(listed: Path) -> bool:
+def _begin(store: Store, listed: Path) -> bool:
     """Whether somebody began with this partition before."""
     begun = listed.with_suffix(".begun")
-    again = begun.exists()
-    begun.touch()
+    again = begun.exists() or begun.name in store.mirror.listing(begun.parent)
+    with store.mirror.sending(begun):
+        begun.touch()
     return again
 
 

@@ -39,7 +39,7 @@ def choose(encoder: Encoder, store: Store) -> Encoder:
         return encoder
     half = encoder.model_copy(update={"precision": "bf16"})
     for one in (half, encoder):
-        if any(EmbeddingFolder(store, one.key).path.glob("part-*.parquet")):
+        if EmbeddingFolder(store, one.key).begun():
             return one
     memo, key = Remembered(store), f"bf16 {encoder.key} on {platform.node()}"
     known = memo.get(key)

@@ -35,7 +35,7 @@ def rank(
         images: the size of the sample; a larger one adds to a smaller one.
         seed: of the bootstrap behind the intervals.
         verify: read every input again instead of trusting size and time.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         catalog: the data catalogue.
         json: print the ranking as JSON.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tl_pipeline import registry
+from tl_pipeline import registry, versions
 from tl_pipeline.artifacts import Store
 
 _KEY = re.compile(r"\b[0-9a-f]{32}\b")
@@ -64,6 +64,9 @@ def survey(store: Store, retention: Retention = EVERY_RUN) -> Reach:
         reach.users.setdefault(key, set()).add(name)
         for file in (store.root / "models" / key).glob("*.json"):
             _add(reach, file.read_text(), name)
+    for made in versions.every(store):
+        name = f"model {made.dataset} version {made.version}"
+        _add(reach, json.dumps([made.model, made.about]), name)
     return reach
 
 

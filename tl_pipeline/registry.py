@@ -4,7 +4,9 @@
 ``model.json`` (encoder identity with preprocessing, head, label names, scores), the
 head, its operating point and the provenance. A model of joint encoders or of several
 heads keeps each head in ``members/<number>/``. MLflow gives versions and the alias
-``champion``; it can be rebuilt from the folders, never the other way round.
+``champion``; it can be rebuilt from the folders, never the other way round. In an
+object store ``versions`` are given by a list that all machines share, and MLflow's
+database follows it.
 """
 
 import json
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_pipeline import tables
+from tl_pipeline import tables, versions
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.encoders import Encoder
@@ -25,11 +27,13 @@ from tl_pipeline.joints import AnyEncoder, Joint, flattened
 from tl_pipeline.operating_point import OperatingPoint
 from tl_pipeline.splits import VALIDATION
 from tl_pipeline.tables import PREDICTIONS
+from tl_pipeline.versions import Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION = "champion"
+FIRST = "the first model of this dataset"
 # The format of ``model.json`` where there are several encoders or heads.
 SEVERAL = 2
 
@@ -84,6 +88,9 @@ def database(store: Store) -> str:
 
 def registration(store: Store, model: str) -> Registration | None:
     """How the model of that key was registered, or None if it never was, wholly."""
+    for made in versions.every(store):
+        if made.model == model:
+            return Registration(made.version, made.champion, made.reason)
     try:
         return Registration(**json.loads(_record(store, model).read_text()))
     except FileNotFoundError:
@@ -99,6 +106,8 @@ def register(store: Store, model: Artifact) -> Registration:
     folder = store.path(model)
     about = json.loads((folder / "model.json").read_text())
     with store.lock("registry"):
+        if store.mirror.url:
+            return _append(store, model.key, about)
         client = _client(store)
         version = _version(client, store, about, model.key, folder)
         promoted, reason = _promotion(client, store, about)
@@ -111,8 +120,55 @@ def register(store: Store, model: Artifact) -> Registration:
         return result
 
 
+def _append(store: Store, model: str, about: dict[str, Any]) -> Registration:
+    """Register in an object store, where other machines may do so at the same time."""
+    while True:
+        client, dataset = _follow(store), about["dataset"]
+        if known := registration(store, model):
+            return known
+        given = [v.version for v in versions.every(store) if v.dataset == dataset]
+        promoted, reason = True, FIRST
+        if given:
+            promoted, reason = _promotion(client, store, about)
+        number = max(given, default=0) + 1
+        versions.append(
+            store, Version(dataset, number, model, promoted, reason, about)
+        )  # if another was first, decide again in knowledge of it
+
+
+def _follow(store: Store) -> "MlflowClient":
+    """MLflow's index of this machine, with every version of the object store.
+
+    Raises:
+        StoreError: the index holds other versions than the store.
+    """
+    client = _client(store)
+    known = {
+        (entry.name, int(version.version)): version.tags["model"]
+        for entry in client.search_registered_models()
+        for version in client.search_model_versions(f"name='{entry.name}'")
+    }
+    for made in versions.every(store):
+        model, number = known.get((made.dataset, made.version)), made.version
+        if model is None:
+            model, folder = made.model, store.root / "models" / made.model
+            number = _version(client, store, made.about, model, folder)
+            if made.champion:
+                client.set_registered_model_alias(made.dataset, CHAMPION, str(number))
+        if (model, number) != (made.model, made.version):
+            raise StoreError(
+                f"{store.root / 'mlflow.db'} knows other versions of {made.dataset} "
+                f"than {store.uri}; delete the file, it is made anew"
+            )
+    return client
+
+
 def models(store: Store) -> list[dict[str, Any]]:
     """One row per registered version, newest first, with its aliases and scores."""
+    made = {(v.dataset, v.version): v.about for v in versions.every(store)}
+    if made:
+        with store.lock("registry"):
+            _follow(store)
     if not (store.root / "mlflow.db").exists():
         return []
     client = _client(store)
@@ -122,20 +178,24 @@ def models(store: Store) -> list[dict[str, Any]]:
         for alias, version in entry.aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         for version in client.search_model_versions(f"name='{entry.name}'"):
-            folder = store.root / "models" / version.tags["model"]
+            model = version.tags["model"]
+            number, folder = int(version.version), store.root / "models" / model
+            if str(number) in aliases:  # one that is about to be used comes here
+                store.find("models", model)
             file = folder / "model.json"
-            about = json.loads(file.read_text()) if file.exists() else None
+            about = made.get((entry.name, number))
+            about = json.loads(file.read_text()) if file.exists() else about
             rows.append(
                 {
                     "name": entry.name,
-                    "version": int(version.version),
-                    "aliases": aliases.get(str(version.version), []),
+                    "version": number,
+                    "aliases": aliases.get(str(number), []),
                     "encoder": about and about["encoder_label"],
                     "head": about and about["head_label"],
                     "validation_accuracy": about and _accuracy(about, VALIDATION),
                     "test_accuracy": about and _accuracy(about, "test"),
                     "folder": str(folder) if about else None,
-                    "model": version.tags["model"],
+                    "model": model,
                 }
             )
     return sorted(rows, key=lambda row: (row["name"], -row["version"]))
@@ -248,9 +308,10 @@ def _promotion(
     """Whether the model described by ``about`` becomes champion, and why."""
     entry = client.get_registered_model(about["dataset"])
     if CHAMPION not in entry.aliases:
-        return True, "the first model of this dataset"
+        return True, FIRST
     number = entry.aliases[CHAMPION]
     holder = client.get_model_version(about["dataset"], number)
+    store.find("models", holder.tags["model"])
     file = store.root / "models" / holder.tags["model"] / "model.json"
     if not file.exists():
         return True, f"version {number}, the champion, is gone"

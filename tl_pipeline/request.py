@@ -14,7 +14,12 @@ from tl_pipeline.specs import Ensemble, HeadSpec, Method, RunSpec, SearchSpec
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 StoreOption = Annotated[
-    str, Parameter(name="--store", env_var="TL_STORE", help="Folder of all artifacts.")
+    str,
+    Parameter(
+        name="--store",
+        env_var="TL_STORE",
+        help="All artifacts: a folder, or s3://BUCKET/NAME or gs://BUCKET/NAME.",
+    ),
 ]
 CatalogOption = Annotated[
     Path | None,

@@ -15,7 +15,7 @@ def runs(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     """List the finished runs, the latest last.
 
     Args:
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print their records as JSON.
     """
     from tl_pipeline import console
@@ -50,7 +50,7 @@ def show(
 
     Args:
         run: its id or the beginning of one; the latest run without it.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print its record as JSON.
     """
     from tl_pipeline import console

@@ -104,21 +104,30 @@ def new_run_id() -> str:
 
 
 def write(store: Store, record: RunRecord) -> Path:
-    """Publish ``record``; from then on it is what the next run compares with."""
+    """Publish ``record``; from then on it is what the next run compares with.
+
+    In an object store everything that it names is there before it is.
+    """
     file = store.root / "runs" / record.dataset / f"{record.run_id}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, record.model_dump_json(indent=1))
+    store.mirror.settle()
+    with store.mirror.sending(file):
+        write_atomically(file, record.model_dump_json(indent=1))
     return file
 
 
 def latest(store: Store, dataset: str) -> RunRecord | None:
     """The last finished run on ``dataset``, if there was one."""
-    files = sorted((store.root / "runs" / dataset).glob("*.json"))
+    folder = store.root / "runs" / dataset
+    there = store.mirror.listing(folder)
+    store.mirror.fetch(folder / name for name in sorted(there)[-1:])
+    files = sorted(folder.glob("*.json"))
     return RunRecord.model_validate_json(files[-1].read_text()) if files else None
 
 
 def every(store: Store) -> list[RunRecord]:
     """All finished runs on all datasets, oldest first."""
+    store.mirror.fetch_folder(store.root / "runs")
     files = sorted((store.root / "runs").glob("*/*.json"), key=lambda file: file.name)
     return [RunRecord.model_validate_json(file.read_text()) for file in files]
 

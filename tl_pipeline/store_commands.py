@@ -20,7 +20,7 @@ def show(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     """Show what lies in the store, how large it is, and who uses it.
 
     Args:
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print everything as JSON.
     """
     from tl_pipeline import console, inventory
@@ -41,7 +41,7 @@ def show(*, store: StoreOption = "tl_store", json: Json = False) -> None:
         console.out.print("\nset aside because damaged:")
         console.print_rows(found.damaged, ["file", "why"])
     total = amount(sum(row["bytes"] for row in found.kinds))
-    console.out.print(f"\n{total} in {opened.root}")
+    console.out.print(f"\n{total} in {opened.uri}")
     if found.unused_bytes:
         console.out.print(
             f"{amount(found.unused_bytes)} are used by no run or model: "
@@ -71,13 +71,13 @@ def gc(
         keep_runs: keep the records of so many runs per dataset; default: of all.
         older_than: keep the records of runs that ended within so many days.
         grace: keep what was made or used within so many days.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print the list as JSON.
     """
     from tl_pipeline import console, housekeeping
     from tl_pipeline.reach import Retention
 
-    opened = _open(store)
+    opened = _open(store, "gc")
     found = housekeeping.find(opened, Retention(keep_runs, older_than), grace)
     waste, stay = found.waste, found.young
     if not dry_run:
@@ -119,7 +119,7 @@ def compact(
     Args:
         encoder: only of this encoder: its key or the beginning of it.
         rows: the most images of a merged part.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         json: print the counts as JSON.
     """
     from dataclasses import asdict
@@ -159,11 +159,17 @@ def amount(size: int) -> str:
     return f"{number:.1f} TB"
 
 
-def _open(place: str) -> "Store":
+def _open(place: str, only_local: str | None = None) -> "Store":
+    """The store at ``place``, where the command ``only_local`` needs a local one."""
     from tl_pipeline.artifacts import Store
     from tl_pipeline.errors import StoreError
 
     opened = Store.open(place)
+    if only_local and opened.mirror.url:
+        raise StoreError(
+            f"tl store {only_local} works on local stores only: in {opened.uri} "
+            "nothing tells what a run on another machine is using. Nothing was removed"
+        )
     if not (opened.root / "store.json").exists():
-        raise StoreError(f"{opened.root} is no store yet; `tl run DATASET` makes one")
+        raise StoreError(f"{opened.uri} is no store yet; `tl run DATASET` makes one")
     return opened

@@ -2,15 +2,17 @@
 
 Reading all pages of an encoder costs a read of all its vectors. A file that was whole
 is believed as long as its name, size and times are the same; its ids are kept here, so
-that thousands of parts are asked by reading one file.
+that thousands of parts are asked by reading one file. Of a part that is only in an
+object store the ids alone are read, until its vectors are needed here.
 """
 
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
@@ -19,8 +21,11 @@ from tl_pipeline.part_files import Damaged
 
 # A folder that changes while it is listed is listed again, but not for ever.
 _LISTINGS = 100
+_GLANCES = 16  # at objects at a time
 
 Version = tuple[int, int, int]
+# In the place of a time: the file is not here.
+_AWAY = -1
 
 
 class Looked(NamedTuple):
@@ -33,7 +38,8 @@ class Looked(NamedTuple):
 class Verified:
     """Reads the files ``<prefix>-*.parquet`` of ``folder``, each once.
 
-    ``read`` gives a file's rows of ``schema``, or raises ``Damaged``. With
+    ``read`` gives a file's rows of ``schema``, or raises ``Damaged``; so does
+    ``glance`` of one by that name that is elsewhere, without which it is fetched. With
     ``trust=False`` nothing is believed that was found by another ``Verified``.
     """
 
@@ -45,11 +51,12 @@ class Verified:
         schema: pa.Schema,
         read: Callable[[Path], pa.Table],
         *,
+        glance: Callable[[str, IO[bytes]], pa.Table] | None = None,
         trust: bool = True,
     ) -> None:
         self._store, self._folder, self._prefix = store, folder, prefix
         self._file = memo_file(store, folder.name, prefix)
-        self._schema, self._read = schema, read
+        self._schema, self._read, self._glance = schema, read, glance
         self._memo = None if trust else {}
 
     def look(self) -> Looked:
@@ -61,6 +68,7 @@ class Verified:
             try:
                 found, damaged = self._examine(files, self._memo)
             except FileNotFoundError:
+                self._store.mirror.forget(self._folder)
                 continue  # merged with others meanwhile: list again
             if found.keys() != self._memo.keys():
                 self._save(found)
@@ -75,13 +83,49 @@ class Verified:
         memo: dict[tuple[str, Version], pa.Table],
     ) -> tuple[dict[tuple[str, Version], pa.Table], dict[Path, str]]:
         found, damaged = {}, {}
-        for key in files.items():
-            file = self._folder / key[0]
-            try:
-                found[key] = memo[key] if key in memo else self._read(file)
-            except Damaged as error:
-                damaged[file] = str(error)
+        for key, rows in self._rows(files, memo):
+            if isinstance(rows, Damaged):
+                damaged[self._folder / key[0]] = str(rows)
+            else:
+                found[key] = rows
         return found, damaged
+
+    def _rows(
+        self,
+        files: dict[str, Version],
+        memo: dict[tuple[str, Version], pa.Table],
+    ) -> Iterator[tuple[tuple[str, Version], pa.Table | Damaged]]:
+        """The rows of each file, or what is wrong with it."""
+        new = [key for key in files.items() if key not in memo]
+        away = [key for key in new if key[1][1] == _AWAY]
+        looked: dict[tuple[str, Version], pa.Table | Damaged] = {}
+        if away:
+            with ThreadPoolExecutor(_GLANCES) as threads:
+                looked = dict(zip(away, threads.map(self._look_at, away), strict=True))
+        for key in files.items():
+            if key in memo:
+                yield key, memo[key]
+            elif key in looked:
+                yield key, looked[key]
+            else:
+                yield key, self._look_at(key)
+
+    def _look_at(self, key: tuple[str, Version]) -> pa.Table | Damaged:
+        """Read one file; one that is damaged is fetched once more, if there is more."""
+        name, version = key
+        file, mirror = self._folder / name, self._store.mirror
+        try:
+            if self._glance and version[1] == _AWAY:
+                with mirror.open(file) as part:
+                    return self._glance(name, part)
+            return self._read(file)
+        except Damaged as error:
+            if not mirror.fetch_again(file):
+                return error
+        try:
+            return self._read(file)
+        except Damaged as error:
+            return error
 
     def _listed(self) -> dict[str, Version]:
         """Name -> version, as of one moment.
@@ -89,13 +133,25 @@ class Verified:
         A folder is not listed at one moment: a name that is taken away and its
         replacement may both be missed. So it is listed until two listings agree.
         """
+        away = self._listed_away()
         before = None
         for _ in range(_LISTINGS):
             now = self._list_once()
             if now == before:
-                return now
+                return dict(sorted({**away, **now}.items()))
             before = now
         raise FileNotFoundError(f"{self._folder}: files vanish faster than they open")
+
+    def _listed_away(self) -> dict[str, Version]:
+        """What is in the object store; without ``glance`` it comes here now."""
+        there = self._store.mirror.listing(self._folder)
+        names = [name for name in there if self._matches(name)]
+        if self._glance is None:
+            self._store.mirror.fetch([self._folder / name for name in names])
+        return {name: (there[name].size or 0, _AWAY, _AWAY) for name in names}
+
+    def _matches(self, name: str) -> bool:
+        return name.startswith(f"{self._prefix}-") and name[-8:] == ".parquet"
 
     def _list_once(self) -> dict[str, Version]:
         found = {}
@@ -103,7 +159,7 @@ class Verified:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name.startswith(f"{self._prefix}-") and name[-8:] == ".parquet":
+                    if self._matches(name):
                         try:
                             stat = entry.stat()
                         except FileNotFoundError:
@@ -112,7 +168,7 @@ class Verified:
                         found[name] = (stat.st_size, *times)
         except FileNotFoundError:
             return {}
-        return dict(sorted(found.items()))
+        return found
 
     def _save(self, found: dict[tuple[str, Version], pa.Table]) -> None:
         if self._store.planning or not (self._store.root / "store.json").exists():

@@ -187,7 +187,7 @@ def resolve(
         if download:
             encoders.fetch(wish, store)
         encoder = encoders.resolve(wish, store, trust=not verify)
-        if download and not EmbeddingFolder(store, encoder.key).path.exists():
+        if download and not EmbeddingFolder(store, encoder.key).begun():
             encoders.load(encoder)
         return precision.choose(encoder, store) if wish.precision == "auto" else encoder
 

@@ -5,6 +5,7 @@ open and nobody waits for a lock. Views hold absolute paths: a store that was mo
 a right catalogue from its next run.
 """
 
+import re
 import uuid
 from collections.abc import Iterable
 from importlib import resources
@@ -15,12 +16,15 @@ import pyarrow as pa
 
 from tl_pipeline import runs
 from tl_pipeline.artifacts import Store
+from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.errors import InvalidSpec, StoreError
-from tl_pipeline.query.small_tables import small_tables
+from tl_pipeline.query.small_tables import encoders, small_tables
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS, QUARANTINE
 
 CATALOG = "catalog.duckdb"
+# A query that reads them, or may: then they are brought to a mirror.
+_EMBEDDINGS = re.compile(r"\bembeddings\b", re.IGNORECASE)
 CONTENTS = """
 SELECT name, comment FROM (
     SELECT table_name AS name, comment FROM duckdb_tables()
@@ -33,10 +37,14 @@ SELECT name, comment FROM (
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
     """Open the catalogue of ``store``, read-only.
 
+    That of a mirror is built anew when other machines have finished runs since.
+
     Raises:
         StoreError: no run has built one yet.
     """
     file = store.root / CATALOG
+    if store.mirror.url and _is_behind(store, file):
+        build(store)
     if not file.exists():
         raise StoreError(f"{file} does not exist yet; `tl run DATASET` builds it")
     return duckdb.connect(file, read_only=True)
@@ -51,6 +59,9 @@ def ask(store: Store, sql: str) -> pa.Table:
     """
     with connect(store) as connection:
         try:
+            if store.mirror.url and _EMBEDDINGS.search(sql):
+                for row in encoders(store):
+                    EmbeddingFolder(store, row["encoder_key"]).gather()
             found = connection.sql(sql)
             if found is not None:
                 return found.to_arrow_table()
@@ -67,6 +78,7 @@ def show(rows: pa.Table) -> None:
 def build(store: Store) -> Path:
     """Build the catalogue from the run records and replace the live one."""
     records = runs.every(store)
+    _fetch(store, records)
     beside = store.root / f".{CATALOG}.{uuid.uuid4().hex}"
     connection = duckdb.connect()
     try:
@@ -89,6 +101,33 @@ def build(store: Store) -> Path:
         connection.close()
         beside.unlink(missing_ok=True)
     return store.root / CATALOG
+
+
+def _is_behind(store: Store, file: Path) -> bool:
+    """Whether there are run records that came here after the catalogue was built."""
+    runs.every(store)
+    found = [
+        record.stat().st_mtime for record in (store.root / "runs").glob("*/*.json")
+    ]
+    return bool(found) and (not file.exists() or max(found) > file.stat().st_mtime)
+
+
+def _fetch(store: Store, records: list[RunRecord]) -> None:
+    """Bring to a mirror what the catalogue is made of.
+
+    Of the embeddings that is one part, which a view must see when it is made. What is
+    gone or damaged there is missing here, as in a local store.
+    """
+    if store.mirror.url is None:
+        return
+    store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
+    for record in {record.dataset: record for record in records}.values():
+        store.find("manifests", record.manifest)
+    for key in {r.evaluation: None for record in records for r in record.results}:
+        store.find("evaluations", key)
+    for row in encoders(store):
+        if not any((store.root / "embeddings").glob("encoder=*/part-*.parquet")):
+            EmbeddingFolder(store, row["encoder_key"]).gather(1)
 
 
 def _views(store: Store, records: list[RunRecord]) -> Iterable[str]:

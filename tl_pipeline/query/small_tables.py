@@ -132,7 +132,7 @@ def _of_store(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             "One row per registered model version; aliases may hold champion.",
         ),
         "encoders": SmallTable(
-            [*_encoders(store), *_joints(store, records)],
+            [*encoders(store), *_joints(store, records)],
             _schema("encoder_key encoder backbone layer weights weights_sha256:s"),
             "One row per encoder that has embeddings in the store, and per joint of "
             "several, which has none of its own.",
@@ -270,7 +270,8 @@ def _near(store: Store, record: RunRecord) -> Iterable[Row]:
         yield {"dataset": record.dataset, **dict(zip(names, row, strict=True))}
 
 
-def _encoders(store: Store) -> Iterable[Row]:
+def encoders(store: Store) -> Iterable[Row]:
+    """One row per encoder that has embeddings in ``store``."""
     for file in sorted((store.root / "embeddings").glob("encoder=*/encoder.json")):
         encoder = Encoder.model_validate(json.loads(file.read_text()))
         yield {
@@ -284,7 +285,7 @@ def _encoders(store: Store) -> Iterable[Row]:
 
 
 def _joints(store: Store, records: list[RunRecord]) -> Iterable[Row]:
-    known = {row["encoder_key"]: row for row in _encoders(store)}
+    known = {row["encoder_key"]: row for row in encoders(store)}
     joints = {joint.key: joint for record in records for joint in record.joints}
     for joint in joints.values():
         members = [known[key] for key in joint.members if key in known]
@@ -309,14 +310,14 @@ def _members(records: list[RunRecord]) -> Iterable[Row]:
 
 
 def _refused(store: Store) -> Iterable[Row]:
-    for row in _encoders(store):
+    for row in encoders(store):
         folder = EmbeddingFolder(store, row["encoder_key"])
         for refusal in folder.refusals().values():
             yield {"encoder_key": row["encoder_key"], **refusal}
 
 
 def _doubled(store: Store) -> Iterable[Row]:
-    for row in _encoders(store):
+    for row in encoders(store):
         parts = EmbeddingFolder(store, row["encoder_key"]).parts().whole
         for file, rows in overlaps.doubled(parts).items():
             yield from ({"file": str(file), "row": int(again)} for again in rows)

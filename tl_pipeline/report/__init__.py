@@ -38,9 +38,10 @@ def write(store: Store, record: RunRecord) -> Path:
     """Write ``reports/<dataset>/<run_id>.html`` and make it ``latest.html`` too."""
     file = path(store, record)
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = render(store, record)
-    write_atomically(file, text)
-    write_atomically(file.with_name("latest.html"), text)
+    text, latest = render(store, record), file.with_name("latest.html")
+    with store.mirror.sending(file, latest):
+        write_atomically(file, text)
+        write_atomically(latest, text)
     return file
 
 

@@ -14,7 +14,6 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
-from tl_pipeline.sources.storage import Place, Storage
 from tl_pipeline.sources.tar_members import (
     Index,
     Indexes,
@@ -22,6 +21,7 @@ from tl_pipeline.sources.tar_members import (
     TarMembers,
     printable,
 )
+from tl_pipeline.storage import Place, Storage
 
 _ZIP = (b"PK\3\4", b"PK\5\6")
 _LOCAL_HEADER = 30  # bytes before the name

@@ -8,8 +8,8 @@ from tl_pipeline.datasets import ImageFolderSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.locations import covers, is_url
 from tl_pipeline.sources.entry import Entry
-from tl_pipeline.sources.stamps import Found
-from tl_pipeline.sources.storage import Storage
+from tl_pipeline.storage import Storage
+from tl_pipeline.storage.stamps import Found
 
 _Child = os.DirEntry[str] | Found
 SPLIT_FOLDERS = {

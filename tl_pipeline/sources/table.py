@@ -23,8 +23,6 @@ from tl_pipeline.locations import (
     redacted,
 )
 from tl_pipeline.sources.entry import Entry
-from tl_pipeline.sources.stamps import UNKNOWN, Stamp
-from tl_pipeline.sources.storage import Place, Storage
 from tl_pipeline.sources.table_rows import (
     Row,
     parquet_rows,
@@ -35,6 +33,8 @@ from tl_pipeline.sources.table_rows import (
     weight_of,
 )
 from tl_pipeline.sources.table_texts import Texts
+from tl_pipeline.storage import Place, Storage
+from tl_pipeline.storage.stamps import UNKNOWN, Stamp
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _ENDINGS = (*_SEPARATORS, ".parquet")

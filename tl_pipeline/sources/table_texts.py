@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tl_pipeline.sources.stamps import Stamp
-from tl_pipeline.sources.storage import Place, Storage
 from tl_pipeline.sources.table_rows import row_images, row_starts, text_rows
+from tl_pipeline.storage import Place, Storage
+from tl_pipeline.storage.stamps import Stamp
 
 _STEP = 16_384  # cells that are Python objects at one time
 

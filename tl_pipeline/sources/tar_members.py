@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources.storage import Place, Storage
+from tl_pipeline.storage import Place, Storage
 
 _LARGEST = 1 << 30  # bytes of one member
 _LONGEST_HEADER = 1 << 18  # bytes of a long name and of what else pax says of a member

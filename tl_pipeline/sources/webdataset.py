@@ -11,7 +11,6 @@ from tl_pipeline.datasets import WebDatasetSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
-from tl_pipeline.sources.storage import Place, Storage
 from tl_pipeline.sources.tar_members import (
     Index,
     Indexes,
@@ -19,6 +18,7 @@ from tl_pipeline.sources.tar_members import (
     TarMembers,
     printable,
 )
+from tl_pipeline.storage import Place, Storage
 
 _LONGEST_LABEL = 1 << 20  # bytes of the file that holds it
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")

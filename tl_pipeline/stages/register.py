@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline import heads, tables
+from tl_pipeline import heads, tables, versions
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
 from tl_pipeline.encoders import Encoder
+from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.joints import AnyEncoder, parts
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.specs import HeadConfig
@@ -65,11 +66,7 @@ def plan(
     document = _document(context, best)
     key = digest(document)
     whole = context.store.find("models", key) is not None
-    root = context.store.root
-    # MLflow's database may be deleted: it is made again from the folders.
-    registered = all(
-        (root / file).exists() for file in (f"registry/{key}.json", "mlflow.db")
-    )
+    registered = versions.is_registered(context.store, key)
     reason = "the best candidate is registered"
     if not (whole and registered):
         subject = context.dataset.name
@@ -210,7 +207,7 @@ def _member(
 
 
 def _chosen(context: Context, evaluation: str) -> dict[str, Any]:
-    folder = context.store.root / "evaluations" / evaluation
+    folder = context.store.path(Artifact("evaluations", evaluation, ""))
     return json.loads((folder / "chosen.json").read_text())
 
 
@@ -218,13 +215,16 @@ def _copy_point(context: Context, evaluation: str, folder: Path) -> None:
     """Copy the operating point of an evaluation into ``folder``."""
     from tl_pipeline import operating_point  # noqa: PLC0415 - imports scipy
 
-    place = context.store.root / "evaluations" / evaluation
+    place = context.store.path(Artifact("evaluations", evaluation, ""))
     shutil.copyfile(place / operating_point.FILE, folder / operating_point.FILE)
 
 
 def _copy_head(context: Context, key: str, folder: Path) -> str:
     """Copy the files of a head into ``folder``; its label."""
-    head = context.store.root / "heads" / key
+    made = context.store.find("heads", key)
+    if made is None:
+        raise DamagedArtifact(f"the head {key} is not in the store; run again")
+    head = context.store.path(made)
     about = json.loads((head / "head.json").read_text())
     for name in ("head.json", about["file"]):
         shutil.copyfile(head / name, folder / name)

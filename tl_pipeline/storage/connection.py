@@ -19,7 +19,11 @@ _DENIED = re.compile(r"credential|refresherror|tokenretrieval|unauthor", re.IGNO
 
 
 def connect(
-    url: str, spec: StorageSpec, allowed: Callable[[str], bool] | None = None
+    url: str,
+    spec: StorageSpec,
+    allowed: Callable[[str], bool] | None = None,
+    *,
+    write: bool = False,
 ) -> Any:
     """The fsspec file system for ``url``. Nothing is asked for yet.
 
@@ -31,6 +35,8 @@ def connect(
     options = {"s3": _s3, "gs": _gs}.get(kind)
     try:
         given = options(spec, secrets) if options else _web(secrets, allowed)
+        if write and kind == "gs":
+            given["access"] = "read_write"
         # Neither credentials nor listings may outlive this run in fsspec's caches.
         uncached = {"skip_instance_cache": True, "use_listings_cache": False}
         return fsspec.filesystem(kind, **given, **uncached)
@@ -112,8 +118,13 @@ def is_transient(error: Exception) -> bool:
     return not isinstance(cause, lasting)
 
 
-def fault(url: str, error: Exception, spec: StorageSpec) -> OSError:
-    """What went wrong with ``url``, without any secret."""
+def fault(
+    url: str, error: Exception, spec: StorageSpec, cure: str | None = None
+) -> OSError:
+    """What went wrong with ``url``, without any secret.
+
+    ``cure`` is what helps where access is denied; by default what the catalogue can.
+    """
     cause = _cause(error) if on_web(url) else error
     status = getattr(cause, "status", None) or vars(cause).get("code")
     said = _scrubbed(str(cause) or type(cause).__name__, spec)
@@ -123,7 +134,9 @@ def fault(url: str, error: Exception, spec: StorageSpec) -> OSError:
         or _DENIED.search(type(cause).__name__)
         or said.startswith("Forbidden")  # gcsfs
     ):
-        return PermissionError(f"{url}: access denied ({said}); {_cure(url, spec)}")
+        return PermissionError(
+            f"{url}: access denied ({said}); {cure or _cure(url, spec)}"
+        )
     if status in (404, 410) or isinstance(cause, FileNotFoundError):
         reason = f" ({said})" if " " in said else ""  # or it is the name again
         return FileNotFoundError(f"{url}: nothing is there{reason}")

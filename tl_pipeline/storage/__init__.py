@@ -1,8 +1,8 @@
 """Reads local files as they are, and objects behind URLs through fsspec.
 
-Only this module and ``connection`` know fsspec. Errors of its libraries become
-``OSError`` without credentials. Transient ones are retried by s3fs (5 times, on top of
-botocore's 5) and gcsfs (6); for HTTP, where fsspec does not, up to 3 times here.
+Only this package knows fsspec; ``objects`` is its writing side. Errors of its libraries
+become ``OSError`` without credentials. Transient ones are retried by s3fs (5 times, on
+top of botocore's 5) and gcsfs (6); for HTTP, where fsspec does not, up to 3 times here.
 """
 
 import functools
@@ -26,9 +26,9 @@ from tl_pipeline.locations import (
     parts,
     scheme,
 )
-from tl_pipeline.sources.connection import connect, fault, is_transient
-from tl_pipeline.sources.ranges import Ranges
-from tl_pipeline.sources.stamps import UNKNOWN, Found, Stamp, found_in, stamp_of
+from tl_pipeline.storage.connection import connect, fault, is_transient
+from tl_pipeline.storage.ranges import Ranges
+from tl_pipeline.storage.stamps import UNKNOWN, Found, Stamp, found_in, stamp_of
 
 Place = Path | str  # a string is a URL
 _Answer = TypeVar("_Answer")
@@ -45,6 +45,9 @@ class Storage:
     host. Other hosts are never sent credentials. With ``allowed`` HTTP is redirected
     only to URLs of which it is true.
     """
+
+    # What helps where access is denied, other than what a catalogue may say.
+    cure: str | None = None
 
     def __init__(
         self,
@@ -258,7 +261,7 @@ class Storage:
                 return answer
 
     def _failed(self, url: str, error: Exception) -> OSError | DatasetError:
-        told = fault(url, error, self._spec)
+        told = fault(url, error, self._spec, self.cure)
         # One of many hosts that rows name may be gone without the rest being so.
         about_it = isinstance(told, FileNotFoundError | PermissionError)
         about_it = about_it or _authority(url) not in self._homes
@@ -273,8 +276,11 @@ class Storage:
         with self._lock:
             if key not in self._connections:
                 spec = self._spec if home else StorageSpec()
-                self._connections[key] = connect(url, spec, self._allowed)
+                self._connections[key] = self._connect(url, spec)
             return self._connections[key]
+
+    def _connect(self, url: str, spec: StorageSpec) -> Any:
+        return connect(url, spec, self._allowed)
 
 
 def _authority(url: str) -> str:

@@ -1,0 +1,124 @@
+"""An S3 server for tests: moto's, in a thread, which can be told to misbehave."""
+
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock, Thread
+from typing import Any
+
+from moto.s3.models import s3_backends
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+SECRET = "very-secret-0123456789"
+Environment = dict[str, Any]
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_: object, **__: object) -> None:
+        pass
+
+
+@dataclass
+class ObjectStore:
+    """The server: what was asked of it, and its buckets.
+
+    ``before`` sees (method, path) of each request; if it returns a status, that is the
+    answer. ``after`` may change the body of an answer to a GET of an object. Without
+    ``conditions`` it writes whatever the condition of a write.
+    """
+
+    url: str = ""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+    received: int = 0
+    before: Callable[[str, str], int | None] | None = None
+    after: Callable[[str, bytes], bytes] | None = None
+    conditions: bool = True
+    lock: Any = field(default_factory=Lock)
+    app: Any = field(
+        default_factory=lambda: DomainDispatcherApplication(create_backend_app)
+    )
+
+    def bucket(self, name: str) -> str:
+        """Make a bucket; its URL."""
+        request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
+        with urllib.request.urlopen(request):
+            return f"s3://{name}"
+
+    def objects(self, url: str) -> dict[str, bytes]:
+        """Name below ``url`` -> bytes."""
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        keys = s3_backends["123456789012"]["aws"].buckets[bucket].keys
+        prefix = f"{prefix}/" if prefix else ""
+        return {
+            name.removeprefix(prefix): key.value
+            for name, key in sorted(keys.items())
+            if name.startswith(prefix)
+        }
+
+    def put(self, url: str, data: bytes) -> None:
+        """Write an object, or replace it."""
+        bucket, _, name = url.removeprefix("s3://").partition("/")
+        s3_backends["123456789012"]["aws"].put_object(bucket, name, data)
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self.requests.clear()
+        self.sent = self.received = 0
+
+    def __call__(self, environ: Environment, start: Any) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        status = self.before(method, path) if self.before else None
+        with self.lock:
+            self.requests.append((method, path))
+            self.received += int(environ.get("CONTENT_LENGTH") or 0)
+        if status is not None:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start(f"{status} no", [("Content-Length", "0")])
+            return [b""]
+        if not self.conditions:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+        answer: list[Any] = []
+        body = b"".join(self.app(environ, lambda *given: answer.extend(given)))
+        if self.after and method == "GET":
+            body = self.after(path, body)
+        headers = [pair for pair in answer[1] if pair[0].lower() != "content-length"]
+        if method != "HEAD":
+            headers.append(("Content-Length", str(len(body))))
+            self.sent += len(body)
+        else:
+            headers = answer[1]
+        start(answer[0], headers)
+        return [body]
+
+
+@contextmanager
+def serving() -> Iterator[ObjectStore]:
+    """A server on a free port of this machine."""
+    store = ObjectStore()
+    server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=_Quiet)
+    Thread(target=server.serve_forever, daemon=True).start()
+    store.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield store
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def environment(server: ObjectStore) -> dict[str, str]:
+    """What a machine that may use the server has in its environment."""
+    return {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "TESTKEY12345",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    }

@@ -1,0 +1,97 @@
+"""What a store does so that its local folder is in step with where it really lies.
+
+A store in a local folder is where it is: nothing happens. ``object_mirror`` is for one
+in an object store.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tl_pipeline.storage.stamps import Stamp
+
+
+class Mirror:
+    """The seam; as it stands, that of a local store.
+
+    All methods of others raise ``StoreError`` where the object store does not answer.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url
+
+    def claim(self, marker: str) -> str:
+        """Make the store, or accept that another has; the text of its marker."""
+        return marker
+
+    def fetch_artifact(self, kind: str, key: str, folder: Path) -> bool:  # noqa: ARG002
+        """Fill the new ``folder`` with an artifact; False if there is no whole one."""
+        return False
+
+    def listing(self, folder: Path) -> Mapping[str, Stamp]:  # noqa: ARG002
+        """Name -> stamp of the objects in ``folder``, as they were first looked up.
+
+        What was here and is gone there goes here, too.
+        """
+        return {}
+
+    def sizes(self) -> Mapping[str, int]:
+        """Name -> bytes of every object of the store."""
+        return {}
+
+    def forget(self, folder: Path) -> None:
+        """Look ``folder`` up anew when it is asked for next."""
+
+    def fetch(self, files: Iterable[Path]) -> None:
+        """Bring those of ``files`` that are not here.
+
+        Raises:
+            FileNotFoundError: one is not there either, any more.
+        """
+
+    def fetch_folder(self, folder: Path) -> None:
+        """Bring all files below ``folder``."""
+
+    def fetch_each(self, folder: Path, name: str) -> None:
+        """Bring the file of that ``name`` of each folder in ``folder``."""
+
+    def fetch_again(self, file: Path) -> bool:  # noqa: ARG002
+        """Replace what does not read back by what is there; whether there was any."""
+        return False
+
+    def open(self, file: Path) -> IO[bytes]:
+        """A file that may be elsewhere, for reading some of it.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        return file.open("rb")
+
+    @contextlib.contextmanager
+    def sending(self, *files: Path) -> Iterator[None]:  # noqa: ARG002
+        """Send what the block publishes, files or folders of artifacts.
+
+        What fails to be sent, or a kill leaves unsent, is sent by ``settle``.
+        """
+        yield
+
+    def settle(self) -> None:
+        """Send what earlier runs finished and could not send."""
+
+    def remove_folder(self, folder: Path) -> None:
+        """Delete ``folder``, here and there."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def changing(self, folder: Path) -> Iterator[None]:  # noqa: ARG002
+        """Do there what the block does to the files of ``folder``.
+
+        New files are there before any goes: a kill leaves rows twice, never none.
+        """
+        yield
+
+    def append(self, file: Path, document: Any) -> bool:
+        """Write ``file``, which no one may have written; False if somebody has."""
+        raise NotImplementedError
