@@ -96,15 +96,23 @@ class _Normalised:
         images, channels, height, width = batch.shape
         # The memory of pixels has the channels last, as convolutions like it best.
         rows = batch.transpose(0, 2, 3, 1).reshape(images, height, width * channels)
-        values = self._moved(torch.from_numpy(rows)).to(torch.float32)
-        # The order of torchvision's preset: to [0, 1], then normalise.
-        values = values.div_(255).sub_(self._mean).div_(self._std).to(self._kind)
+        values = self._normalised(torch.from_numpy(rows))
         return values.view(images, height, width, channels).permute(0, 3, 1, 2)
 
-    def _moved(self, rows: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return rows
-        return rows.pin_memory().to(self._device, non_blocking=True)
+    def _normalised(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cpu":
+            moved = rows.pin_memory().to(self._device, non_blocking=True)
+            return self._scaled(moved).to(self._kind)
+        values = torch.empty(rows.shape, dtype=self._kind)
+        # One image fits into the cache of a processor, where a batch does not.
+        for image, normalised in zip(rows, values, strict=True):
+            normalised.copy_(self._scaled(image))
+        return values
+
+    def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        # The order of torchvision's preset: to [0, 1], then normalise.
+        values = rows.to(torch.float32)
+        return values.div_(255).sub_(self._mean).div_(self._std)
 
 
 class _AsManyAsFit:
