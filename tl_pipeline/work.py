@@ -152,6 +152,8 @@ def resolve(
             encoders.load(encoder)
         if wish.precision == "auto":
             encoder = precision.choose(encoder, store)
+        if wish.precision == "int8":
+            precision.measure(encoder, store)
         found.append(encoder)
     return found
 
