@@ -5,10 +5,14 @@ import pytest
 import torch
 from torch import fx, nn
 
-from tl_pipeline import quantising
+from tl_pipeline import encoders, integers, precision, quantising
+from tl_pipeline.artifacts import Store
+from tl_pipeline.forward import Forward
+from tl_pipeline.photographs import photographs
+from tl_pipeline.specs import EncoderSpec
 
 pytestmark = pytest.mark.skipif(
-    not quantising.can_quantise(), reason="no oneDNN for this processor"
+    not quantising.can_quantise(), reason="no int8 of oneDNN on this processor"
 )
 
 
@@ -64,9 +68,9 @@ def test_integers_stay_integers_from_layer_to_layer():
     graph, batches = made()
     quantising.quantise(graph, batches)
     kinds = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-    assert kinds.count(quantising.pool) == 2
-    assert kinds.count(quantising.encode) == 2  # the batch, and the mean
-    assert kinds.count(quantising.decode) == 1  # for the sigmoid
+    assert kinds.count(integers.pool) == 2
+    assert kinds.count(integers.encode) == 2  # the batch, and the mean
+    assert kinds.count(integers.decode) == 1  # for the sigmoid
 
 
 @torch.inference_mode()
@@ -126,7 +130,7 @@ def test_the_pooling_of_integers_is_that_of_floats(
     layer = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
     expected = layer(codes.float())
     pairs = [(value, value) for value in (kernel, stride, padding)]
-    found = quantising.pool(codes, *pairs, tuple(expected.shape[2:]))
+    found = integers.pool(codes, *pairs, tuple(expected.shape[2:]))
     assert torch.equal(found.float(), expected)
 
 
@@ -134,6 +138,27 @@ def test_codes_hold_zero_exactly():
     for low, high in [(-1.0, 3.0), (0.5, 2.0), (-4.0, -1.0), (0.0, 0.0)]:
         step, zero = quantising._codes([(low, high)])
         values = torch.tensor([0.0, max(high, 0.0), min(low, 0.0)])
-        found = quantising.decode(quantising.encode(values, step, zero), step, zero)
+        found = integers.decode(integers.encode(values, step, zero), step, zero)
         assert found[0] == 0
         assert (found - values).abs().max() <= step
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lenet5",
+        "resnet18",
+        "squeezenet1_1",
+        "mobilenet_v3_small",
+        "densenet121:crop=96,resize=96",
+        "swin_t:crop=96,resize=96",
+    ],
+)
+def test_families_of_networks_stay_near_their_floats(text: str, store: Store):
+    spec = EncoderSpec.parse(text).model_copy(update={"weights": "random:0"})
+    exact = encoders.resolve(spec, store)
+    coarse = exact.model_copy(update={"precision": "int8"})
+    batch = photographs(exact.preprocess)[:4]
+    (expected,), (found,) = Forward([exact])(batch), Forward([coarse])(batch)
+    assert precision.cosines(found, expected).min() > 0.99
+    assert not np.array_equal(found, expected)

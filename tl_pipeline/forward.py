@@ -195,7 +195,8 @@ def _in_integers(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> 
         )
     if not quantising.can_quantise():
         raise InvalidSpec(
-            f"{label}: this torch has no int8 of oneDNN; use precision=fp32 or bf16"
+            f"{label}: int8 needs oneDNN and a processor with VNNI (avx512_vnni or "
+            "avx_vnni); use precision=fp32 or bf16"
         )
     layers = 0
     if isinstance(cut.body, fx.GraphModule):

@@ -274,7 +274,8 @@ def _reason(
 
 
 def _drift(context: Context, encoder: Encoder) -> str:
-    found = precision.told(encoder, context.store)
+    asked = encoder.precision == "int8"
+    found = precision.told(encoder, context.store) if asked else ""
     return f"; {found}" if found else ""
 
 
