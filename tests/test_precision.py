@@ -1,6 +1,7 @@
 """precision=auto: what the store holds, then the hardware, then a probe."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,12 @@ def test_cosines_of_equal_opposite_and_empty_rows():
     np.testing.assert_allclose(precision.cosines(left, right), [1, -1, 1, 0, 0.96])
 
 
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch):
+    """A process that measured nothing yet."""
+    monkeypatch.setattr(precision, "_measured", {})
+
+
 INT8 = EncoderSpec(backbone="squeezenet1_1", weights="random:0", precision="int8")
 has_int8 = pytest.mark.skipif(
     not quantising.can_quantise(), reason="no int8 of oneDNN on this processor"
@@ -138,6 +145,18 @@ def test_a_poor_int8_is_used_and_warned_of(
     with pytest.warns(UserWarning, match=r"cosine with fp32 0\.7000 .* 40 %"):
         (encoder,) = work.resolve([INT8], store)
     assert encoder.precision == "int8"
+
+
+def test_the_drift_is_told_of_a_first_run_too_which_has_no_store_when_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fine = {"mean": 0.999, "worst": 0.99, "neighbours": 0.9}
+    monkeypatch.setattr(precision, "_drift", lambda *_: fine)
+    later = Store.open(tmp_path / "later")
+    (encoder,) = work.resolve([INT8], later)
+    assert not later.root.exists()
+    later.create()
+    assert "0.9990 on average" in precision.told(encoder, later)
 
 
 @has_int8

@@ -26,6 +26,8 @@ MEAN, WORST = 0.999, 0.99
 # Less than this, and int8 embeddings are other embeddings.
 POOR = 0.99
 _NEIGHBOURS = 5
+# By encoder key; a first run measures before there is a store to remember it.
+_measured: dict[str, dict[str, Any]] = {}
 # Networks of fewer bytes take no longer than the work around them.
 _SMALL = 1 << 20
 
@@ -85,12 +87,11 @@ def measure(encoder: Encoder, store: Store) -> None:
         InvalidSpec: the network cannot be computed in int8, or not on this machine.
         WeightsError: it cannot be loaded.
     """
-    memo, key = Remembered(store), _int8_key(encoder)
-    known = memo.get(key)
-    if known is None:
-        known = _drift(encoder)
-        memo.put(key, known)
-        memo.save()
+    known = _known(encoder, store) or _drift(encoder)
+    _measured[encoder.key] = known
+    memo = Remembered(store)
+    memo.put(_int8_key(encoder), known)
+    memo.save()
     if known["mean"] < POOR:
         warnings.warn(
             f"{encoder.label}: int8 changes these embeddings a lot: {_said(known)}. "
@@ -101,8 +102,12 @@ def measure(encoder: Encoder, store: Store) -> None:
 
 def told(encoder: Encoder, store: Store) -> str:
     """What ``measure`` found for ``encoder``, in words; "" where it was not asked."""
-    known = Remembered(store).get(_int8_key(encoder))
+    known = _known(encoder, store)
     return "" if known is None else f"int8: {_said(known)}"
+
+
+def _known(encoder: Encoder, store: Store) -> dict[str, Any] | None:
+    return Remembered(store).get(_int8_key(encoder)) or _measured.get(encoder.key)
 
 
 def _int8_key(encoder: Encoder) -> str:
