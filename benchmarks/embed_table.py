@@ -81,8 +81,13 @@ def cosines(vectors: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> np.
     return np.array([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
 
 
-def table(images: int, ours: Runner, peers: Sequence[Runner], limit: Limits) -> str:
-    """The table of one network and what it says in words."""
+def table(
+    images: tuple[int, int], ours: Runner, peers: Sequence[Runner], limit: Limits
+) -> str:
+    """The table of one network and what it says in words.
+
+    ``images`` is how many we embedded, and how many each of the peers.
+    """
     heads = ["", "images/s", "min-max", "loaded s", "start-up s", "wall s"]
     heads += [f"{MANY:,} images s"]
     heads += ["ours: times its speed", "with start-up", "of the limit"]
@@ -93,8 +98,10 @@ def table(images: int, ours: Runner, peers: Sequence[Runner], limit: Limits) -> 
         *(_line(runner, ours, limit) for runner in (ours, *peers)),
     ]
     kind = "min(F, D)" if limit.on_gpu else "1/(1/F + 1/D)"
+    mine, theirs = images
+    more = f", of which the others embed the first {theirs:,}" if mine > theirs else ""
     said = (
-        f"{images:,} photos. Alone: our forward F {limit.forward:,.1f} images/s, a "
+        f"{mine:,} photos{more}. Alone: our forward F {limit.forward:,.1f} images/s, a "
         f"plain fp32 forward {limit.eager:,.1f}, decoding D {limit.decode:,.0f}; the "
         f"limit {kind} is {limit.both:,.1f}."
     )

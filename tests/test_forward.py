@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import normalize
 
 from tl_pipeline import devices
 from tl_pipeline.errors import DeviceError
-from tl_pipeline.forward import _AsManyAsFit
+from tl_pipeline.forward import _AsManyAsFit, _Normalised
+from tl_pipeline.images import Preprocess
 
 
 class Small:
@@ -77,3 +79,14 @@ def test_a_gpu_that_fails_is_an_error_and_not_a_run_on_the_processor(
 def test_a_gpu_that_is_hidden_is_not_missed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.devices() == [devices.CPU]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_pixels_are_normalised_as_by_the_preset_to_the_last_bit(kind: torch.dtype):
+    how = Preprocess(resize=40, crop=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
+    batch = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+    found = _Normalised(how, devices.CPU, kind)(batch)
+    pixels = torch.from_numpy(batch).float() / 255
+    expected = normalize(pixels, list(how.mean), list(how.std)).to(kind)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)

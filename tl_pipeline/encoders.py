@@ -308,7 +308,7 @@ def _loaded(encoder: Encoder, backbone: Backbone) -> "torch.nn.Module":
 
 def _precision(spec: EncoderSpec, *, fixed: bool) -> str:
     """``fixed``: the network computes as it was made to."""
-    if fixed and spec.precision == "bf16":
+    if fixed and spec.precision in ("bf16", "int8"):
         raise InvalidSpec(
             f"{spec.short()}: the precision of {spec.backbone} is its own; leave "
             "precision out"

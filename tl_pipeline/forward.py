@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from tl_pipeline import encoders, packing
+from tl_pipeline import encoders, packing, quantising
 from tl_pipeline.cuts import Cut
 from tl_pipeline.devices import CPU, exact_float32, keep_freed_memory
 from tl_pipeline.encoders import Encoder
+from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.images import Preprocess
+from tl_pipeline.photographs import photographs
 from tl_pipeline.timings import Clock
 
 # Images a batch. More leave the cache of a processor and are slower.
@@ -37,6 +39,7 @@ class Forward:
 
     Raises:
         WeightsError: the network cannot be loaded.
+        InvalidSpec: it is to compute in int8 and cannot.
         ValueError: it gave values that are not finite.
     """
 
@@ -52,7 +55,10 @@ class Forward:
             kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
             self._feed = _Normalised(how, device, kind)
             self.bytes = _weigh(module)
-            self._module = _hastened(module, self._feed, how, encoder.label)
+            if encoder.precision == "int8":
+                self._module = _in_integers(module, self._feed, how, encoder.label)
+            else:
+                self._module = _hastened(module, self._feed, how, encoder.label)
         else:
             module = encoders.load(encoder).to(device)
             self.bytes = _weigh(module)
@@ -87,7 +93,7 @@ class _Normalised:
     def __init__(
         self, how: Preprocess, device: torch.device, kind: torch.dtype
     ) -> None:
-        self._device, self._kind = device, kind
+        self.device, self._kind = device, kind
         # For whole rows of pixels at a time: on three channels alone vectors are idle.
         self._mean = torch.tensor(how.mean, device=device).repeat(how.crop)
         self._std = torch.tensor(how.std, device=device).repeat(how.crop)
@@ -96,15 +102,23 @@ class _Normalised:
         images, channels, height, width = batch.shape
         # The memory of pixels has the channels last, as convolutions like it best.
         rows = batch.transpose(0, 2, 3, 1).reshape(images, height, width * channels)
-        values = self._moved(torch.from_numpy(rows)).to(torch.float32)
-        # The order of torchvision's preset: to [0, 1], then normalise.
-        values = values.div_(255).sub_(self._mean).div_(self._std).to(self._kind)
+        values = self._normalised(torch.from_numpy(rows))
         return values.view(images, height, width, channels).permute(0, 3, 1, 2)
 
-    def _moved(self, rows: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return rows
-        return rows.pin_memory().to(self._device, non_blocking=True)
+    def _normalised(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cpu":
+            moved = rows.pin_memory().to(self.device, non_blocking=True)
+            return self._scaled(moved).to(self._kind)
+        values = torch.empty(rows.shape, dtype=self._kind)
+        # One image fits into the cache of a processor, where a batch does not.
+        for image, normalised in zip(rows, values, strict=True):
+            normalised.copy_(self._scaled(image))
+        return values
+
+    def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        # The order of torchvision's preset: to [0, 1], then normalise.
+        values = rows.to(torch.float32)
+        return values.div_(255).sub_(self._mean).div_(self._std)
 
 
 class _AsManyAsFit:
@@ -165,6 +179,41 @@ def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut
                 f"{label}: oneDNN gives other values than torch on this processor; "
                 "report it, and use precision=fp32 or another torch until it is mended"
             )
+    return cut
+
+
+def _in_integers(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
+    """``cut`` computing in int8, calibrated on fixed photographs.
+
+    Raises:
+        InvalidSpec: it cannot, and why.
+    """
+    if feed.device != CPU:
+        raise InvalidSpec(
+            f"{label}: int8 is for processors; on a GPU use precision=bf16, or set "
+            "CUDA_VISIBLE_DEVICES= (to nothing)"
+        )
+    if not quantising.can_quantise():
+        raise InvalidSpec(
+            f"{label}: int8 needs oneDNN and a processor with VNNI (avx512_vnni or "
+            "avx_vnni); use precision=fp32 or bf16"
+        )
+    layers = 0
+    if isinstance(cut.body, fx.GraphModule):
+        cut.body = graph = packing.inline(cut.body)
+        packing.fold(graph)
+        cut.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        pixels = photographs(how, draw=1)
+        starts = range(0, len(pixels), BATCH["cpu"])
+        batches = [feed(pixels[at : at + BATCH["cpu"]]) for at in starts]
+        if not _trial(cut, batches[0]).isfinite().all():
+            raise ValueError(_NOT_FINITE.format(label))
+        layers = quantising.quantise(graph, batches)
+    if not layers:
+        raise InvalidSpec(
+            f"{label}: it has no convolution or linear layer that can be computed in "
+            "int8; use precision=fp32 or bf16"
+        )
     return cut
 
 

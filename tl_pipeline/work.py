@@ -189,7 +189,11 @@ def resolve(
         encoder = encoders.resolve(wish, store, trust=not verify)
         if download and not EmbeddingFolder(store, encoder.key).begun():
             encoders.load(encoder)
-        return precision.choose(encoder, store) if wish.precision == "auto" else encoder
+        if wish.precision == "auto":
+            return precision.choose(encoder, store)
+        if wish.precision == "int8":
+            precision.measure(encoder, store)
+        return encoder
 
     return [joints.joined(list(map(one, members(wish))), wish) for wish in wishes]
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from tl_pipeline import tables
+from tl_pipeline import precision, tables
 from tl_pipeline.artifacts import Artifact, digest, write_atomically
 from tl_pipeline.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.encoders import Encoder
@@ -217,7 +217,7 @@ def _plan(
         stage="embed",
         subject=encoder.label,
         cached=not missing,
-        reason=_reason(context, encoder, images, missing),
+        reason=_reason(context, encoder, images, missing) + _drift(context, encoder),
         keys={"encoder": encoder.key},
         units=len(missing),
         seconds=time.perf_counter() - started,
@@ -271,6 +271,12 @@ def _reason(
     fresh = len(missing) - seen
     new = f"{fresh:,} of {len(images):,} images are new" if fresh else ""
     return "; ".join(said for said in (lost, new) if said)
+
+
+def _drift(context: Context, encoder: Encoder) -> str:
+    asked = encoder.precision == "int8"
+    found = precision.told(encoder, context.store) if asked else ""
+    return f"; {found}" if found else ""
 
 
 def _ids_of_last_run(context: Context) -> set[str]:
