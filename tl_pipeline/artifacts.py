@@ -120,7 +120,8 @@ class Store:
         marker = root / "store.json"
         if marker.exists():
             about = _read_json(marker)
-            found = about.get("format") if isinstance(about, dict) else None
+            about = about if isinstance(about, dict) else {}
+            found = about.get("format")
             if found != FORMAT:
                 raise StoreError(
                     f"{mirror.url or root} has store format {found}, this version "

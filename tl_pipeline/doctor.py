@@ -94,7 +94,8 @@ def _store(uri: str) -> str:
         pass
     free = shutil.disk_usage(place).free / 1e9
     state = "" if (store.root / "store.json").exists() else ", not made yet"
-    return f"{store.root}{state}, {free:.0f} GB free"
+    here = f" in its mirror {store.root}" if store.mirror.url else ""
+    return f"{store.uri}{state}, {free:.0f} GB free{here}"
 
 
 def _catalog() -> str:

@@ -9,7 +9,7 @@ of floats.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -287,6 +287,8 @@ def _ids_of_last_run(context: Context) -> set[str]:
 
 def _encoder_changes(context: Context, used: str, encoder: Encoder) -> str:
     file = EmbeddingFolder(context.store, used).path / "encoder.json"
+    with suppress(FileNotFoundError):
+        context.store.mirror.fetch([file])
     if not file.exists():
         return "another encoder"
     before = json.loads(file.read_text())
