@@ -125,7 +125,7 @@ def best(record: dict) -> dict:
         (["digits", "--backbone", "vgg16:size=3"], "Known parameters: backbone, layer"),
         (["digits", "--weights", "no.pth"], "no.pth does not exist"),
         (["digits", "--weights", "random:x"], "write random:SEED"),
-        (["digits", "--store", "s3://bucket"], "local folder"),
+        (["digits", "--store", "https://host/store"], "local folder"),
         (["digits", "--config", "no.yaml"], "no.yaml: no such file"),
         (["digits", "--catalog", "no.yaml"], "no.yaml: no such file"),
         ([], "name a DATASET"),

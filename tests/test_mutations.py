@@ -303,8 +303,8 @@ def test_what_was_embedded_is_what_pil_alone_sees(found: Found):
             assert decoded.size == found.sizes[uri], uri
 
 
-def test_memory_stays_below_a_gigabyte(found: Found):
-    assert found.imported < found.peak < 1024
+def test_memory_stays_within_half_a_gigabyte_of_the_libraries(found: Found):
+    assert found.imported < found.peak < found.imported + 512
 
 
 LARGEST = """

@@ -50,9 +50,10 @@ def call(place: Path, *arguments: object, code: int = 0) -> str:
 
 
 def asked(place: Path, *arguments: object):
-    """The JSON that ``tl`` prints."""
+    """The JSON that ``tl`` prints, among what it says on standard error."""
     said = call(place, *arguments, "--json")
-    return json.loads(said[min(said.index(c) for c in "[{" if c in said) :])
+    start = min(said.index(c) for c in "[{" if c in said)
+    return json.JSONDecoder().raw_decode(said[start:])[0]
 
 
 RUNS = {
