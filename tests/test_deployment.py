@@ -4,94 +4,14 @@ With a newer sqlalchemy schedules silently never fire, with a newer fastapi no s
 starts; this is the test that would notice.
 """
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.prefect_server import Server
 
-PREFECT = (sys.executable, "-m", "prefect")
 pytestmark = pytest.mark.timeout(600)
-
-
-class Server:
-    """A Prefect server on a free port of 127.0.0.1, with a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.api = f"http://127.0.0.1:{self.port}/api"
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-            "PREFECT_HOME": str(home),
-            "PREFECT_API_URL": self.api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
-        }
-        self._started: list[subprocess.Popen] = []
-
-    def start(self, *arguments: str) -> None:
-        self._started.append(
-            subprocess.Popen(
-                [*PREFECT, *arguments],
-                env=self.environment,
-                cwd=REPOSITORY,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        )
-
-    def call(self, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*PREFECT, *arguments],
-            env=self.environment,
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-
-    def post(self, path: str, body: dict) -> list[dict]:
-        request = urllib.request.Request(
-            f"{self.api}/{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def wait_until_up(self) -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"{self.api}/health", timeout=5).close()
-            except OSError:
-                time.sleep(0.5)
-            else:
-                return
-        pytest.fail("the Prefect server did not start within two minutes")
-
-    def stop(self) -> None:
-        for process in reversed(self._started):
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in self._started:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
 
 
 @pytest.fixture(scope="module")

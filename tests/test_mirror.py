@@ -201,7 +201,7 @@ def test_models_have_the_same_versions_and_champion_everywhere(at: At, folder: P
 # What goes wrong
 
 
-@pytest.mark.parametrize("writes", [1, 6, 14, 20])
+@pytest.mark.parametrize("writes", [1, 14])
 def test_a_connection_lost_while_sending_is_told_and_made_good(
     at: At, folder: Path, server: ObjectStore, url: str, writes: int
 ):
@@ -281,7 +281,6 @@ def test_a_killed_run_is_made_good_by_the_next(
     ("pattern", "damage", "stages"),
     [
         ("/part-", "truncated", {"embed"}),
-        ("/part-", "changed", {"embed"}),
         ("heads/*/head-*.skops", "truncated", {"train"}),
         ("heads/*/provenance.json", "changed", {"train"}),
         ("evaluations/*/metrics-", "changed", {"evaluate"}),

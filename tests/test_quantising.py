@@ -150,7 +150,6 @@ def test_codes_hold_zero_exactly():
         "resnet18",
         "squeezenet1_1",
         "mobilenet_v3_small",
-        "densenet121:crop=96,resize=96",
         "swin_t:crop=96,resize=96",
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.prefect_server import Server
 from tl_pipeline import catalog
 
 BLOCK = re.compile(
@@ -40,34 +41,44 @@ def test_readme_works_from_top_to_bottom(folder: Path, tmp_path: Path):
     tl = bin_folder / "tl"
     tl.write_text(f'#!/bin/sh\nexec {sys.executable} -m tl_pipeline.cli "$@"\n')
     tl.chmod(0o755)
+    # Without it every run would start a server for itself; test_cli.py sees that.
+    server = Server(tmp_path / "prefect")
+    server.start("server", "start", "--host", "127.0.0.1", "--port", str(server.port))
+    server.wait_until_up()
     environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
+        **{k: v for k, v in server.environment.items() if not k.startswith("TL_")},
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
-        "PREFECT_HOME": str(tmp_path / "prefect"),
     }
-    executed = 0
-    for kind, code in blocks():
-        if kind == "yaml":
-            name = "data_catalog" if "version" in code else "comparison"
-            (place / f"{name}.yaml").write_text(code)
-            continue
-        if kind not in ("sh", "python"):
-            continue
-        command = ["sh", "-e"] if kind == "sh" else [sys.executable, "-"]
-        done = subprocess.run(
-            command,
-            input=code,
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
+    try:
+        executed = sum(
+            carried_out(kind, code, place, environment) for kind, code in blocks()
         )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-        executed += 1
+    finally:
+        server.stop()
     assert executed >= 6
+
+
+def carried_out(kind: str, code: str, place: Path, environment: dict[str, str]) -> bool:
+    """Whether a block was a program, which ended well; a file is written."""
+    if kind == "yaml":
+        name = "data_catalog" if "version" in code else "comparison"
+        (place / f"{name}.yaml").write_text(code)
+    if kind not in ("sh", "python"):
+        return False
+    command = ["sh", "-e"] if kind == "sh" else [sys.executable, "-"]
+    done = subprocess.run(
+        command,
+        input=code,
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return True
 
 
 def test_what_is_not_executed_says_why():
