@@ -10,11 +10,11 @@ the members has not scored is left out.
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,10 @@ from tl_pipeline.averaging import Said, averaged, greedy, shared
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.labels import groups_of, units
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.scored_rows import metric_rows, predictions
 from tl_pipeline.specs import Ensemble
 from tl_pipeline.splits import TEST, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
-
-if TYPE_CHECKING:
-    from tl_pipeline.metrics import Score
-    from tl_pipeline.operating_point import OperatingPoint
 
 # Bump when the same inputs must give other rows.
 VERSION = 1
@@ -249,15 +246,23 @@ def _write(
     metrics = [
         row
         for split, said in calibrated.items()
-        for row in _metric_rows(
+        for row in metric_rows(
             about | {"split": split, "images": len(said.image_ids)}, found[split]
         )
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
-    predictions = [
-        _predictions(key, split, said, point) for split, said in calibrated.items()
+    rows = [
+        predictions(
+            {"evaluation": key, "split": split},
+            said.image_ids.tolist(),
+            said.labels,
+            said.classes,
+            said.probabilities,
+            point,
+        )
+        for split, said in calibrated.items()
     ]
-    tables.write(PREDICTIONS, pa.concat_tables(predictions), folder)
+    tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
     chosen = {
         "members": [
             {"evaluation": member.evaluation.key, "times": count}
@@ -268,34 +273,3 @@ def _write(
     (folder / "chosen.json").write_text(json.dumps(chosen, ensure_ascii=False))
     point.write(folder)
     return key
-
-
-def _metric_rows(
-    about: dict[str, Any], found: "Sequence[Score]"
-) -> Iterator[dict[str, Any]]:
-    for score in found:
-        values = {"value": score.value, "low": score.low, "high": score.high}
-        yield {**about, "metric": score.metric, **values}
-
-
-def _predictions(key: str, split: str, said: Said, point: "OperatingPoint") -> pa.Table:
-    images, classes = said.probabilities.shape
-    sets = point.sets(said.probabilities)
-    own = np.array(said.classes) == said.labels[:, None]
-    winners = said.probabilities.argmax(axis=1)
-    ends = pa.array(np.arange(images + 1, dtype=np.int32) * classes)
-    rows = pa.array(np.ascontiguousarray(said.probabilities).ravel())
-    return pa.table(
-        {
-            "evaluation": pa.array([key] * images, pa.string()),
-            "image_id": said.image_ids,
-            "split": pa.array([split] * images, pa.string()),
-            "label": said.labels,
-            "predicted": np.array(said.classes)[winners],
-            "confidence": said.probabilities.max(axis=1),
-            "probabilities": pa.ListArray.from_arrays(ends, rows),
-            "accepted": point.accepted(said.probabilities),
-            "set_size": sets.sum(axis=1),
-            "in_set": (sets & own).any(axis=1),
-        }
-    )

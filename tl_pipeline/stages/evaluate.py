@@ -10,15 +10,16 @@ is to learn from validation too before it meets test, is fitted here, as
 
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from tl_pipeline import fits, heads, joints, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.averaging import aligned
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.labels import groups_of, labels_of, units
@@ -29,14 +30,13 @@ from tl_pipeline.planning import (
     Step,
     why_not_cached,
 )
+from tl_pipeline.scored_rows import metric_rows, predictions
 from tl_pipeline.specs import HeadConfig, HeadSpec
 from tl_pipeline.splits import TEST, TRAIN, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
-    from tl_pipeline.evaluation import HeldOut, Scored
-    from tl_pipeline.heads.fitted import FittedHead
-    from tl_pipeline.operating_point import OperatingPoint
+    from tl_pipeline.evaluation import HeldOut
 
 # Bump when the same inputs must give other rows.
 VERSION = 2
@@ -181,16 +181,35 @@ def _write(
     metrics = [
         row
         for scored in (*tried, test)
-        for row in _metric_rows(key, document, scored, chosen.head)
+        for row in metric_rows(
+            {
+                "evaluation": key,
+                "encoder_key": scored.head.encoder_key,
+                "encoder": document["params"]["encoder"],
+                "family": document["params"]["family"],
+                "head": heads.label(scored.head.config),
+                "chosen": scored.head.config == chosen.head.config,
+                "split": scored.rows.split,
+                "images": len(scored.rows.labels),
+            },
+            scored.scores,
+        )
     ]
+    # one order for both splits: after a refit the head may know more classes
     classes = test.head.classes
-    predictions = [
-        row
+    rows = [
+        predictions(
+            {"evaluation": key, "split": scored.rows.split},
+            scored.rows.embeddings.image_ids,
+            scored.rows.labels,
+            classes,
+            aligned(scored.probabilities, scored.head.classes, classes),
+            point,
+        )
         for scored in (chosen, test)
-        for row in _prediction_rows(key, scored, classes, point)
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
-    tables.write(PREDICTIONS, tables.from_rows(PREDICTIONS, predictions), folder)
+    tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
     about = {"head": final.key, "classes": classes}
     (folder / CHOSEN).write_text(json.dumps(about, ensure_ascii=False))
     point.write(folder)
@@ -246,52 +265,3 @@ def _fit(
     fits.make(context, embeddings, rows, [config])
     key = digest(fits.document(context, embeddings, rows, config))
     return (Artifact("heads", key, key),)
-
-
-def _metric_rows(
-    key: str, document: KeyDocument, scored: "Scored", chosen: "FittedHead"
-) -> Iterator[Row]:
-    for score in scored.scores:
-        yield {
-            "evaluation": key,
-            "encoder_key": scored.head.encoder_key,
-            "encoder": document["params"]["encoder"],
-            "family": document["params"]["family"],
-            "head": heads.label(scored.head.config),
-            "chosen": scored.head.config == chosen.config,
-            "split": scored.rows.split,
-            "metric": score.metric,
-            "value": score.value,
-            "low": score.low,
-            "high": score.high,
-            "images": len(scored.rows.labels),
-        }
-
-
-def _prediction_rows(
-    key: str, scored: "Scored", classes: list[str], point: "OperatingPoint"
-) -> Iterator[Row]:
-    """Rows whose probabilities are in the order of ``classes``.
-
-    A head that did not learn one of them gives it 0.
-    """
-    known = [classes.index(name) for name in scored.head.classes]
-    probabilities = np.zeros((len(scored.rows.labels), len(classes)), np.float32)
-    probabilities[:, known] = scored.probabilities
-    winners = probabilities.argmax(axis=1)
-    sets = point.sets(scored.probabilities)
-    accepted = point.accepted(scored.probabilities)
-    for i, image_id in enumerate(scored.rows.embeddings.image_ids):
-        label = str(scored.rows.labels[i])
-        yield {
-            "evaluation": key,
-            "image_id": image_id,
-            "split": scored.rows.split,
-            "label": label,
-            "predicted": classes[winners[i]],
-            "confidence": probabilities[i, winners[i]],
-            "probabilities": probabilities[i],
-            "accepted": bool(accepted[i]),
-            "set_size": int(sets[i].sum()),
-            "in_set": label in np.array(scored.head.classes)[sets[i]],
-        }
