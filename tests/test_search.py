@@ -65,17 +65,17 @@ def test_groups_of_one_row_each_are_as_if_there_were_none():
     np.testing.assert_array_equal(dealt(y, 3, 7), dealt(y, 3, 7, np.arange(30)))
 
 
-HOLDING = [name for name, row in HEADS.items() if row.holds_out]
+HOLDING = [name for name, row in HEADS.items() if row.takes_groups]
 
 
-def test_exactly_the_heads_that_hold_rows_out_take_groups():
+def test_exactly_the_heads_that_say_so_take_groups():
     from sklearn.utils.validation import has_fit_parameter
 
     for name in HEADS:
         config = grid(name)[0]
         model = heads.build(config, 0)
         last = getattr(model, "steps", [("", model)])[-1][1]
-        assert has_fit_parameter(last, "groups") == HEADS[name].holds_out, name
+        assert has_fit_parameter(last, "groups") == HEADS[name].takes_groups, name
 
 
 @pytest.mark.parametrize("name", HOLDING)

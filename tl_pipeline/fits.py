@@ -5,7 +5,9 @@ own, whoever asks for it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tl_pipeline import joints
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
@@ -14,6 +16,9 @@ from tl_pipeline.heads import HEADS
 from tl_pipeline.labels import TrainingRows, training_rows
 from tl_pipeline.planning import Context
 from tl_pipeline.specs import HeadConfig
+
+if TYPE_CHECKING:
+    from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give other heads.
 VERSION = 1
@@ -43,9 +48,9 @@ def document(
 
 
 def inputs(rows: TrainingRows, head: str) -> dict[str, str]:
-    """The fingerprints of ``rows``; groups count for heads that hold rows out."""
+    """The fingerprints of ``rows``; groups count for heads that take them."""
     found = {"training rows": rows.fingerprint}
-    if rows.groups and HEADS[head].holds_out:
+    if rows.groups and HEADS[head].takes_groups:
         found["groups"] = digest(sorted(rows.groups.items()))
     return found
 
@@ -96,11 +101,13 @@ def make(
         head = fitted.fitted_head(
             configs[at], context.seed, embeddings.key, fit.estimator
         )
-        key = digest(documents[at])
-
-        def write(folder: Path, head: fitted.FittedHead = head, key: str = key) -> str:
-            fitted.save(head, folder)
-            return key
-
+        write = partial(_save, head, digest(documents[at]))
         store.build("heads", documents[at], write)
         done()
+
+
+def _save(head: "FittedHead", key: str, folder: Path) -> str:
+    from tl_pipeline.heads import fitted  # noqa: PLC0415 - as above
+
+    fitted.save(head, folder)
+    return key

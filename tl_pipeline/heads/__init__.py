@@ -2,10 +2,10 @@
 
 Every head is a scikit-learn classifier (``fit``, ``predict_proba``, ``classes_``), the
 neural one too. Where images have weights, ``fit`` must take ``sample_weight``: a head
-that does not is refused for such a dataset (``fitted.fit_arguments``). One that holds
-rows out takes ``groups``. To add one: a factory in ``classical.py`` or a module of its
-own, and a row in ``table.HEADS``. A default that is a list is a grid: each of its
-values is trained.
+that does not is refused for such a dataset (``fitted.fit_arguments``). Those that
+take ``groups`` say so in their row. To add one: a factory in ``classical.py`` or a
+module of its own, and a row in ``table.HEADS``. A default that is a list is a grid:
+each of its values is trained.
 
 A parameter among ``options`` came later, or is rarely touched: where it stands at its
 default it is left out of a configuration, and so of its key and its label.

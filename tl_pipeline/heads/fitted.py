@@ -81,7 +81,7 @@ def fit(
     """Fit ``config`` on ``embeddings``, whose rows have ``labels`` of shape (n,).
 
     ``weights`` of shape (n,), above 0, tell how many copies of it each row counts for;
-    rows of one of ``groups`` (n,) are nearly the same, for heads that hold rows out.
+    rows of one of ``groups`` (n,) are nearly the same, for heads that take them.
 
     Raises:
         InvalidSpec: there are weights, and this head cannot take them.

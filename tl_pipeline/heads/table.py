@@ -27,7 +27,7 @@ class Head:
     ``options`` are further parameters and their defaults; those of ``PREPARATION`` make
     steps before the head. ``limits`` are the least and the greatest value of each
     parameter that is a number, where they are not ``parameters.LIMITS``. A head that
-    ``holds_out`` some of its training rows holds out whole groups.
+    ``takes_groups`` holds out some of its training rows, whole groups of them.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Head:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     control: bool = False
     options: Mapping[str, Scalar] = field(default_factory=dict)
-    holds_out: bool = False
+    takes_groups: bool = False
 
     @property
     def parameters(self) -> dict[str, Scalar | list[Scalar]]:
@@ -79,7 +79,7 @@ HEADS: dict[str, Head] = {
             "support_vectors:LinearSVMHead",
             {"C": [1e-4, 1e-3, 1e-2]},
             options={**PREPARATION, **BALANCE},
-            holds_out=True,
+            takes_groups=True,
         ),
         Head(
             "rbf_svm",
@@ -87,7 +87,7 @@ HEADS: dict[str, Head] = {
             "classical:rbf_svm",
             {"C": [1.0, 10.0], "gamma": "scale"},
             options={**PREPARATION, **BALANCE},
-            holds_out=True,
+            takes_groups=True,
         ),
         Head(
             "lda",
