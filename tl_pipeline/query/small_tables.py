@@ -27,11 +27,16 @@ class SmallTable(NamedTuple):
 
 def small_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
     """Every small table by its name."""
-    return {**_of_runs(store, records), **_of_store(store, records)}
-
-
-def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
     latest = {record.dataset: record for record in records}
+    return {
+        **_of_runs(records),
+        **_of_images(store, records, latest),
+        **_of_heads(store, records, latest),
+        **_of_store(store, records),
+    }
+
+
+def _of_runs(records: list[RunRecord]) -> dict[str, SmallTable]:
     return {
         "runs": SmallTable(
             map(_run, records),
@@ -58,6 +63,13 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             "One row per run and encoder that embedded images: where its seconds went; "
             "all but elapsed add up all threads, idle is the network's.",
         ),
+    }
+
+
+def _of_images(
+    store: Store, records: list[RunRecord], latest: Mapping[str, RunRecord]
+) -> dict[str, SmallTable]:
+    return {
         "splits": SmallTable(
             [row for record in records for row in _splits(record)],
             _schema(
@@ -86,6 +98,13 @@ def _of_runs(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
             _schema("dataset image_id near_id:s", "similarity:f", "cluster:i"),
             "One row per pair of near duplicates in the latest run of each dataset.",
         ),
+    }
+
+
+def _of_heads(
+    store: Store, records: list[RunRecord], latest: Mapping[str, RunRecord]
+) -> dict[str, SmallTable]:
+    return {
         "searches": SmallTable(
             [row for record in records for row in _searches(store, record)],
             _schema(
