@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from tl_pipeline.encoder_specs import parse_backbone
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.request import CatalogOption, Json, StoreOption
-from tl_pipeline.specs import HeadSpec, RunSpec
+from tl_pipeline.specs import HeadSpec, RunSpec, SearchSpec
 
 if TYPE_CHECKING:
     from tl_pipeline.few_shots import FewShots
@@ -53,14 +53,14 @@ def few_shot(
     if draws < 1:
         raise InvalidSpec(f"--draws must be at least 1, not {draws}")
     from tl_pipeline import catalog as entries
-    from tl_pipeline import console, heads, progress, work
+    from tl_pipeline import console, heads, progress, search, work
     from tl_pipeline.artifacts import Store
     from tl_pipeline.planning import Context
 
     named = [HeadSpec.parse(text) for text in head or _USUAL]
     wanted = [heads.complete(one) for given in named for one in heads.expanded(given)]
     for one in wanted:
-        work.candidates(one, RunSpec(dataset=dataset).search, seed)
+        search.candidates(one, SearchSpec(), seed)  # refuses ranges
     wishes = tuple(map(parse_backbone, backbone)) or RunSpec(dataset="-").backbones
     place, entry = Store.open(store), entries.find(dataset, catalog)
     work.check_modality(entry, wishes)

@@ -164,6 +164,6 @@ def _at_once(tasks: list[_Task], rows: Rows) -> Iterator[Fit]:
 
 
 def _fitting(rows: Rows) -> int:
-    """How many fits memory has room for."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, int(free / (_ROOM * max(rows.x.nbytes, 1))))
+    """How many fits half of this machine's memory has room for."""
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return max(1, int(half / (_ROOM * max(rows.x.nbytes, 1))))
