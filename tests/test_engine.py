@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tl_pipeline import encoders, engine
+from tl_pipeline import encoders, engine, feeding
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -153,7 +153,7 @@ def test_a_changed_image_is_refused_and_a_vanished_one_too(
     vanished.unlink()
     done = embed(lenet, images, parts)
     reasons = {i: reason for i, (reason, _) in parts.refused().items()}
-    assert reasons == {images[0][0]: engine.CHANGED, images[1][0]: engine.UNREADABLE}
+    assert reasons == {images[0][0]: feeding.CHANGED, images[1][0]: feeding.UNREADABLE}
     assert parts.embedded() == {i for i, _ in images[2:]}
     assert (done.images, done.refused) == (58, 2)
 

@@ -244,15 +244,15 @@ def test_the_time_before_the_first_batch_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """128 images in the 2 s after the first batch, whatever that took."""
-    from tl_pipeline import engine
+    from tl_pipeline import embedded
     from tl_pipeline.timings import Clock
 
     clock = iter([100.0, 101.0, 102.0])
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(embedded.time, "perf_counter", lambda: next(clock))
     spent = Clock()
     spent.add("forward", 3.0, "one")
     spent.add("forward", 1.0, "other")
-    warm = engine._Warm(spent)
+    warm = embedded.Warm(spent)
     assert warm.seconds_per_image(["one", "other"]) == {}
     for images in (32, 64, 64):
         warm.saw(images)

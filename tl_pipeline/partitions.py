@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import DatasetSpec
+from tl_pipeline.embedded import Embedded
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DatasetError, StoreError
@@ -32,7 +33,8 @@ from tl_pipeline.stages.embed import Group, alike, unsettled
 if TYPE_CHECKING:
     import torch
 
-    from tl_pipeline.engine import Embedded, Image, Job
+    from tl_pipeline.engine import Job
+    from tl_pipeline.feeding import Image
     from tl_pipeline.forward import Forward
 
 # Task runs of one flow run that a Prefect server on SQLite handles well.
@@ -99,7 +101,7 @@ def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
         context.store.mirror.remove_folder(lists)
 
 
-def embed(partition: Partition, cores: int) -> Mapping[str, "Embedded"]:
+def embed(partition: Partition, cores: int) -> Mapping[str, Embedded]:
     """Embed a partition in this process, on ``cores``; what was done, by encoder key.
 
     One partition at a time: several would share cores and memory. Networks are kept
@@ -123,7 +125,7 @@ def embed(partition: Partition, cores: int) -> Mapping[str, "Embedded"]:
         # Of a worker that died the parts are there.
         groups = alike(jobs, images) if again else [Group(jobs, images)]
         total = {
-            job.encoder.key: _settled(job, images) if again else engine.Embedded()
+            job.encoder.key: _settled(job, images) if again else Embedded()
             for job in jobs
         }
         read = open_source(partition.dataset).read
@@ -191,10 +193,8 @@ def _begin(store: Store, listed: Path) -> bool:
     return again
 
 
-def _settled(job: "Job", images: Sequence["Image"]) -> "Embedded":
+def _settled(job: "Job", images: Sequence["Image"]) -> Embedded:
     """What a worker that died did of these images."""
-    from tl_pipeline.engine import Embedded  # noqa: PLC0415 - imports torch
-
     ids = {image_id for image_id, _ in images}
     left = {image_id for image_id, _ in unsettled(job.folder, images)}
     embedded = ids & job.folder.embedded()

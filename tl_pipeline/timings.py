@@ -15,10 +15,10 @@ _BUSY = 0.8  # of the time: then the network is what everything waits for
 class Timings:
     """Seconds that one encoder cost; what several share is split equally among them.
 
-    All but ``elapsed`` add up the threads that did so. ``idle`` is how long those that
-    drive the network waited for a batch; ``transfer`` is normalising and, with a GPU,
-    moving pixels there. ``elapsed`` is the encoder's share of the whole pass by the
-    clock.
+    All but ``elapsed`` add up the threads that did so. ``idle`` is how long the network
+    waited for batches, be it that those who drive it decoded them; ``transfer`` is
+    normalising and, with a GPU, moving pixels there. ``elapsed`` is the encoder's share
+    of the whole pass by the clock.
     """
 
     read: float = 0.0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tl_pipeline import precision, tables
 from tl_pipeline.artifacts import Artifact, digest, write_atomically
+from tl_pipeline.embedded import Embedded
 from tl_pipeline.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.planning import Context, EmbeddingsOf, Outcome, Step, field_changes
@@ -24,7 +25,8 @@ from tl_pipeline.tables import MANIFEST
 from tl_pipeline.timings import Timings
 
 if TYPE_CHECKING:
-    from tl_pipeline.engine import Embedded, Image, Job
+    from tl_pipeline.engine import Job
+    from tl_pipeline.feeding import Image
 
 
 class Speed(NamedTuple):
@@ -57,7 +59,7 @@ class Group(NamedTuple):
 class Spread(NamedTuple):
     """What was done elsewhere, by encoder key, and where, in words."""
 
-    done: "Mapping[str, Embedded]"
+    done: Mapping[str, Embedded]
     where: str
 
 
@@ -142,7 +144,7 @@ def fill(
     jobs = [engine.Job(e, EmbeddingFolder(context.store, e.key)) for e in encoders]
     # Neighbours in a tar, a row group or a folder are read together.
     by_place = sorted(images, key=lambda image: image[1])
-    total = {encoder.key: engine.Embedded() for encoder in encoders}
+    total = {encoder.key: Embedded() for encoder in encoders}
     with ExitStack() as locks:
         # in one order everywhere, so that no two runs wait for each other
         for job in sorted(jobs, key=lambda job: job.encoder.key):
@@ -190,7 +192,7 @@ def alike(
     return [Group([jobs[at] for at in which], found) for which, found in groups.items()]
 
 
-def _filled(job: "Job", done: "Embedded", away: Spread) -> Filled:
+def _filled(job: "Job", done: Embedded, away: Spread) -> Filled:
     """What was done here and elsewhere; our own speed is remembered for plans."""
     known, speed = known_speed(job.folder), None
     if done.seconds_per_image:
