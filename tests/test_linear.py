@@ -13,7 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from tl_pipeline.heads import curvature, passes, softmax_rows
+from tl_pipeline.heads.descent import Descent, Pair
 from tl_pipeline.heads.linear import LinearClassifier
+from tl_pipeline.heads.passes import Passes
 from tl_pipeline.heads.ridge import RidgeHead, decompose
 from tl_pipeline.heads.softmax_path import PathHead, fit_path
 from tl_pipeline.heads.softmax_rows import moments
@@ -325,3 +327,44 @@ LEFT_OUT = (
 )
 def test_linear_heads_are_scikit_learn_classifiers(estimator: Any, check: Any):
     check(estimator)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("seed", "n", "width", "classes"),
+    [(1, 200, 12, 3), (29, 400, 30, 6), (39, 300, 20, 4)],
+)
+def test_rounding_in_the_last_steps_of_a_weak_penalty_leads_nowhere(
+    seed: int, n: int, width: int, classes: int
+):
+    """Steps so small that their curvature was rounding once made weights of NaN."""
+    chance = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    noise = chance.normal(size=(classes, width))[y], chance.normal(size=(n, width))
+    x = (noise[0] + noise[1] * (0.5 + seed % 5 * 0.2)).astype(np.float32)
+    cs, folds = [1.0, 1e2, 1e3, 1e4], np.arange(n) // classes % 3
+    found = fit_path(x, y, cs, folds, fold_tol=1e-8)
+    exact = fit_path(x.astype(np.float64), y, cs, folds, fold_tol=1e-8)
+    assert all(np.isfinite(head.coef).all() for head in found.heads)
+    np.testing.assert_allclose(found.log_loss, exact.log_loss, rtol=1e-2)
+    np.testing.assert_allclose(found.accuracy, exact.accuracy, atol=0.011)
+
+
+def test_a_direction_that_is_not_downhill_gives_way_to_the_gradient():
+    x, y = rows()
+    ready = softmax_rows.prepare(
+        x,
+        np.unique(y, return_inverse=True)[1],
+        np.ones(len(x)),
+        None,
+        standardise=True,
+        device="cpu",
+    )
+    descent = Descent(Passes(ready.rows), curvature.basis(ready.rows), 1.0, 1e-9)
+    w = torch.zeros(1, x.shape[1] + 1, 4)
+    _, g, solved, _ = descent._begin(w)
+    descent.pairs = [Pair(g, g, solved, torch.tensor([np.inf]))]
+    torch.testing.assert_close(descent._direction(g, solved), -solved)
+    descent.pairs = []
+    descent._remember(solved, 1e-9 * g, 1e9 * solved)
+    assert descent.pairs[0].inverse.item() == 0

@@ -19,6 +19,7 @@ REFRESH = (24, 60)  # iterations after which the curvature is taken anew
 HALVINGS = 30
 FLOOR = 1e-3  # of the gap, to which steps by changes are trusted
 ROUGH = 1e-6  # of the loss, to which it is known in float32
+ODD = 1e6  # times the curvature that was expected of a step: no curvature but rounding
 PATIENCE = 15  # iterations without a better gap before float64 takes over
 
 
@@ -248,7 +249,9 @@ class Descent:
                 right *= _wide(self._scale(), right)
             beta = _dot(pair.change, right) * pair.inverse
             right += _wide(alpha - beta, right) * pair.step
-        return -right
+        # downhill, or what rounding made of the pairs is not used
+        down = _dot(g, right) > 0
+        return -torch.where(down[:, None, None], right, solved)
 
     def _scale(self) -> torch.Tensor:
         last = self.pairs[-1]
@@ -258,8 +261,14 @@ class Descent:
     def _remember(
         self, step: torch.Tensor, change: torch.Tensor, solved: torch.Tensor
     ) -> None:
+        """Keep a pair, but of heads where it is rounding.
+
+        The inverse curvature makes of the change about the step: the ratio of their
+        products with the change would be 1 if it were exact.
+        """
         product = _dot(step, change)
-        good = product > 1e-12 * _dot(step, step)
+        ratio = product / _dot(change, solved)
+        good = (product > 1e-12 * _dot(step, step)) & (ratio > 1 / ODD) & (ratio < ODD)
         inverse = torch.where(good, 1 / torch.where(good, product, 1), 0)
         self.pairs = [*self.pairs, Pair(step, change, solved, inverse)][-MEMORY:]
 
