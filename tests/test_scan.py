@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from tl_pipeline import identity, splits, tables
 from tl_pipeline import scan as scanning
 from tl_pipeline.artifacts import Store, digest
-from tl_pipeline.datasets import DigitsSpec, SplitSpec
+from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.identity import Memo, image_id
 from tl_pipeline.images import RefusedImage, probe
 from tl_pipeline.scan import Scan, scan
 from tl_pipeline.sources import Entry
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 Row = dict[str, Any]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tl_pipeline import backbones, catalog, encoders, heads, joints, precision, runs
 from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import DatasetSpec, Modality
+from tl_pipeline.catalog_entry import Modality
+from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoder_specs import BackboneSpec, EncoderSpec, members, parse_backbone
 from tl_pipeline.encoders import Encoder
