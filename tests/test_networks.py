@@ -15,11 +15,12 @@ from tests.likely_weights import State, likely_state, noise
 from tl_pipeline import backbones, encoders, networks
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES, Layer
-from tl_pipeline.cuts import Cut, gem
+from tl_pipeline.cuts import Cut
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.images import Preprocess
 from tl_pipeline.lenet import LeNet5
+from tl_pipeline.pooling import gem
 from tl_pipeline.specs import EncoderSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
