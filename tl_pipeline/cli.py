@@ -143,7 +143,7 @@ def sql(
 @app.command
 def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     """List the registered models, their scores, and who is champion."""
-    from tl_pipeline import console, registry
+    from tl_pipeline import console, mlflow_index, registry
     from tl_pipeline.artifacts import Store
 
     rows = registry.models(Store.open(store))
@@ -151,7 +151,7 @@ def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     columns += ["validation_accuracy", "test_accuracy", "folder"]
     console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
     if rows and not json:
-        console.out.print(f"\nMLflow: {registry.database(Store.open(store))}")
+        console.out.print(f"\nMLflow: {mlflow_index.database(Store.open(store))}")
 
 
 @app.command
