@@ -30,19 +30,6 @@ from tl_pipeline.cuts import Cut, node_names, shapes
 from tl_pipeline.errors import UnknownName, WeightsError
 from tl_pipeline.images import Preprocess
 from tl_pipeline.pooling import Shape, usual_pooling
-from tl_pipeline.weight_files import read_state
-
-__all__ = [
-    "Node",
-    "graph",
-    "hollow",
-    "input_shape",
-    "layer_at",
-    "pretrained",
-    "read_state",
-    "untrained",
-    "widths",
-]
 
 State = Mapping[str, torch.Tensor]
 
