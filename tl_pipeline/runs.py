@@ -1,7 +1,7 @@
 """The record of every finished run: which artifacts it used, and what it found."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ def every(store: Store) -> list[RunRecord]:
     store.mirror.fetch_folder(store.root / "runs")
     files = sorted((store.root / "runs").glob("*/*.json"), key=lambda file: file.name)
     return [RunRecord.model_validate_json(file.read_text()) for file in files]
+
+
+def latest_of_each(records: Iterable[RunRecord]) -> dict[str, RunRecord]:
+    """The last of ``records``, which are oldest first, of every dataset."""
+    return {record.dataset: record for record in records}
 
 
 def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, str]]:
