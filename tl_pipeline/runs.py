@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from tl_pipeline import joints, split_report, tables
+from tl_pipeline import joints, split_counts, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.decisions import Decisions
@@ -182,9 +182,9 @@ def splits(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
     before = store.find("manifests", last.manifest) if last else None
 
     def images(of: Artifact) -> pa.Table:
-        return tables.read(MANIFEST, store.path(of), split_report.COLUMNS)
+        return tables.read(MANIFEST, store.path(of), split_counts.COLUMNS)
 
-    return split_report.describe(
+    return split_counts.describe(
         images(manifest),
         tables.read(DUPLICATES, store.path(manifest)),
         images(before) if before else None,
