@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_pipeline import identity, splits, tables
+from tl_pipeline import columns, identity, splits, tables
 from tl_pipeline import scan as scanning
 from tl_pipeline.artifacts import Store, digest
 from tl_pipeline.datasets import DigitsSpec
@@ -182,6 +182,7 @@ def test_columns_hold_what_a_loop_over_rows_finds(entries, how, size):
         tempfile.TemporaryDirectory() as folder,
         patch.multiple(scanning, _BATCH=size, _SLICE=size),
         patch.multiple(tables, _STEP=size),
+        patch.multiple(columns, _STEP=size),
         patch.multiple(identity, _STEP=size),
     ):
         store = Store.open(folder)
