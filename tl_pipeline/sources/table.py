@@ -140,7 +140,7 @@ class Table:
         stamp = self._files.stamp(file)
         if self._texts:
             return self._texts.read(file, row, stamp)
-        if ending(file) != PARQUET:
+        if self._mark(file) is not None:
             return None
         data = self._images.read(file, row, stamp)
         return data if isinstance(data, bytes) else None
@@ -151,12 +151,12 @@ class Table:
         names = (inputs, spec.label_column, spec.split_column)
         names = (*names, spec.group_column, spec.weight_column)
         try:
-            if ending(file) == PARQUET:
+            mark = self._mark(file)
+            if mark is None:
                 source = storage.arrow(file)
                 texts = self._texts is not None
                 rows = parquet_rows(file, source, names, of_texts=texts)
             else:
-                mark = spec.separator or SEPARATORS[ending(file)]
                 rows = text_rows(file, storage.stream(file), names, mark)
             for path, label, split, *others in rows:
                 yield path, label, split_of(split, file), *others
@@ -169,4 +169,5 @@ class Table:
 
     def _mark(self, file: Place) -> str | None:
         """What parts the cells of a text file; None for Parquet."""
-        return self._spec.separator or SEPARATORS.get(ending(file))
+        kind = ending(file)
+        return None if kind == PARQUET else self._spec.separator or SEPARATORS[kind]
