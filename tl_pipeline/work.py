@@ -102,6 +102,26 @@ def prepare(
     return Work(spec, context, work, found[-1] if looker else None, skipped)
 
 
+def prepare_encoders(
+    dataset: str,
+    asked: Sequence[BackboneSpec],
+    store: Store,
+    *,
+    catalog_file: Path | None,
+    seed: int,
+    verify: bool,
+) -> tuple[Context, list[AnyEncoder]]:
+    """What a command needs that embeds and is no run; weights are downloaded.
+
+    Raises:
+        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``prepare``.
+    """
+    entry = catalog.find(dataset, catalog_file)
+    check_modality(entry, asked)
+    context = Context(store=store, dataset=entry, seed=seed, trust_memo=not verify)
+    return context, resolve(asked, store, verify=verify, download=True)
+
+
 def _complete(spec: RunSpec) -> list[HeadSpec]:
     """The heads of ``spec``, those of profiles among them, each once.
 
