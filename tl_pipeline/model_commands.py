@@ -11,12 +11,13 @@ def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     from tl_pipeline import console, mlflow_index, registry
     from tl_pipeline.artifacts import Store
 
-    rows = registry.models(Store.open(store))
+    opened = Store.open(store)
+    rows = registry.models(opened)
     columns = ["name", "version", "aliases", "encoder", "head"]
     columns += ["validation_accuracy", "test_accuracy", "folder"]
     console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
     if rows and not json:
-        console.out.print(f"\nMLflow: {mlflow_index.database(Store.open(store))}")
+        console.out.print(f"\nMLflow: {mlflow_index.database(opened)}")
 
 
 def predict(

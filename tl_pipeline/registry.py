@@ -186,9 +186,10 @@ def load_model(store: Store, name: str, alias: str = CHAMPION) -> Model:
         UnknownName: no such model or alias.
         UnsafeModelFile: its head holds what must not be loaded.
     """
-    rows = [row for row in models(store) if row["name"] == name]
+    every = models(store)
+    rows = [row for row in every if row["name"] == name]
     if not rows:
-        raise UnknownName("model", name, {row["name"] for row in models(store)})
+        raise UnknownName("model", name, {row["name"] for row in every})
     for row in rows:
         if alias in row["aliases"]:
             return open_model(store.root / "models" / row["model"])
