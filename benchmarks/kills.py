@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from photos import small
 from results import machine, record
 
-from tl_pipeline import catalog, encoders, pipeline
+from tl_pipeline import catalog, pipeline, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder, Embeddings
 from tl_pipeline.planning import Context
@@ -54,7 +54,7 @@ def work(
 ) -> tuple[int, Embeddings, list[str]]:
     """Embed what is missing: how many, all embeddings, and every id in the parts."""
     here = context(store, images)
-    encoder = encoders.resolve(EncoderSpec(backbone="lenet5"), here.store)
+    encoder = wishes.resolve(EncoderSpec(backbone="lenet5"), here.store)
     manifest = pipeline.ingest.run(here).output
     with reporting(_Told()) if told else nullcontext():
         step = embed.run(here, manifest, [encoder]).step

@@ -18,7 +18,7 @@ import torch
 from photos import files, photos
 from results import machine, processor, record
 
-from tl_pipeline import encoders, engine, forward, pixels
+from tl_pipeline import engine, forward, pixels, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.devices import cores
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -89,7 +89,7 @@ def main() -> None:
     images = [(image_id(file.read_bytes()), str(file)) for file in files(place)]
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "store")
-        wanted = [encoders.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
+        wanted = [wishes.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
     seconds: dict[str, list[float]] = {}
     for _ in range(3):
         seconds.setdefault("together", []).append(embedded(wanted, images))

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from tl_pipeline import catalog
-from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec, SplitSpec
+from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec
 from tl_pipeline.errors import CatalogError, UnknownName
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.split_specs import SplitSpec
 
 GOOD = """\
 version: 1

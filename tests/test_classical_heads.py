@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import SVC, LinearSVC
 
-from tl_pipeline.heads import cosine, trees
+from tl_pipeline.heads import cosine, tree_nodes
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
 from tl_pipeline.heads.folds import dealt
@@ -229,7 +229,7 @@ def test_a_class_of_one_row_is_in_every_fit_and_left_out_of_none():
 def test_a_forest_is_that_of_scikit_learn(
     classes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(trees, "CELLS", 700)
+    monkeypatch.setattr(tree_nodes, "CELLS", 700)
     x, y = rows(classes=classes)
     theirs = RandomForestClassifier(20, random_state=3).fit(x, y)
     found = ForestHead(20, random_state=3).fit(x, y)
@@ -242,7 +242,7 @@ def test_a_forest_is_that_of_scikit_learn(
 def test_boosting_is_that_of_scikit_learn(
     classes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(trees, "CELLS", 700)
+    monkeypatch.setattr(tree_nodes, "CELLS", 700)
     x, y = rows(classes=classes)
     x = x.astype(np.float32)
     theirs = HistGradientBoostingClassifier(

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torchvision.models import SqueezeNet1_0_Weights, get_model
 
-from tl_pipeline import backbones, encoders
+from tl_pipeline import backbones, encoder_networks, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
@@ -62,7 +62,7 @@ def resolved(store: Store, tmp_path: Path) -> Resolve:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(data)
         spec = EncoderSpec(backbone=backbone, weights=str(file), **more)
-        return encoders.resolve(spec, store)
+        return wishes.resolve(spec, store)
 
     return resolve
 
@@ -82,7 +82,7 @@ def embeddings(encoder: Encoder) -> torch.Tensor:
     how = encoder.preprocess
     shape = (4, 1 if how.grey else 3, how.crop, how.crop)
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    return encoders.load(encoder)(batch)
+    return encoder_networks.load(encoder)(batch)
 
 
 # The key
@@ -90,7 +90,7 @@ def embeddings(encoder: Encoder) -> torch.Tensor:
 
 def test_the_same_wish_has_the_same_key(store: Store):
     spec = EncoderSpec(backbone="lenet5")
-    first, again = (encoders.resolve(spec, store) for _ in range(2))
+    first, again = (wishes.resolve(spec, store) for _ in range(2))
     assert first == again
     assert first.key == again.key
 
@@ -98,7 +98,7 @@ def test_the_same_wish_has_the_same_key(store: Store):
 def test_what_is_left_out_takes_the_defaults(store: Store):
     spelled = EncoderSpec(backbone="lenet5", layer="c5", weights="LETTERS")
     short = EncoderSpec(backbone="lenet5")
-    assert encoders.resolve(short, store) == encoders.resolve(spelled, store)
+    assert wishes.resolve(short, store) == wishes.resolve(spelled, store)
 
 
 def test_where_and_how_the_weights_file_is_called_is_no_part_of_the_key(
@@ -114,7 +114,7 @@ def test_where_and_how_the_weights_file_is_called_is_no_part_of_the_key(
 def test_named_weights_and_a_copy_of_their_file_have_the_same_key(
     store: Store, resolved: Resolve
 ):
-    named = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+    named = wishes.resolve(EncoderSpec(backbone="lenet5"), store)
     assert named.weights.file is not None
     copy = resolved(named.weights.file.read_bytes(), name="copy.safetensors")
     assert copy.key == named.key
@@ -144,7 +144,7 @@ def test_one_bit_of_one_weight_changes_the_key(resolved: Resolve, lenet_state: S
 def test_backbone_layer_weights_and_seed_change_the_key(
     store: Store, one: str, other: str
 ):
-    keys = {encoders.resolve(EncoderSpec.parse(s), store).key for s in (one, other)}
+    keys = {wishes.resolve(EncoderSpec.parse(s), store).key for s in (one, other)}
     assert len(keys) == 2
 
 
@@ -162,7 +162,7 @@ def test_backbone_layer_weights_and_seed_change_the_key(
     ids=lambda change: next(iter(change)),
 )
 def test_each_field_of_the_preprocessing_changes_the_key(store: Store, change: dict):
-    encoder = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+    encoder = wishes.resolve(EncoderSpec(backbone="lenet5"), store)
     other = encoder.preprocess.model_copy(update=change)
     assert other != encoder.preprocess
     assert encoder.model_copy(update={"preprocess": other}).key != encoder.key
@@ -170,14 +170,14 @@ def test_each_field_of_the_preprocessing_changes_the_key(store: Store, change: d
 
 def test_the_same_network_as_a_control_shares_its_embeddings(store: Store):
     spec = EncoderSpec(backbone="lenet5", weights="random:0")
-    keys = [encoders.resolve(spec, store, control=c).key for c in (False, True)]
+    keys = [wishes.resolve(spec, store, control=c).key for c in (False, True)]
     assert keys[0] == keys[1]
 
 
 def test_the_untrained_twin_differs_in_its_weights_alone(store: Store):
     spec = EncoderSpec(backbone="lenet5", layer="f6")
     trained, twin = (
-        encoders.resolve(s, store) for s in (spec, encoders.untrained_twin(spec, 3))
+        wishes.resolve(s, store) for s in (spec, wishes.untrained_twin(spec, 3))
     )
     assert twin.weights.seed == 3
     assert twin.key != trained.key
@@ -201,7 +201,7 @@ def test_the_untrained_twin_differs_in_its_weights_alone(store: Store):
 )
 def test_a_seed_must_be_a_whole_number(store: Store, text: str):
     with pytest.raises(InvalidSpec, match="random:SEED"):
-        encoders.resolve(EncoderSpec(backbone="lenet5", weights=text), store)
+        wishes.resolve(EncoderSpec(backbone="lenet5", weights=text), store)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_a_seed_must_be_a_whole_number(store: Store, text: str):
 )
 def test_unknown_names_are_refused(store: Store, spec: EncoderSpec):
     with pytest.raises(UnknownName):
-        encoders.resolve(spec, store)
+        wishes.resolve(spec, store)
 
 
 def test_missing_named_weights_say_what_to_put_where(store: Store, no_weights: Path):
     with pytest.raises(WeightsError) as fault:
-        encoders.resolve(EncoderSpec(backbone="squeezenet1_0"), store)
+        wishes.resolve(EncoderSpec(backbone="squeezenet1_0"), store)
     place = str(no_weights / "squeezenet1_0-b66bff10.pth")
     for told in ("IMAGENET1K_V1", place, "5 MB", "https://", "weights=FILE"):
         assert told in str(fault.value)
@@ -233,7 +233,7 @@ def test_a_wrong_file_under_torchvisions_name_is_refused(
     data = to_pth(seeded("squeezenet1_0").state_dict())
     (no_weights / "squeezenet1_0-b66bff10.pth").write_bytes(data)
     with pytest.raises(WeightsError) as fault:
-        encoders.resolve(EncoderSpec(backbone="squeezenet1_0"), store)
+        wishes.resolve(EncoderSpec(backbone="squeezenet1_0"), store)
     assert hashlib.sha256(data).hexdigest()[:8] in str(fault.value)
     assert "b66bff10" in str(fault.value)
 
@@ -260,18 +260,18 @@ def test_what_is_not_the_published_file_is_refused_and_left_alone(
     file.write_bytes(data)
     spec = EncoderSpec(backbone="squeezenet1_1")
     if download:
-        encoders.fetch(spec, store)
+        wishes.fetch(spec, store)
     with pytest.raises(
         WeightsError, match=r"not the published IMAGENET1K_V1.*b8a52dc0"
     ):
-        encoders.resolve(spec, store)
+        wishes.resolve(spec, store)
     assert file.read_bytes() == data
 
 
 def test_the_same_seed_for_other_weights_has_another_label(store: Store):
     texts = ["random:0", "random:0:IMAGENET1K_V2", "random:0:DEFAULT"]
     found = [
-        encoders.resolve(EncoderSpec(backbone="resnet50", weights=text), store)
+        wishes.resolve(EncoderSpec(backbone="resnet50", weights=text), store)
         for text in texts
     ]
     assert [encoder.weights.name for encoder in found] == [
@@ -294,13 +294,13 @@ def test_default_is_resolved_to_the_member_it_names(
     """So that the label and the key do not move with torchvision's choice."""
     spec = EncoderSpec(backbone=backbone, weights="DEFAULT")
     with pytest.raises(WeightsError, match=f"weights {member} are not on disk"):
-        encoders.resolve(spec, store)
+        wishes.resolve(spec, store)
 
 
 def test_a_missing_weights_file_is_refused(store: Store, tmp_path: Path):
     gone = tmp_path / "gone.pth"
     with pytest.raises(WeightsError, match=r"gone\.pth does not exist"):
-        encoders.resolve(EncoderSpec(backbone="lenet5", weights=str(gone)), store)
+        wishes.resolve(EncoderSpec(backbone="lenet5", weights=str(gone)), store)
 
 
 @pytest.mark.parametrize("name", ["random.pth", "random-init.safetensors"])
@@ -313,7 +313,7 @@ def test_a_weights_file_may_be_called_random(
 ):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(to_pth(lenet_state))
-    found = encoders.resolve(EncoderSpec(backbone="lenet5", weights=name), store)
+    found = wishes.resolve(EncoderSpec(backbone="lenet5", weights=name), store)
     assert found.weights.file == tmp_path / name
     assert found.weights.seed is None
 
@@ -404,7 +404,7 @@ def test_an_ambiguous_checkpoint_names_its_state_dicts(
 ):
     encoder = resolved(to_pth({"model": lenet_state, "model_ema": lenet_state}))
     with pytest.raises(WeightsError, match=r"\['model', 'model_ema'\].*torch\.save"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 def test_weights_that_are_not_finite_are_refused_where_they_are_used(
@@ -415,7 +415,7 @@ def test_weights_that_are_not_finite_are_refused_where_they_are_used(
     state["f6.weight"][3, 5] = torch.nan
     assert torch.isfinite(embeddings(resolved(to_pth(state)))).all()
     with pytest.raises(WeightsError, match=r"f6\.weight holds values .* not finite"):
-        encoders.load(resolved(to_pth(state), layer="f6"))
+        encoder_networks.load(resolved(to_pth(state), layer="f6"))
 
 
 BAD_FILES = {
@@ -444,7 +444,7 @@ def test_a_file_without_the_weights_is_refused_by_name(
 ):
     encoder = resolved(bad(lenet_state))
     with pytest.raises(WeightsError, match=r"weights\.pth"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, -1])
@@ -453,7 +453,7 @@ def test_a_truncated_safetensors_file_is_refused(
 ):
     encoder = resolved(to_safetensors(lenet_state)[:kept], name="w.safetensors")
     with pytest.raises(WeightsError, match=r"w\.safetensors"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 def test_weights_of_another_network_are_told_by_names_and_shapes(
@@ -461,7 +461,7 @@ def test_weights_of_another_network_are_told_by_names_and_shapes(
 ):
     encoder = resolved(to_pth(lenet_state), "squeezenet1_0")
     with pytest.raises(WeightsError) as fault:
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
     for told in ("squeezenet1_0", "missing", "features.0.weight", "unknown", "c1.wei"):
         assert told in str(fault.value)
 
@@ -469,7 +469,7 @@ def test_weights_of_another_network_are_told_by_names_and_shapes(
 def test_weights_of_another_shape_are_told(resolved: Resolve, lenet_state: State):
     other = {**lenet_state, "f6.weight": torch.zeros(84, 121)}
     with pytest.raises(WeightsError, match=r"f6\.weight \(84, 121\) instead of"):
-        encoders.load(resolved(to_pth(other)))
+        encoder_networks.load(resolved(to_pth(other)))
 
 
 class Attack:
@@ -489,7 +489,7 @@ def test_code_in_a_weights_file_does_not_run(
     marker = tmp_path / "ran"
     encoder = resolved(write({"f6.weight": Attack(marker)}))
     with pytest.raises(WeightsError, match=r"weights\.pth"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Attack(marker)))
     assert marker.exists()  # so the attack is a real one
@@ -502,7 +502,7 @@ def test_a_file_changed_after_it_was_resolved_is_refused(
     assert encoder.weights.file is not None
     encoder.weights.file.write_bytes(to_pth(seeded("lenet5", 1).state_dict()))
     with pytest.raises(WeightsError, match="changed"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 def test_a_file_deleted_after_it_was_resolved_is_refused(
@@ -512,7 +512,7 @@ def test_a_file_deleted_after_it_was_resolved_is_refused(
     assert encoder.weights.file is not None
     encoder.weights.file.unlink()
     with pytest.raises(WeightsError, match="no longer"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 # What is remembered
@@ -525,7 +525,7 @@ def test_a_file_replaced_with_the_same_size_and_time_is_noticed(
     file = first.weights.file
     assert file is not None
     spec = EncoderSpec(backbone="lenet5", weights=str(file))
-    assert encoders.resolve(spec, store) == first
+    assert wishes.resolve(spec, store) == first
     before = file.stat()
     data = to_safetensors(seeded("lenet5", 1).state_dict())
     while file.stat().st_ctime_ns == before.st_ctime_ns:  # until the clock ticks
@@ -533,7 +533,7 @@ def test_a_file_replaced_with_the_same_size_and_time_is_noticed(
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file.stat().st_size == before.st_size
     assert file.stat().st_mtime_ns == before.st_mtime_ns
-    assert encoders.resolve(spec, store).key != first.key
+    assert wishes.resolve(spec, store).key != first.key
 
 
 def test_a_remembered_hash_is_believed_only_when_trusted(
@@ -543,8 +543,8 @@ def test_a_remembered_hash_is_believed_only_when_trusted(
     memo = store.root / "memo" / "encoders.json"
     memo.write_text(memo.read_text().replace(true.weights.sha256, "0" * 64))
     spec = EncoderSpec(backbone="lenet5", weights=str(true.weights.file))
-    assert encoders.resolve(spec, store).weights.sha256 == "0" * 64
-    assert encoders.resolve(spec, store, trust=False) == true
+    assert wishes.resolve(spec, store).weights.sha256 == "0" * 64
+    assert wishes.resolve(spec, store, trust=False) == true
 
 
 @pytest.mark.parametrize("left", [b"", b'{"half": ', b"\xff\xfe\x00", b"[]"])
@@ -560,8 +560,8 @@ def test_a_damaged_memo_is_forgotten(
 
 def test_resolving_writes_nothing_where_there_is_no_store(tmp_path: Path):
     absent = Store.open(tmp_path / "absent")
-    encoders.resolve(EncoderSpec(backbone="lenet5"), absent)
-    encoders.resolve(EncoderSpec(backbone="resnet18", weights="random:0"), absent)
+    wishes.resolve(EncoderSpec(backbone="lenet5"), absent)
+    wishes.resolve(EncoderSpec(backbone="resnet18", weights="random:0"), absent)
     assert not absent.root.exists()
 
 
@@ -573,14 +573,14 @@ def test_resolving_a_second_time_imports_no_torch(
     file.write_bytes(b"not read, only hashed")
     code = (
         "import sys\n"
-        "from tl_pipeline import encoders\n"
+        "from tl_pipeline import wishes\n"
         "from tl_pipeline.artifacts import Store\n"
         "from tl_pipeline.specs import EncoderSpec\n"
         f"spec = EncoderSpec(backbone='resnet18', weights={str(file)!r}, "
         f"layer={layer!r})\n"
         f"store = Store.open({str(store.root)!r})\n"
-        "encoders.check_names(spec, store)\n"
-        "print(encoders.resolve(spec, store).key)\n"
+        "wishes.check_names(spec, store)\n"
+        "print(wishes.resolve(spec, store).key)\n"
         "print('torch' in sys.modules)\n"
     )
     run = [sys.executable, "-c", code]
@@ -595,7 +595,7 @@ def test_resolving_a_second_time_imports_no_torch(
 def test_real_weights_embed_photos_as_torchvision_does(shared: Path, store: Store):
     file = shared / "weights" / "squeezenet1_0-imagenet-deepcompression.pth"
     spec = EncoderSpec(backbone="squeezenet1_0", weights=str(file))
-    encoder = encoders.resolve(spec, store)
+    encoder = wishes.resolve(spec, store)
     assert encoder.weights.sha256.startswith("914c6c20bee00c3219ad210cbcf68cad")
     ants = sorted((shared / "data" / "hymenoptera" / "train" / "ants").glob("*.jpg"))
     how = encoder.preprocess
@@ -607,7 +607,9 @@ def test_real_weights_embed_photos_as_torchvision_does(shared: Path, store: Stor
     transform = SqueezeNet1_0_Weights.IMAGENET1K_V1.transforms()
     photos = torch.stack([transform(Image.open(p).convert("RGB")) for p in ants[:4]])
     with torch.inference_mode():
-        found = encoders.load(encoder)((ours.to(torch.float32) / 255 - mean) / std)
+        found = encoder_networks.load(encoder)(
+            (ours.to(torch.float32) / 255 - mean) / std
+        )
         expected = network.features(photos).mean(dim=(2, 3))
     assert found.shape == (4, 512)
     # Two in a thousand pixels are rounded the other way than by PIL.

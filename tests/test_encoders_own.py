@@ -20,7 +20,7 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from tests.likely_weights import noise
-from tl_pipeline import encoders, pipeline, registry
+from tl_pipeline import encoder_networks, pipeline, registry, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
@@ -122,12 +122,12 @@ def make(seed=0):
 
 
 def resolved(store: Store, text: str, **more: Any) -> Encoder:
-    return encoders.resolve(EncoderSpec.parse(text), store, **more)
+    return wishes.resolve(EncoderSpec.parse(text), store, **more)
 
 
 @torch.inference_mode()
 def embedded(encoder: Encoder, batch: torch.Tensor) -> torch.Tensor:
-    return encoders.load(encoder)(batch)
+    return encoder_networks.load(encoder)(batch)
 
 
 # What all kinds share
@@ -213,7 +213,7 @@ def test_what_does_not_fit_a_file_is_told(
 ):
     spec = EncoderSpec.parse(f"{kind}:{files / 'net'}.{ENDINGS[kind]}")
     with pytest.raises(error, match=told):
-        encoders.load(encoders.resolve(spec.model_copy(update=change), store))
+        encoder_networks.load(wishes.resolve(spec.model_copy(update=change), store))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -258,10 +258,10 @@ def test_a_file_that_is_gone_or_changed_is_told(
     encoder = resolved(store, f"{kind}:{file}")
     shutil.copyfile(files / f"three.{ENDINGS[kind]}", file)
     with pytest.raises(WeightsError, match="changed"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
     file.unlink()
     with pytest.raises(WeightsError, match="no longer"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 # ONNX
@@ -417,7 +417,7 @@ def test_these_attacks_are_real_ones(files: Path, tmp_path: Path, attack: Callab
 def test_a_factory_gives_a_module_in_eval_mode(store: Store, code: Callable):
     code("")
     encoder = resolved(store, f"python:own_nets:make:{SMALL}")
-    cut = encoders.load_together([encoder])
+    cut = encoder_networks.load_together([encoder])
     assert not any(part.training for part in cut.modules())
     assert not any(p.requires_grad for p in cut.parameters())
     batch = noise(4, 3, SIDE)
@@ -436,7 +436,7 @@ def test_nobodys_random_draws_move(store: Store, code: Callable):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    encoders.load(resolved(store, f"python:own_nets:make:{SMALL}"))
+    encoder_networks.load(resolved(store, f"python:own_nets:make:{SMALL}"))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -474,7 +474,7 @@ def test_a_factory_that_changes_its_mind_is_told(store: Store, code: Callable):
     encoder = resolved(store, f"python:own_nets:make:{SMALL}")
     torch.manual_seed(1)
     with pytest.raises(WeightsError, match="must give the same network each time"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
 
 
 def test_a_factory_may_say_how_it_is_fed(store: Store, code: Callable):
@@ -511,7 +511,7 @@ def test_outputs_of_a_module_are_its_layers(store: Store, code: Callable):
     pooled = embedded(resolved(store, f"{text},layer=map,pool=gap"), batch)
     torch.testing.assert_close(vector, pooled)
     with pytest.raises(InvalidSpec, match="Fits: pool=gap, pool=gem, pool=flatten"):
-        encoders.load(resolved(store, text))
+        encoder_networks.load(resolved(store, text))
     with pytest.raises(UnknownName, match="Known: map, vector"):
         resolved(store, f"{text},layer=head")
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 
 from tests.likely_weights import noise
-from tl_pipeline import backbones, encoders, networks
+from tl_pipeline import backbones, encoder_networks, networks, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import timm_networks
 from tl_pipeline.encoders import Encoder
@@ -47,7 +47,7 @@ FAMILIES = {
 
 def resolved(store: Store, text: str, **changes: Any) -> Encoder:
     spec = EncoderSpec.parse(text)
-    return encoders.resolve(spec.model_copy(update=changes), store)
+    return wishes.resolve(spec.model_copy(update=changes), store)
 
 
 class Family:
@@ -60,7 +60,7 @@ class Family:
             resolved(store, f"timm:{name}:{given}{layer}")
             for layer in ("", ",layer=features")
         )
-        cut = encoders.load_together([vectors, means])
+        cut = encoder_networks.load_together([vectors, means])
         batch = noise(2, 3, side)
         self.training = [n for n, module in cut.named_modules() if module.training]
         self.learning = [n for n, p in cut.named_parameters() if p.requires_grad]
@@ -127,7 +127,7 @@ def test_tokens_before_those_of_the_image_are_no_part_of_its_mean(
     store: Store, name: str, prefix: int
 ):
     text = f"timm:{name}:layer=features,weights=random:1,resize=64,crop=64"
-    cut = encoders.load_together([resolved(store, text)])
+    cut = encoder_networks.load_together([resolved(store, text)])
     batch = noise(2, 3, 64)
     with torch.inference_mode():
         tokens = cut.body.network.forward_features(batch)
@@ -137,18 +137,23 @@ def test_tokens_before_those_of_the_image_are_no_part_of_its_mean(
 
 def test_a_register_is_not_taken_for_a_class_token(store: Store):
     small = "layer=features,pool=cls,weights=random:1,resize=64,crop=64"
-    first = encoders.load(resolved(store, f"timm:vit_small_patch16_dinov3:{small}"))
+    first = encoder_networks.load(
+        resolved(store, f"timm:vit_small_patch16_dinov3:{small}")
+    )
     assert first(noise(1, 3, 64)).shape == (1, 384)
     without = resolved(store, f"timm:vit_pwee_patch16_reg1_gap_256:{small}")
     with pytest.raises(InvalidSpec, match="has no class token"):
-        encoders.load(without)
+        encoder_networks.load(without)
 
 
 def test_a_network_of_two_branches_has_no_features(store: Store):
     text = "timm:crossvit_tiny_240:weights=random:0"
-    assert encoders.load(resolved(store, text))(noise(1, 3, 240)).shape == (1, 288)
+    assert encoder_networks.load(resolved(store, text))(noise(1, 3, 240)).shape == (
+        1,
+        288,
+    )
     with pytest.raises(InvalidSpec, match="does not give one output an image"):
-        encoders.load(resolved(store, f"{text},layer=features"))
+        encoder_networks.load(resolved(store, f"{text},layer=features"))
 
 
 def test_another_layer_is_refused_with_those_there_are(store: Store):
@@ -203,7 +208,7 @@ def test_what_cannot_be_expressed_is_refused(store: Store, name: str):
 def test_another_size_is_refused_where_the_network_has_one_only(store: Store):
     text = "timm:mixer_s32_224:weights=random:0,resize=192,crop=192"
     with pytest.raises(InvalidSpec, match="inputs of 224 pixels only, not 192"):
-        encoders.load(resolved(store, text))
+        encoder_networks.load(resolved(store, text))
 
 
 # Weights
@@ -296,13 +301,13 @@ def test_a_download_is_tried_only_for_what_is_missing(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     for text in ("timm:resnet10t:weights=random:0", "timm:resnet10t:weights=a.pth"):
-        encoders.fetch(EncoderSpec.parse(text), store)
+        wishes.fetch(EncoderSpec.parse(text), store)
     assert asked == []
     with pytest.raises(WeightsError, match="Download failed: offline"):
-        encoders.fetch(EncoderSpec.parse("timm:resnet10t"), store)
+        wishes.fetch(EncoderSpec.parse("timm:resnet10t"), store)
     assert asked == [("timm/resnet10t.c3_in1k", "model.safetensors")]
     cached(hub, "timm/resnet10t.c3_in1k")
-    encoders.fetch(EncoderSpec.parse("timm:resnet10t"), store)
+    wishes.fetch(EncoderSpec.parse("timm:resnet10t"), store)
     assert len(asked) == 1
 
 
@@ -320,14 +325,16 @@ def test_a_file_is_taken_whatever_its_classes(
     batch = noise(1, 3, 64)
     with torch.inference_mode():
         bare = network.forward_head(network.forward_features(batch), pre_logits=True)
-        torch.testing.assert_close(encoders.load(resolved(store, small))(batch), bare)
+        torch.testing.assert_close(
+            encoder_networks.load(resolved(store, small))(batch), bare
+        )
 
 
 def test_weights_of_another_network_are_told_by_names(store: Store, tmp_path: Path):
     file = tmp_path / "other.safetensors"
     save_file(timm.create_model("convnext_atto").state_dict(), file)
     with pytest.raises(WeightsError, match=r"timm:resnet10t: \d+ missing .* unknown"):
-        encoders.load(resolved(store, f"timm:resnet10t:weights={file}"))
+        encoder_networks.load(resolved(store, f"timm:resnet10t:weights={file}"))
 
 
 def test_a_seed_draws_the_same_network_again(store: Store):
@@ -337,11 +344,13 @@ def test_a_seed_draws_the_same_network_again(store: Store):
     )
     assert same.key == again.key != other.key
     batch = noise(1, 3, 64)
-    first, second, third = (encoders.load(e)(batch) for e in (same, again, other))
+    first, second, third = (
+        encoder_networks.load(e)(batch) for e in (same, again, other)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
-    twin = encoders.untrained_twin(EncoderSpec.parse("timm:resnet10t.c3_in1k"), 1)
-    assert encoders.resolve(twin, store).weights.seed == 1
+    twin = wishes.untrained_twin(EncoderSpec.parse("timm:resnet10t.c3_in1k"), 1)
+    assert wishes.resolve(twin, store).weights.seed == 1
 
 
 # Names
@@ -377,13 +386,13 @@ def test_resolving_a_second_time_imports_neither_timm_nor_torch(
     file.write_bytes(b"not read, only hashed")
     code = (
         "import sys\n"
-        "from tl_pipeline import encoders\n"
+        "from tl_pipeline import wishes\n"
         "from tl_pipeline.artifacts import Store\n"
         "from tl_pipeline.specs import EncoderSpec\n"
         f"spec = EncoderSpec.parse('timm:resnet10t:weights={file}')\n"
         f"store = Store.open({str(store.root)!r})\n"
-        "encoders.check_names(spec, store)\n"
-        "print(encoders.resolve(spec, store).key)\n"
+        "wishes.check_names(spec, store)\n"
+        "print(wishes.resolve(spec, store).key)\n"
         "print('timm' in sys.modules, 'torch' in sys.modules)\n"
     )
     run = [sys.executable, "-c", code]

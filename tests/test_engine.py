@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tl_pipeline import encoders, engine, feeding
+from tl_pipeline import encoder_networks, engine, feeding, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -26,7 +26,7 @@ Images = list[tuple[str, str]]
 @pytest.fixture
 def lenet(store: Store) -> Encoder:
     """The bundled LeNet-5, 120 wide."""
-    return encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+    return wishes.resolve(EncoderSpec(backbone="lenet5"), store)
 
 
 @pytest.fixture
@@ -73,14 +73,14 @@ def at_once(
     batch = np.stack([pixels(read(uri), how) for _, uri in sorted(images)])
     mean, std = (np.array(v, "f4").reshape(1, -1, 1, 1) for v in (how.mean, how.std))
     values = (batch.astype(np.float32) / 255 - mean) / std
-    return encoders.load(encoder)(torch.from_numpy(values)).numpy()
+    return encoder_networks.load(encoder)(torch.from_numpy(values)).numpy()
 
 
 @pytest.mark.parametrize("spec", ["lenet5", "lenet5:layer=f6,weights=random:3"])
 def test_embeddings_equal_one_forward_over_everything(
     store: Store, folder: Path, spec: str
 ):
-    encoder = encoders.resolve(EncoderSpec.parse(spec), store)
+    encoder = wishes.resolve(EncoderSpec.parse(spec), store)
     parts = EmbeddingFolder(store, encoder.key)
     parts.describe("{}")
     images = listed(folder)
@@ -95,7 +95,7 @@ def test_embeddings_equal_one_forward_over_everything(
 def test_colour_is_scaled_and_normalised_per_channel(store: Store, folder: Path):
     """LeNet's one channel has mean = std; three different ones show a mixed-up axis."""
     spec = EncoderSpec(backbone="squeezenet1_0", weights="random:0")
-    encoder = encoders.resolve(spec, store)
+    encoder = wishes.resolve(spec, store)
     parts = EmbeddingFolder(store, encoder.key)
     parts.describe("{}")
     images = listed(folder)[28:32]
@@ -219,14 +219,14 @@ def test_values_that_are_not_finite_are_an_error(
     store: Store, tmp_path: Path, folder: Path, lenet: Encoder
 ):
     assert lenet.weights.file is not None
-    state = encoders.load(lenet).state_dict()
+    state = encoder_networks.load(lenet).state_dict()
     # Finite as they are, and too large after two layers.
     full = {name.rpartition("body.")[2]: 1e20 * value for name, value in state.items()}
     full |= {"f6.weight": torch.zeros(84, 120), "f6.bias": torch.zeros(84)}
     full |= {"output.weight": torch.zeros(26, 84), "output.bias": torch.zeros(26)}
     torch.save(full, tmp_path / "huge.pth")
     spec = EncoderSpec(backbone="lenet5", weights=str(tmp_path / "huge.pth"))
-    encoder = encoders.resolve(spec, store)
+    encoder = wishes.resolve(spec, store)
     parts = EmbeddingFolder(store, encoder.key)
     parts.describe("{}")
     with pytest.raises(ValueError, match=r"huge\.pth gave values that are not finite"):
@@ -240,7 +240,7 @@ def test_weights_that_cannot_be_loaded_are_an_error_before_any_image_is_read(
     file = tmp_path / "weights.pth"
     file.write_bytes(b"none")
     spec = EncoderSpec(backbone="lenet5", weights=str(file))
-    encoder = encoders.resolve(spec, store)
+    encoder = wishes.resolve(spec, store)
     parts = EmbeddingFolder(store, encoder.key)
     reads: list[str] = []
     with pytest.raises(WeightsError):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tl_pipeline import cli, heads
+from tl_pipeline import head_command, heads
 from tl_pipeline.artifacts import digest
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads import HEADS
@@ -225,17 +225,17 @@ def test_all_steps_of_preparation_are_parameters_of_every_head():
 def test_the_command_lists_heads_and_the_parameters_of_one(
     capsys: pytest.CaptureFixture[str],
 ):
-    cli.heads()
+    head_command.heads()
     text = capsys.readouterr().out
     assert "C=0.001/0.01/0.1/1.0" in text
     assert "tl heads NAME" in text
-    cli.heads("lda", json=True)
+    head_command.heads("lda", json=True)
     rows = {row["parameter"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["shrinkage"]["default"] == "auto/0.3"
     assert rows["scale"]["values"] == "standard, none"
     assert "share" in rows["pca"]["values"]
     with pytest.raises(UnknownName, match="Did you mean 'lda'"):
-        cli.heads("ldaa")
+        head_command.heads("ldaa")
 
 
 @every_head

@@ -12,13 +12,14 @@ import pytest
 
 from tl_pipeline import pipeline, query, tables
 from tl_pipeline.artifacts import Artifact, Store
-from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec, SplitSpec
+from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.heads import fitted
 from tl_pipeline.planning import Context
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.sources import Entry
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION, tiny
 from tl_pipeline.stages import embed, ingest, train
 from tl_pipeline.tables import MANIFEST, QUARANTINE

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tl_pipeline import (
-    catalog,
-    encoders,
-    few_shot_command,
-    joints,
-    rank_command,
-    work,
-)
+from tl_pipeline import catalog, few_shot_command, joints, rank_command, wishes, work
 from tl_pipeline.artifacts import Artifact, Store
 from tl_pipeline.backbones import PATTERN
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -105,7 +98,7 @@ def test_the_identity_of_a_joint_is_that_of_its_members_in_order(
     assert joints.labels(pair.label) == [member.label for member in pair.members]
     assert not pair.control
     assert joints.parts(pair) == pair.members
-    one = encoders.resolve(C5, store)
+    one = wishes.resolve(C5, store)
     assert joints.parts(one) == (one,)
 
 

@@ -78,6 +78,19 @@ def test_cells_of_text_are_inputs_by_their_content(
     assert refused == {f"{file}#row=2": "blank", f"{file}#row=3": "no label"}
 
 
+def test_a_separator_is_of_text_files_and_not_of_parquet_beside_them(tmp_path: Path):
+    files = [table_of(tmp_path, ending) for ending in ("csv", "parquet")]
+    assert len({file.stem for file in files}) == 1
+    path = files[0].with_suffix(".*")
+    spec = TableSpec(
+        name="t", type="table", path=path, text_column="text", separator=","
+    )
+    source = open_source(spec)
+    assert [source.read(entry.uri) for entry in source.entries()] == 2 * [
+        text.encode() for text, _ in TEXTS
+    ]
+
+
 def test_the_memo_knows_texts_and_their_column(tmp_path: Path, store: Store):
     file = tmp_path / "t.csv"
     file.write_text("text,other,label\nred,blue,a\ngreen,grey,b\n")

@@ -181,7 +181,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> Path:
 RUN = """
 import json, resource, sys
 from pathlib import Path
-from tl_pipeline import encoders, engine
+from tl_pipeline import engine, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.datasets import ImageFolderSpec
 from tl_pipeline.planning import Context
@@ -197,7 +197,7 @@ def megabytes():
 
 store = Store.open(Path(sys.argv[2]))
 store.create()
-encoder = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+encoder = wishes.resolve(EncoderSpec(backbone="lenet5"), store)
 dataset = ImageFolderSpec(name="damaged", path=Path(sys.argv[1]), max_quarantined=1)
 context, imported = Context(store, dataset), megabytes()
 manifest = ingest.run(context).output

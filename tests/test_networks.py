@@ -12,14 +12,15 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models._api import WeightsEnum
 
 from tests.likely_weights import State, likely_state, noise
-from tl_pipeline import backbones, encoders, networks
+from tl_pipeline import backbones, encoder_networks, encoders, networks, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES, Layer
-from tl_pipeline.cuts import Cut, gem
+from tl_pipeline.cuts import Cut
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.images import Preprocess
 from tl_pipeline.lenet import LeNet5
+from tl_pipeline.pooling import gem
 from tl_pipeline.specs import EncoderSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -260,12 +261,12 @@ def test_a_file_gives_what_torchvisions_own_construction_gives(
     )
     official = get_model(name, weights=weights).eval()
     spec = EncoderSpec(backbone=name, weights=str(file), resize=side, crop=side)
-    module = encoders.load(encoders.resolve(spec, store))
+    module = encoder_networks.load(wishes.resolve(spec, store))
     batch = noise(2, 3, side)
     with torch.inference_mode():
         if row.origin == "torchvision":
             spec = spec.model_copy(update={"layer": "penultimate"})
-            module = encoders.load(encoders.resolve(spec, store))
+            module = encoder_networks.load(wishes.resolve(spec, store))
             expected = _last_input(official, batch)
         else:
             expected = _level(official, row.default_layer, batch)
@@ -288,7 +289,7 @@ def test_mnasnet_loads_where_the_format_knows_no_versions(
     else:
         save_file(state, file)
     spec = EncoderSpec(backbone="mnasnet0_5", weights=str(file))
-    module = encoders.load(encoders.resolve(spec, store))
+    module = encoder_networks.load(wishes.resolve(spec, store))
     assert module(noise(1, 3, 224)).shape == (1, 1280)
 
 
@@ -341,21 +342,21 @@ def test_several_layers_in_one_pass_are_those_of_single_passes():
 
 
 def test_encoders_that_differ_in_layer_and_pooling_share_a_network(store: Store):
-    wishes = [
+    texts = [
         "resnet18:weights=random:0,crop=96,resize=96",
         "resnet18:weights=random:0,crop=96,resize=96,layer=layer3",
         "resnet18:weights=random:0,crop=96,resize=96,layer=layer3,pool=gem",
     ]
-    found = [encoders.resolve(EncoderSpec.parse(wish), store) for wish in wishes]
+    found = [wishes.resolve(EncoderSpec.parse(text), store) for text in texts]
     batch = noise(2, 3, 96)
     for encoder, vectors in zip(
-        found, encoders.load_together(found)(batch), strict=True
+        found, encoder_networks.load_together(found)(batch), strict=True
     ):
-        assert torch.equal(vectors, encoders.load(encoder)(batch))
-    other = encoders.resolve(EncoderSpec.parse("resnet18:weights=random:1"), store)
+        assert torch.equal(vectors, encoder_networks.load(encoder)(batch))
+    other = wishes.resolve(EncoderSpec.parse("resnet18:weights=random:1"), store)
     assert not encoders.shares_network(found[0], other)
     with pytest.raises(ValueError, match="differ in more"):
-        encoders.load_together([found[0], other])
+        encoder_networks.load_together([found[0], other])
 
 
 def test_poolings_of_a_map_by_hand(resnet: tuple[Any, State]):
@@ -441,12 +442,12 @@ def test_what_does_not_fit_is_refused_with_the_shape(
     store: Store, wish: str, said: str, capfd: pytest.CaptureFixture[str]
 ):
     spec = EncoderSpec.parse(wish).model_copy(update={"weights": "random:0"})
-    encoder = encoders.resolve(spec, store)
+    encoder = wishes.resolve(spec, store)
     if not said:
-        assert encoders.load(encoder)(noise(1, 3, 8)).shape == (1, 512)
+        assert encoder_networks.load(encoder)(noise(1, 3, 8)).shape == (1, 512)
         return
     with pytest.raises(InvalidSpec, match=f"(?s){said}"):
-        encoders.load(encoder)
+        encoder_networks.load(encoder)
     assert capfd.readouterr().err == ""  # torch.fx prints faults by itself
 
 
@@ -457,15 +458,18 @@ def test_weights_trained_at_another_size_say_so(store: Store, tmp_path: Path):
     with pytest.raises(
         InvalidSpec, match=r"224x224.*Expected 64 .*Set resize and crop"
     ):
-        encoders.load(encoders.resolve(wish, store))
+        encoder_networks.load(wishes.resolve(wish, store))
     wish = wish.model_copy(update={"resize": 64, "crop": 64})
-    assert encoders.load(encoders.resolve(wish, store))(noise(1, 3, 64)).shape[1] == 768
+    assert (
+        encoder_networks.load(wishes.resolve(wish, store))(noise(1, 3, 64)).shape[1]
+        == 768
+    )
 
 
 def resolved(wish: str, store: Store) -> Encoder:
     """The encoder of ``wish`` with random weights."""
     spec = EncoderSpec.parse(wish).model_copy(update={"weights": "random:0"})
-    return encoders.resolve(spec, store)
+    return wishes.resolve(spec, store)
 
 
 @pytest.mark.parametrize(

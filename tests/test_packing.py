@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tl_pipeline import encoders, packing
+from tl_pipeline import encoder_networks, packing, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.forward import Forward
@@ -37,7 +37,7 @@ NETWORKS = [
 def encoder_of(text: str, store: Store, **changes) -> Encoder:
     """The encoder that ``text`` names, with random weights."""
     spec = EncoderSpec.parse(text).model_copy(update={"weights": "random:0", **changes})
-    return encoders.resolve(spec, store)
+    return wishes.resolve(spec, store)
 
 
 def noise(how: Preprocess, images: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def plainly(encoder: Encoder, batch: np.ndarray) -> np.ndarray:
     assert isinstance(how, Preprocess)
     mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (how.mean, how.std))
     values = torch.from_numpy(np.ascontiguousarray(batch)).float() / 255
-    return encoders.load(encoder)((values - mean) / std).numpy()
+    return encoder_networks.load(encoder)((values - mean) / std).numpy()
 
 
 @pytest.mark.parametrize("text", NETWORKS)

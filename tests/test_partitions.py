@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tl_pipeline import encoders, forward, partitions
+from tl_pipeline import forward, partitions, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.catalog import find
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -33,7 +33,7 @@ def context(store: Store, folder: Path) -> Context:
 @pytest.fixture
 def job(store: Store) -> Job:
     """LeNet-5, of which nothing is embedded."""
-    encoder = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+    encoder = wishes.resolve(EncoderSpec(backbone="lenet5"), store)
     folder = EmbeddingFolder(store, encoder.key)
     folder.describe("{}")
     return Job(encoder, folder)
@@ -129,7 +129,7 @@ def test_a_worker_keeps_networks_up_to_a_size(
 ):
     import torch
 
-    twin = encoders.resolve(
+    twin = wishes.resolve(
         EncoderSpec(backbone="lenet5", weights="random:0"), store, control=True
     )
     kept, cpu = partitions._Kept(), torch.device("cpu")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tl_pipeline import devices, encoders, forward, precision, quantising, work
+from tl_pipeline import devices, forward, precision, quantising, wishes, work
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
@@ -22,7 +22,7 @@ def squeezenet(store: Store) -> Encoder:
     """A network worth a choice."""
     store.create()
     spec = EncoderSpec(backbone="squeezenet1_1", weights="random:0")
-    return encoders.resolve(spec, store)
+    return wishes.resolve(spec, store)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_what_the_store_holds_decides(
 
 @pytest.mark.usefixtures("hardware")
 def test_a_small_network_stays_in_float32(store: Store):
-    lenet = encoders.resolve(EncoderSpec(backbone="lenet5"), store)
+    lenet = wishes.resolve(EncoderSpec(backbone="lenet5"), store)
     assert precision.choose(lenet, store) == lenet
 
 
@@ -91,7 +91,7 @@ def test_a_small_network_stays_in_float32(store: Store):
 def test_a_network_that_brings_its_precision_takes_no_other(store: Store, asked: str):
     spec = EncoderSpec.parse(f"features:precision={asked}")
     with pytest.raises(InvalidSpec, match="precision"):
-        encoders.resolve(spec, store)
+        wishes.resolve(spec, store)
 
 
 def test_the_probe_looks_at_64_different_photographs():
@@ -165,7 +165,7 @@ def test_two_layers_of_one_network_share_a_pass_in_int8(store: Store):
         INT8.model_copy(update={"layer": layer})
         for layer in ("features.4.cat", "features.12.cat")
     ]
-    found = [encoders.resolve(spec, store) for spec in specs]
+    found = [wishes.resolve(spec, store) for spec in specs]
     batch = photographs(found[0].preprocess)[:3]
     together = forward.Forward(found)(batch)
     for encoder, vectors in zip(found, together, strict=True):
@@ -186,7 +186,7 @@ def test_a_network_without_layers_for_int8_is_refused(
 ):
     monkeypatch.setattr(quantising, "quantise", lambda *_: 0)
     with pytest.raises(InvalidSpec, match="no convolution or linear layer"):
-        forward.Forward([encoders.resolve(INT8, store)])
+        forward.Forward([wishes.resolve(INT8, store)])
 
 
 def test_int8_without_oneDNN_is_refused(  # noqa: N802
@@ -194,13 +194,13 @@ def test_int8_without_oneDNN_is_refused(  # noqa: N802
 ):
     monkeypatch.setattr(quantising, "can_quantise", lambda: False)
     with pytest.raises(InvalidSpec, match="int8 needs oneDNN"):
-        forward.Forward([encoders.resolve(INT8, store)])
+        forward.Forward([wishes.resolve(INT8, store)])
 
 
 def test_int8_on_a_gpu_is_refused(store: Store):
     elsewhere = torch.device("meta")  # as a GPU, it is not the processor
     with pytest.raises(InvalidSpec, match="int8 is for processors"):
-        forward.Forward([encoders.resolve(INT8, store)], elsewhere)
+        forward.Forward([wishes.resolve(INT8, store)], elsewhere)
 
 
 def test_neighbours_that_are_kept():

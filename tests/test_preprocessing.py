@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms import v2
 
-from tl_pipeline import backbones, encoders
+from tl_pipeline import backbones, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES
 from tl_pipeline.errors import InvalidSpec
@@ -110,7 +110,7 @@ def resolved(store: Store, **wish):
     spec = EncoderSpec.model_validate(
         {"backbone": "resnet18", "weights": "random:0", **wish}
     )
-    return encoders.resolve(spec, store)
+    return wishes.resolve(spec, store)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_the_defaults_are_those_of_the_weights(store: Store):
 def test_the_twin_is_fed_as_the_weights_it_is_compared_with(store: Store):
     """Else a part of the gain by transfer would be that of another input."""
     wish = EncoderSpec.parse("vit_b_16:weights=IMAGENET1K_SWAG_E2E_V1,pool=cls+mean")
-    twin = encoders.untrained_twin(wish, 3)
-    found = encoders.resolve(twin, store)
+    twin = wishes.untrained_twin(wish, 3)
+    found = wishes.resolve(twin, store)
     assert found.preprocess == recorded("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
     assert (found.preprocess.crop, found.pooling) == (384, "cls+mean")
     assert found.weights.name == "random:3:IMAGENET1K_SWAG_E2E_V1"
-    by_default = encoders.untrained_twin(EncoderSpec(backbone="vit_b_16"), 3)
+    by_default = wishes.untrained_twin(EncoderSpec(backbone="vit_b_16"), 3)
     assert by_default.weights == "random:3"
 
 
@@ -169,7 +169,7 @@ def test_the_twin_is_fed_as_the_weights_it_is_compared_with(store: Store):
 def test_an_input_that_makes_no_sense_is_refused(store: Store, wish: str, said: str):
     spec = EncoderSpec.parse(wish).model_copy(update={"weights": "random:0"})
     with pytest.raises(InvalidSpec, match=said):
-        encoders.resolve(spec, store)
+        wishes.resolve(spec, store)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from tl_pipeline import encoders, integers, precision, quantising
+from tl_pipeline import integers, precision, quantising, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.forward import Forward
 from tl_pipeline.photographs import photographs
@@ -155,7 +155,7 @@ def test_codes_hold_zero_exactly():
 )
 def test_families_of_networks_stay_near_their_floats(text: str, store: Store):
     spec = EncoderSpec.parse(text).model_copy(update={"weights": "random:0"})
-    exact = encoders.resolve(spec, store)
+    exact = wishes.resolve(spec, store)
     coarse = exact.model_copy(update={"precision": "int8"})
     batch = photographs(exact.preprocess)[:4]
     (expected,), (found,) = Forward([exact])(batch), Forward([coarse])(batch)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models import SqueezeNet1_0_Weights
 
-from tl_pipeline import encoders, pipeline
+from tl_pipeline import encoder_networks, pipeline, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.pixels import pixels
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
@@ -49,8 +49,8 @@ def test_squeezenet_calls_ants_ants_and_bees_bees(
         layer="node:flatten",
         weights=str(shared / "weights" / WEIGHTS),
     )
-    encoder = encoders.resolve(spec, store)
-    network, how = encoders.load(encoder), encoder.preprocess
+    encoder = wishes.resolve(spec, store)
+    network, how = encoder_networks.load(encoder), encoder.preprocess
     mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (how.mean, how.std))
     names = SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"]
     files = sorted((shared / "data" / "hymenoptera").glob(f"*/{folder}/*.jpg"))

@@ -15,6 +15,7 @@ from tests.conftest import REPOSITORY
 from tl_pipeline import pipeline, query, registry
 from tl_pipeline.artifacts import Store
 from tl_pipeline.errors import EncoderMismatch, InvalidSpec, StoreError, UnknownName
+from tl_pipeline.mlflow_index import database
 from tl_pipeline.prediction import predict
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
@@ -82,7 +83,7 @@ def test_mlflow_finds_the_whole_folder_by_alias(folder: Path, store: Store):
         warnings.simplefilter("ignore")  # MLflow's own
         from mlflow import MlflowClient
 
-        client = MlflowClient(registry.database(store), registry.database(store))
+        client = MlflowClient(database(store), database(store))
         version = client.get_model_version_by_alias("photos", "champion")
     place = store.root / "models" / record.registered.model
     assert version.source == place.as_uri()

@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_pipeline import identity, splits, tables
+from tl_pipeline import columns, identity, splits, tables
 from tl_pipeline import scan as scanning
 from tl_pipeline.artifacts import Store, digest
-from tl_pipeline.datasets import DigitsSpec, SplitSpec
+from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.identity import Memo, image_id
 from tl_pipeline.images import RefusedImage, probe
 from tl_pipeline.scan import Scan, scan
 from tl_pipeline.sources import Entry
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 Row = dict[str, Any]
@@ -181,6 +182,7 @@ def test_columns_hold_what_a_loop_over_rows_finds(entries, how, size):
         tempfile.TemporaryDirectory() as folder,
         patch.multiple(scanning, _BATCH=size, _SLICE=size),
         patch.multiple(tables, _STEP=size),
+        patch.multiple(columns, _STEP=size),
         patch.multiple(identity, _STEP=size),
     ):
         store = Store.open(folder)

@@ -22,7 +22,7 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.identity import Memo, image_id
 from tl_pipeline.images import as_ppm
 from tl_pipeline.scan import scan
-from tl_pipeline.sources import table as table_module
+from tl_pipeline.sources import table_images
 from tl_pipeline.sources.table import Table
 
 Images = list[tuple[bytes, str]]
@@ -151,7 +151,7 @@ def test_a_copy_in_another_process_is_the_same(
 def test_threads_reading_at_random_read_the_same(
     tmp_path: Path, two_hundred: Images, write: Write, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(table_module, "_KEPT", 0)
+    monkeypatch.setattr(table_images, "_KEPT", 0)
     table = source(write(tmp_path, two_hundred))
     uris = [entry.uri for entry in table.entries()]
     order = list(range(200)) * 2
@@ -159,21 +159,21 @@ def test_threads_reading_at_random_read_the_same(
     with ThreadPoolExecutor(8) as threads:
         read = list(threads.map(lambda i: table.read(uris[i]), order))
     assert read == [two_hundred[i][0] for i in order]
-    assert len(table._groups) <= 2
+    assert len(table._images._groups) <= 2
 
 
 def test_rows_of_bytes_are_listed_without_reading_bytes_and_each_group_is_read_once(
     tmp_path: Path, two_hundred: Images, monkeypatch: pytest.MonkeyPatch
 ):
     loaded = []
-    load = table_module.row_images
+    load = table_images.row_images
 
     def counted(file: Path, group: int, column: str):
         loaded.append(group)
         return load(file, group, column)
 
-    monkeypatch.setattr(table_module, "row_images", counted)
-    monkeypatch.setattr(table_module, "_KEPT", 0)
+    monkeypatch.setattr(table_images, "row_images", counted)
+    monkeypatch.setattr(table_images, "_KEPT", 0)
     for write in (as_bytes, as_structs):
         loaded.clear()
         file = write(tmp_path, two_hundred)
@@ -198,7 +198,7 @@ def test_small_row_groups_are_all_kept(tmp_path: Path, two_hundred: Images):
     table = source(as_bytes(tmp_path, two_hundred))
     for entry in table.entries():
         table.read(entry.uri)
-    assert len(table._groups) == 7
+    assert len(table._images._groups) == 7
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path, two_hundred: Images):

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tl_pipeline import heads
-from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec, SplitSpec
+from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.specs import EncoderSpec, HeadConfig, HeadSpec, RunSpec
+from tl_pipeline.split_specs import SplitSpec
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,11}", fullmatch=True)
 

@@ -20,13 +20,12 @@ from tl_pipeline.artifacts import Store
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.score import Score
 from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.split_counts import COLUMNS, describe
 from tl_pipeline.split_report import (
-    COLUMNS,
     DuplicateFiles,
     Leakage,
     NearDuplicateFindings,
     SplitReport,
-    describe,
 )
 from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION
 from tl_pipeline.tables import DUPLICATES

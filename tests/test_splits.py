@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_pipeline import splits
-from tl_pipeline.datasets import DigitsSpec, SplitSpec
+from tl_pipeline.datasets import DigitsSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.identity import Memo
 from tl_pipeline.scan import scan
 from tl_pipeline.sources import Entry
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 IDS = [hashlib.sha256(b"%d" % i).hexdigest()[:32] for i in range(20_000)]

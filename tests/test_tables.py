@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_pipeline import tables
+from tl_pipeline import columns, tables
 from tl_pipeline.artifacts import digest
+from tl_pipeline.columns import Columns
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.splits import SPLITS
-from tl_pipeline.tables import DUPLICATES, MANIFEST, TABLES, Columns, Table
+from tl_pipeline.tables import DUPLICATES, MANIFEST, TABLES, Table
 
 every_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.file)
 
@@ -218,11 +219,11 @@ def test_columns_values_and_fingerprints_do_not_depend_on_the_step(rows, step):
     """NaN and the infinities among them, which are JSON to Python."""
     schema = pa.schema({"a": pa.string(), "b": pa.int64(), "c": pa.float64()})
     rows = [(a, None if b is None else b % 2**62, c) for a, b, c in rows]
-    with patch.object(tables, "_STEP", step):
-        columns = Columns(schema)
-        columns.extend(rows[:2])
-        columns.extend(rows[2:])
-        data = columns.table()
+    with patch.object(tables, "_STEP", step), patch.object(columns, "_STEP", step):
+        collected = Columns(schema)
+        collected.extend(rows[:2])
+        collected.extend(rows[2:])
+        data = collected.table()
         assert repr(list(tables.values(data, "a", "b", "c"))) == repr(rows)
         lists = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
         assert tables.fingerprint(data, "a", "b", "c") == digest(lists)

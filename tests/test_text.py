@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tl_pipeline import encoders, pipeline, prediction, query, registry
+from tl_pipeline import encoder_networks, pipeline, prediction, query, registry, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
@@ -116,9 +116,9 @@ def test_the_stages_run_and_know_the_topics(
     assert nothing.refused is not None
     assert nothing.refused.startswith("blank")
     # The twin is another network, and not the same one under another name.
-    twin = encoders.resolve(wish(weights="random:0"), store)
+    twin = wishes.resolve(wish(weights="random:0"), store)
     trained, drawn = (
-        embedder(encoders.resolve(wish(), store)),
+        embedder(wishes.resolve(wish(), store)),
         embedder(twin),
     )
     assert np.abs(trained(["a text"]) - drawn(["a text"])).max() > 0.05
@@ -131,7 +131,7 @@ def embedder(encoder: Encoder) -> Callable[[list[str]], np.ndarray]:
 
 
 def test_an_embedding_is_the_same_alone_and_in_a_batch(store: Store):
-    forward = embedder(encoders.resolve(wish(), store))
+    forward = embedder(wishes.resolve(wish(), store))
     batch = ["short", "a text with some more words in it", "and " * 400]
     together = forward(batch)
     assert together.shape == (3, 384)
@@ -149,13 +149,13 @@ def test_the_vector_is_the_mean_of_the_tokens_by_hand(store: Store):
     with torch.inference_mode():
         mean = network(**tokens).last_hidden_state.mean(dim=1)
     by_hand = torch.nn.functional.normalize(mean).numpy()
-    forward = embedder(encoders.resolve(wish(), store))
+    forward = embedder(wishes.resolve(wish(), store))
     np.testing.assert_allclose(forward(["Parse a message."]), by_hand, atol=1e-5)
 
 
 def test_a_seed_draws_the_same_twice_and_another_seed_other_values(store: Store):
     first, again, other = (
-        embedder(encoders.resolve(wish(weights=f"random:{seed}"), store))(["x y"])
+        embedder(wishes.resolve(wish(weights=f"random:{seed}"), store))(["x y"])
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
@@ -163,7 +163,7 @@ def test_a_seed_draws_the_same_twice_and_another_seed_other_values(store: Store)
 
 
 def test_the_identity_is_name_files_and_input(store: Store, small: Path):
-    before = encoders.resolve(wish(small), store)
+    before = wishes.resolve(wish(small), store)
     assert before.preprocess.model_dump() == {
         "kind": "text",
         "max_tokens": 256,
@@ -173,19 +173,19 @@ def test_the_identity_is_name_files_and_input(store: Store, small: Path):
     elsewhere = small.parent / "elsewhere" / "small"
     elsewhere.parent.mkdir()
     shutil.copytree(small, elsewhere, symlinks=True)
-    assert encoders.resolve(wish(elsewhere), store).key == before.key
+    assert wishes.resolve(wish(elsewhere), store).key == before.key
     (small / "README.md").write_text("of no account")
-    assert encoders.resolve(wish(small), store).key == before.key
+    assert wishes.resolve(wish(small), store).key == before.key
     (small / "vocab.txt").write_text("another\n")
-    after = encoders.resolve(wish(small), store)
+    after = wishes.resolve(wish(small), store)
     assert after.key != before.key
     twins = {
-        encoders.resolve(wish(place, weights="random:0"), store).key
+        wishes.resolve(wish(place, weights="random:0"), store).key
         for place in (small, elsewhere)
     }
     assert len(twins) == 2
     with pytest.raises(WeightsError, match="run again"):
-        encoders.load(before)
+        encoder_networks.load(before)
 
 
 def test_a_name_is_looked_for_in_the_cache_of_the_hub(
@@ -193,16 +193,16 @@ def test_a_name_is_looked_for_in_the_cache_of_the_hub(
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match="sentence-transformers/all-mini is not in"):
-        encoders.resolve(EncoderSpec.parse("text:all-mini"), store)
+        wishes.resolve(EncoderSpec.parse("text:all-mini"), store)
     kept = tmp_path / "models--sentence-transformers--all-mini"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text("abc")
     (kept / "snapshots").mkdir()
     (kept / "snapshots" / "abc").symlink_to(MODEL)
-    found = encoders.resolve(EncoderSpec.parse("text:all-mini"), store)
+    found = wishes.resolve(EncoderSpec.parse("text:all-mini"), store)
     assert found.backbone == "text:all-mini"
     same = EncoderSpec.parse("text:sentence-transformers/all-mini")
-    assert encoders.resolve(same, store).key == found.key
+    assert wishes.resolve(same, store).key == found.key
 
 
 def test_pickled_weights_and_code_are_refused(store: Store, small: Path):
@@ -211,18 +211,18 @@ def test_pickled_weights_and_code_are_refused(store: Store, small: Path):
         modules.replace("sentence_transformers.models.Pooling", "mine.Pooling")
     )
     with pytest.raises(InvalidSpec, match=r"mine\.Pooling is code"):
-        encoders.resolve(wish(small), store)
+        wishes.resolve(wish(small), store)
     (small / "modules.json").write_text(modules)
     (small / "model.safetensors").rename(small / "pytorch_model.bin")
     with pytest.raises(WeightsError, match="no weights as safetensors"):
-        encoders.resolve(wish(small), store)
+        wishes.resolve(wish(small), store)
 
 
 def test_a_damaged_folder_is_a_fault_of_the_weights(store: Store, small: Path):
     (small / "model.safetensors").unlink()
     (small / "model.safetensors").write_bytes(b"\x08" * 100)
     with pytest.raises(WeightsError, match="cannot be read as a network"):
-        encoders.load(encoders.resolve(wish(small), store))
+        encoder_networks.load(wishes.resolve(wish(small), store))
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,9 @@ def test_what_texts_do_not_have_is_refused(
     store: Store, fields: dict[str, str], fault: str
 ):
     with pytest.raises(InvalidSpec, match=fault):
-        encoders.check_names(wish(**fields), store)
+        wishes.check_names(wish(**fields), store)
 
 
 def test_there_is_one_layer(store: Store):
     with pytest.raises(UnknownName, match="sentence"):
-        encoders.check_names(wish(layer="fc7"), store)
+        wishes.check_names(wish(layer="fc7"), store)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_pipeline.datasets import SplitSpec
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.splits import SPLITS, assign
 from tl_pipeline.together import EXCLUDED, keep_together
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tl_pipeline import catalog, encoders, engine, pipeline
+from tl_pipeline import catalog, engine, pipeline, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
@@ -29,7 +29,7 @@ WISHES = (
 @pytest.fixture
 def wanted(store: Store) -> list[Encoder]:
     """The encoders of ``WISHES``."""
-    return [encoders.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
+    return [wishes.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
 
 
 def job(store: Store, encoder: Encoder) -> engine.Job:

@@ -54,11 +54,7 @@ def show(name: str, /, *, json: Json = False) -> None:
 
     row = backbones.find_backbone(name)
     if row.origin in backbones.EMBEDDERS:
-        told = _without_graph(row)
-        if json:
-            console.print_json(told)
-        for field, value in {} if json else told.items():
-            console.out.print(f"{field:10} {value}", markup=False)
+        _show_whole(row, json=json)
         return
     named = backbones.named_weights(row, row.weights)
     graph = networks.graph(row, named.preprocess)
@@ -88,6 +84,17 @@ def show(name: str, /, *, json: Json = False) -> None:
         disk = f"on disk: {weights.file}" if weights.file.exists() else "not on disk"
         console.out.print(f"{_scored(weights)}, {weights.megabytes:.0f} MB, {disk}")
         console.out.print(f"  licence: {weights.licence}")
+
+
+def _show_whole(row: "Backbone", *, json: bool) -> None:
+    from tl_pipeline import console
+
+    told = _without_graph(row)
+    if json:
+        console.print_json(told)
+        return
+    for field, value in told.items():
+        console.out.print(f"{field:10} {value}", markup=False)
 
 
 def _without_graph(row: "Backbone") -> dict[str, Any]:

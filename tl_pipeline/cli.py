@@ -1,10 +1,9 @@
-"""``tl``: run, plan, query. The one module that stands above ``flows``.
+"""``tl``: its commands, and those that run. The one module that stands above ``flows``.
 
 Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
 """
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
@@ -13,8 +12,11 @@ from tl_pipeline import (
     backbone_commands,
     catalog_commands,
     few_shot_command,
+    head_command,
+    model_commands,
     rank_command,
     run_commands,
+    sql_command,
     store_commands,
 )
 from tl_pipeline.errors import InvalidSpec, TransferLearningError
@@ -35,6 +37,10 @@ app.command(catalog_commands.app)
 app.command(backbone_commands.app)
 app.command(rank_command.rank)
 app.command(few_shot_command.few_shot)
+app.command(head_command.heads)
+app.command(model_commands.models)
+app.command(model_commands.predict)
+app.command(sql_command.sql)
 app.command(store_commands.app)
 app.command(run_commands.app)
 
@@ -114,120 +120,6 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     due = sum(not step.cached for step in steps)
     able = sum(not step.skipped for step in steps)
     console.out.print(f"\n{due} of {able} stages would run")
-
-
-@app.command
-def sql(
-    query: str | None = None, /, *, store: StoreOption = "tl_store", json: Json = False
-) -> None:
-    """Ask the catalogue in SQL; without a query, list what there is to ask.
-
-    Args:
-        query: DuckDB SQL, read from standard input when piped.
-        store: folder or URL of all artifacts.
-        json: print the rows as JSON.
-    """
-    from tl_pipeline import console
-    from tl_pipeline import query as catalogue
-    from tl_pipeline.artifacts import Store
-
-    piped = "" if query or sys.stdin.isatty() else sys.stdin.read().strip()
-    text = query or piped or catalogue.CONTENTS
-    rows = catalogue.ask(Store.open(store), text)
-    if json:
-        console.print_json(rows.to_pylist())
-    else:
-        catalogue.show(rows)
-
-
-@app.command
-def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
-    """List the registered models, their scores, and who is champion."""
-    from tl_pipeline import console, registry
-    from tl_pipeline.artifacts import Store
-
-    rows = registry.models(Store.open(store))
-    columns = ["name", "version", "aliases", "encoder", "head"]
-    columns += ["validation_accuracy", "test_accuracy", "folder"]
-    console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
-    if rows and not json:
-        console.out.print(f"\nMLflow: {registry.database(Store.open(store))}")
-
-
-@app.command
-def predict(
-    name: str,
-    files: list[Path],
-    /,
-    *,
-    alias: str = "champion",
-    store: StoreOption = "tl_store",
-    json: Json = False,
-) -> None:
-    """Classify files with a registered model.
-
-    Args:
-        name: of the model, which is that of its dataset.
-        files: each an image; or one text in UTF-8, or one vector as .npy.
-        alias: which of its versions.
-        store: folder or URL of all artifacts.
-        json: print the predictions as JSON.
-    """
-    from dataclasses import asdict
-
-    from tl_pipeline import console, prediction, registry
-    from tl_pipeline.artifacts import Store
-
-    model = registry.load_model(Store.open(store), name, alias)
-    rows = [asdict(found) for found in prediction.predict(model, files)]
-    columns = ["file", "label", "confidence", "labels", "accepted", "refused"]
-    point = model.operating_point
-    if point is None:  # of an older version
-        columns = [name for name in columns if name not in ("labels", "accepted")]
-    console.show(rows, columns, as_json=json)
-    if point and point.shortage:
-        console.err.print(point.shortage)
-    if any(row["refused"] for row in rows):
-        sys.exit(3)
-
-
-@app.command
-def heads(name: str | None = None, /, *, json: Json = False) -> None:
-    """List the heads with their defaults, as `--head` takes them; 1/2 is a grid.
-
-    Args:
-        name: a head: list all its parameters, what they mean and the values they take.
-        json: print JSON.
-    """
-    from tl_pipeline import console
-    from tl_pipeline import heads as table
-
-    if name is not None:
-        rows = table.describe(name)
-        console.show(rows, ["parameter", "default", "values", "meaning"], as_json=json)
-        return
-    rows = [
-        {
-            "head": row.name,
-            "summary": row.summary,
-            "parameters": row.parameters
-            if json
-            else " ".join(
-                f"{part['parameter']}={part['default']}"
-                for part in table.describe(row.name)
-                if part["parameter"] in row.defaults
-            ),
-        }
-        for row in table.HEADS.values()
-    ]
-    console.show(rows, list(rows[0]), as_json=json)
-    if not json:
-        console.out.print("All parameters of one: tl heads NAME. Several at once:")
-        sets = [
-            {"profile": name, "summary": row.summary, "heads": " ".join(row.heads)}
-            for name, row in table.PROFILES.items()
-        ]
-        console.print_rows(sets, list(sets[0]))
 
 
 @app.command

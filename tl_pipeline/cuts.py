@@ -6,7 +6,6 @@ values: a layer, a pooling or an input that does not fit is refused before any i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +16,11 @@ from torchvision.models.feature_extraction import (
     get_graph_node_names,
 )
 
-from tl_pipeline.backbones import Backbone, Layer, Pooling
+from tl_pipeline.backbones import Backbone, Layer
 from tl_pipeline.backbones.outputs import Outputs
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.pooling import PooledLayer, Shape
 
-Shape = tuple[int, ...]
-
-_GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
 # An input that is larger by this much must show which axes are spatial.
 _LARGER = 64
 # What torch's modules raise for inputs that are too small, or not of their size.
@@ -68,7 +65,12 @@ class Cut(nn.Module):
         _clone_tensors(body)
         grown = _grown(body, image) if _spatial(layers, found) else {}
         self.poolings = [
-            _Pool(backbone, layer, found[layer.node], grown.get(layer.node, ()))
+            PooledLayer(
+                backbone,
+                layer,
+                _of_one_image(backbone, layer, found[layer.node]),
+                grown.get(layer.node, ())[1:],
+            )
             for layer in layers
         ]
         self.body = body
@@ -112,35 +114,6 @@ def shapes(
     """
     found = _shapes(backbone, _extractor(network, nodes), image)
     return {node: shape[1:] for node, shape in found.items() if shape[:1] == (_IMAGES,)}
-
-
-def usual_pooling(backbone: Backbone, layer: str, shape: Shape | None) -> Pooling:
-    """What is right for a layer whose output for one image has that ``shape``.
-
-    Raises:
-        InvalidSpec: nothing is.
-    """
-    match len(shape or ()):
-        case 1:
-            return "none"
-        case 2:
-            return "cls" if backbone.class_tokens else "mean"
-        case 3:
-            return "mean"
-    raise InvalidSpec(
-        f"{backbone.name} layer {layer!r} gives {_told(shape)} for an image, which no "
-        f"pooling makes a vector; `tl backbones show {backbone.name}` lists layers"
-    )
-
-
-def gem(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
-    """Generalised mean over ``axes`` with p = 3; negative values count as none.
-
-    Source: Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human
-    Annotation", IEEE TPAMI 41(7), 2019, section 3.2, equation 3.
-    """
-    powers = values.clamp(min=_GEM_FLOOR).pow(_GEM_POWER)
-    return powers.mean(dim=axes).pow(1 / _GEM_POWER)
 
 
 def _extractor(network: nn.Module, nodes: Sequence[str]) -> nn.Module:
@@ -206,6 +179,16 @@ def _grown(body: nn.Module, image: Shape) -> dict[str, Shape]:
         return {}
 
 
+def _of_one_image(backbone: Backbone, layer: Layer, shape: Shape) -> Shape:
+    """What a layer gives for one image, if its output for several is one for each."""
+    if shape[:1] != (_IMAGES,):
+        raise InvalidSpec(
+            f"{backbone.name} layer {layer.node!r} does not give one output an "
+            f"image; `tl backbones show {backbone.name}` lists layers"
+        )
+    return shape[1:]
+
+
 def _spatial(layers: Sequence[Layer], found: Mapping[str, Shape]) -> bool:
     """Whether any of ``layers`` takes the mean of a map."""
     return any(
@@ -240,80 +223,3 @@ class _Quiet(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> dict[str, Any]:
         return self.body.forward(batch)
-
-
-class _Pool:
-    """The pooling of one layer, whose output for ``_IMAGES`` images has ``shape``.
-
-    ``grown`` is that for larger images: the axis of a map that does not grow with its
-    input is that of the channels, the last one in Swin and the first elsewhere.
-    """
-
-    def __init__(
-        self, backbone: Backbone, layer: Layer, shape: Shape, grown: Shape
-    ) -> None:
-        self._pooling, self._tokens = layer.pooling, backbone.class_tokens
-        if shape[:1] != (_IMAGES,):
-            raise InvalidSpec(
-                f"{backbone.name} layer {layer.node!r} does not give one output an "
-                f"image; `tl backbones show {backbone.name}` lists layers"
-            )
-        fits = _fitting(len(shape), backbone.class_tokens)
-        if layer.pooling not in fits:
-            unclassed = "" if backbone.class_tokens else " and has no class token"
-            raise InvalidSpec(
-                f"{_spelt(layer.pooling)} does not fit layer {layer.node!r} of "
-                f"{backbone.name}, which gives {_told(shape[1:])} for an "
-                f"image{unclassed}. Fits: {', '.join(map(_spelt, fits))}"
-            )
-        self._axes: tuple[int, ...] = (1,)
-        if len(shape) == 4 and layer.pooling != "flatten":
-            moved = [axis for axis in (1, 2, 3) if grown and grown[axis] != shape[axis]]
-            self._axes = (1, 2) if moved == [1, 2] else (2, 3)
-            height, width = (shape[axis] for axis in self._axes)
-            if height != width:
-                raise InvalidSpec(
-                    f"{backbone.name} layer {layer.node!r} gives {_told(shape[1:])} "
-                    "for a square image, which is no map of it"
-                )
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """(n, ...) to (n, width)."""
-        match self._pooling:
-            case "none":
-                return values
-            case "flatten":
-                return values.flatten(1)
-            case "cls":
-                return values[:, 0]
-            case "cls+mean":
-                mean = values[:, self._tokens :].mean(dim=1)
-                return torch.cat([values[:, 0], mean], dim=1)
-        if values.ndim == 3:
-            values = values[:, self._tokens :]
-        average = (
-            partial(gem, axes=self._axes) if self._pooling == "gem" else self._mean
-        )
-        return average(values)
-
-    def _mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values.mean(dim=self._axes)
-
-
-def _fitting(axes: int, class_tokens: int) -> tuple[Pooling, ...]:
-    """The poolings of an output with so many axes, that of the images among them."""
-    maps: tuple[Pooling, ...] = ("mean", "gem", "flatten")
-    classed: tuple[Pooling, ...] = ("cls", "cls+mean") if class_tokens else ()
-    return {2: ("none", "flatten"), 3: (*maps, *classed), 4: maps}.get(axes, ())
-
-
-def _spelt(pooling: Pooling) -> str:
-    """A pooling as a wish has it."""
-    named = {"none": "no pool at all", "mean": "pool=gap"}
-    return named.get(pooling, f"pool={pooling}")
-
-
-def _told(shape: Shape | None) -> str:
-    if not shape:
-        return "nothing"
-    return f"({', '.join(map(str, shape))})"

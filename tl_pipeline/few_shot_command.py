@@ -45,27 +45,25 @@ def few_shot(
         draws: how many times they are drawn.
         seed: of the draws and the heads.
         verify: read every input again instead of trusting size and time.
-        store: folder of all artifacts.
+        store: folder or URL of all artifacts.
         catalog: the data catalogue.
         json: print the rows as JSON.
     """
     counts = _counts(shots)
     if draws < 1:
         raise InvalidSpec(f"--draws must be at least 1, not {draws}")
-    from tl_pipeline import catalog as entries
     from tl_pipeline import console, heads, progress, search, work
     from tl_pipeline.artifacts import Store
-    from tl_pipeline.planning import Context
 
     named = [HeadSpec.parse(text) for text in head or _USUAL]
     wanted = [heads.complete(one) for given in named for one in heads.expanded(given)]
     for one in wanted:
         search.candidates(one, SearchSpec(), seed)  # refuses ranges
     wishes = tuple(map(parse_backbone, backbone)) or RunSpec(dataset="-").backbones
-    place, entry = Store.open(store), entries.find(dataset, catalog)
-    work.check_modality(entry, wishes)
-    context = Context(store=place, dataset=entry, seed=seed, trust_memo=not verify)
-    encoders = work.resolve(wishes, place, verify=verify, download=True)
+    opened = Store.open(store)
+    context, encoders = work.prepare_encoders(
+        dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
+    )
 
     from tl_pipeline import few_shots  # scikit-learn: after what may be refused at once
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from tl_pipeline import encoders, packing, quantising
+from tl_pipeline import encoder_networks, packing, quantising
 from tl_pipeline.cuts import Cut
 from tl_pipeline.devices import CPU, exact_float32, keep_freed_memory
 from tl_pipeline.encoders import Encoder
@@ -51,7 +51,7 @@ class Forward:
         how = encoder.preprocess
         self._feed: Callable[[Any], Any] = lambda batch: batch
         if isinstance(how, Preprocess):
-            module = encoders.load_together(together)
+            module = encoder_networks.load_together(together)
             kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
             self._feed = _Normalised(how, device, kind)
             self.bytes = _weigh(module)
@@ -60,7 +60,7 @@ class Forward:
             else:
                 self._module = _hastened(module, self._feed, how, encoder.label)
         else:
-            module = encoders.load(encoder).to(device)
+            module = encoder_networks.load(encoder).to(device)
             self.bytes = _weigh(module)
             self._module = lambda batch: (module(batch),)
         self._most = _AsManyAsFit(device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tl_pipeline import encoders
+from tl_pipeline import wishes
 from tl_pipeline.artifacts import Artifact, Store, digest
 from tl_pipeline.embeddings import EmbeddingFolder, Embeddings
 from tl_pipeline.encoder_specs import BackboneSpec, members
@@ -88,7 +88,7 @@ def joined(found: Sequence[Encoder], wish: BackboneSpec) -> AnyEncoder:
 
 def without_twin(wish: BackboneSpec) -> str:
     """Why ``wish`` has no untrained twin, or "" where all its members have one."""
-    return next(filter(None, map(encoders.without_twin, members(wish))), "")
+    return next(filter(None, map(wishes.without_twin, members(wish))), "")
 
 
 def untrained_twin(
@@ -103,8 +103,8 @@ def untrained_twin(
     for member, trained in zip(members(wish), parts(like), strict=True):
         # as exact as the one that it is compared with
         alike = member.model_copy(update={"precision": trained.precision})
-        twin = encoders.untrained_twin(alike, seed)
-        found.append(encoders.resolve(twin, store, control=True))
+        twin = wishes.untrained_twin(alike, seed)
+        found.append(wishes.resolve(twin, store, control=True))
     return found[0] if len(found) == 1 else Joint(members=tuple(found))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tl_pipeline import images, texts, vectors
-from tl_pipeline.datasets import Modality
+from tl_pipeline.catalog_entry import Modality
 from tl_pipeline.images import Preprocess
 from tl_pipeline.texts import TextInput
 from tl_pipeline.vectors import VectorInput

@@ -26,22 +26,10 @@ from tl_pipeline.backbones import (
     named_weights,
 )
 from tl_pipeline.backbones.outputs import Outputs
-from tl_pipeline.cuts import Cut, Shape, node_names, shapes, usual_pooling
+from tl_pipeline.cuts import Cut, node_names, shapes
 from tl_pipeline.errors import UnknownName, WeightsError
 from tl_pipeline.images import Preprocess
-from tl_pipeline.weight_files import read_state
-
-__all__ = [
-    "Node",
-    "graph",
-    "hollow",
-    "input_shape",
-    "layer_at",
-    "pretrained",
-    "read_state",
-    "untrained",
-    "widths",
-]
+from tl_pipeline.pooling import Shape, usual_pooling
 
 State = Mapping[str, torch.Tensor]
 

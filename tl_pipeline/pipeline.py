@@ -152,18 +152,16 @@ def finish(
 
     ``wired`` holds the outputs themselves, not handles.
     """
-    from tl_pipeline import registry  # noqa: PLC0415 - imports scikit-learn
-
-    store, best = work.context.store, wired.registered
+    store, dataset = work.context.store, work.context.dataset.name
+    best = wired.registered
     assert isinstance(best, Best)  # noqa: S101 - None only while planning
     found, gain = runs.results(
         store, wired.evaluations, best.evaluation.key, work.spec.seed
     )
-    entry = registry.registration(store, best.model.key)
-    assert entry is not None  # noqa: S101 - register has just written it
+    split = runs.splits(store, wired.manifest, dataset)
     record = RunRecord(
         run_id=runs.new_run_id(),
-        dataset=work.context.dataset.name,
+        dataset=dataset,
         started=started,
         finished=datetime.now(UTC),
         spec=work.spec,
@@ -172,34 +170,46 @@ def finish(
         quarantined=_rows(store, wired.manifest, QUARANTINE)
         + _refused(work, wired.manifest),
         duplicates=_rows(store, wired.manifest, DUPLICATES),
-        split_report=runs.splits(
-            store, wired.manifest, work.context.dataset.name
-        ).model_copy(update={"leakage": runs.leakage(found)}),
+        split_report=split.model_copy(update={"leakage": runs.leakage(found)}),
         manifest=wired.manifest.key,
         results=found,
-        joints=[
-            runs.JointEncoder(
-                key=encoder.key,
-                label=encoder.label,
-                members=[part.key for part in encoder.members],
-            )
-            for encoder in dict.fromkeys(used for used, _ in work.heads)
-            if isinstance(encoder, Joint)
-        ],
+        joints=_joints(work),
         gain=gain,
         decisions=decisions.of(store.path(best.evaluation)),
-        registered=runs.Registered(
-            name=work.context.dataset.name,
-            version=entry.version,
-            model=best.model.key,
-            champion=entry.champion,
-            reason=entry.reason,
-        ),
+        registered=_registered(store, dataset, best.model.key),
     )
     runs.write(store, record)
     query.build(store)
     report.write(store, record)
     return record
+
+
+def _joints(work: Work) -> list[runs.JointEncoder]:
+    """Those that heads learned from, each once."""
+    return [
+        runs.JointEncoder(
+            key=encoder.key,
+            label=encoder.label,
+            members=[part.key for part in encoder.members],
+        )
+        for encoder in dict.fromkeys(used for used, _ in work.heads)
+        if isinstance(encoder, Joint)
+    ]
+
+
+def _registered(store: Store, dataset: str, model: str) -> runs.Registered:
+    """How the model of that key stands in the registry."""
+    from tl_pipeline import registry  # noqa: PLC0415 - imports scikit-learn
+
+    entry = registry.registration(store, model)
+    assert entry is not None  # noqa: S101 - register has just written it
+    return runs.Registered(
+        name=dataset,
+        version=entry.version,
+        model=model,
+        champion=entry.champion,
+        reason=entry.reason,
+    )
 
 
 def _rows(store: Store, manifest: Artifact, table: tables.Table) -> int:

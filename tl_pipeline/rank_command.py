@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tl_pipeline.encoder_specs import JointSpec, parse_backbone
+from tl_pipeline.encoder_specs import EncoderSpec, JointSpec, parse_backbone
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.request import CatalogOption, Json, StoreOption
 
@@ -39,35 +39,17 @@ def rank(
         catalog: the data catalogue.
         json: print the ranking as JSON.
     """
-    if not backbone:
-        raise InvalidSpec(
-            "name the encoders to rank: --backbone NAME, once for each; "
-            "see `tl backbones`"
-        )
+    wishes = _wishes(backbone)
     if images < 1:
         raise InvalidSpec(f"--images must be at least 1, not {images}")
-    wishes = list(map(parse_backbone, backbone))
-    for wish in wishes:
-        if isinstance(wish, JointSpec):
-            raise InvalidSpec(
-                f"{wish.short()}: encoders are ranked one by one; name each by itself"
-            )
 
-    from tl_pipeline import catalog as entries
     from tl_pipeline import console, joints, progress, work
     from tl_pipeline.artifacts import Store
-    from tl_pipeline.planning import Context
 
-    place = Store.open(store)
-    entry = entries.find(dataset, catalog)
-    work.check_modality(entry, wishes)
-    context = Context(
-        store=place,
-        dataset=entry,
-        seed=seed,
-        trust_memo=not verify,
+    opened = Store.open(store)
+    context, found = work.prepare_encoders(
+        dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
-    found = work.resolve(wishes, place, verify=verify, download=True)
     encoders = joints.flattened(found)
 
     from tl_pipeline import ranking  # scikit-learn: after what may be refused at once
@@ -80,6 +62,27 @@ def rank(
     rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
     console.print_rows(rows, list(rows[0]))
     console.out.print(f"\n{_sample(ranked)}\n{_conclusion(ranked)}", markup=False)
+
+
+def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:
+    """Those that can be ranked.
+
+    Raises:
+        InvalidSpec: there is none, or one is a joint.
+    """
+    if not backbones:
+        raise InvalidSpec(
+            "name the encoders to rank: --backbone NAME, once for each; "
+            "see `tl backbones`"
+        )
+    wishes = []
+    for wish in map(parse_backbone, backbones):
+        if isinstance(wish, JointSpec):
+            raise InvalidSpec(
+                f"{wish.short()}: encoders are ranked one by one; name each by itself"
+            )
+        wishes.append(wish)
+    return wishes
 
 
 def duration(seconds: float) -> str:

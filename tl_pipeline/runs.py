@@ -1,7 +1,7 @@
 """The record of every finished run: which artifacts it used, and what it found."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from tl_pipeline import joints, split_report, tables
+from tl_pipeline import joints, split_counts, tables
 from tl_pipeline.artifacts import Artifact, Store, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.decisions import Decisions
@@ -132,6 +132,11 @@ def every(store: Store) -> list[RunRecord]:
     return [RunRecord.model_validate_json(file.read_text()) for file in files]
 
 
+def latest_of_each(records: Iterable[RunRecord]) -> dict[str, RunRecord]:
+    """The last of ``records``, which are oldest first, of every dataset."""
+    return {record.dataset: record for record in records}
+
+
 def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, str]]:
     """(stage, subject) -> keys of ``record``: see ``planning.Context.previous``."""
     steps = record.steps if record else []
@@ -177,9 +182,9 @@ def splits(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
     before = store.find("manifests", last.manifest) if last else None
 
     def images(of: Artifact) -> pa.Table:
-        return tables.read(MANIFEST, store.path(of), split_report.COLUMNS)
+        return tables.read(MANIFEST, store.path(of), split_counts.COLUMNS)
 
-    return split_report.describe(
+    return split_counts.describe(
         images(manifest),
         tables.read(DUPLICATES, store.path(manifest)),
         images(before) if before else None,

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tl_pipeline import splits, tables
+from tl_pipeline.columns import Columns
 from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.identity import Facts, Memo, image_id
 from tl_pipeline.images import RefusedImage
 from tl_pipeline.modalities import MODALITIES, ModalityRow
 from tl_pipeline.progress import track
 from tl_pipeline.sources import Entry, Source
-from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE, Columns
+from tl_pipeline.tables import DUPLICATES, MANIFEST, QUARANTINE
 
 # Read before the console hears of it: telling of each would cost as much as reading.
 _BATCH = 256

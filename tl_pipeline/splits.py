@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tl_pipeline import tables
-from tl_pipeline.datasets import SplitSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.split_specs import SplitSpec
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)

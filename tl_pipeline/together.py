@@ -5,7 +5,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tl_pipeline.datasets import SplitSpec
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.splits import TEST, VALIDATION, assign
 
 # The side of images that stand on none.

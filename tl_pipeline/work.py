@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tl_pipeline import backbones, catalog, encoders, heads, joints, precision, runs
+from tl_pipeline import backbones, catalog, heads, joints, precision, runs, wishes
 from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import DatasetSpec, Modality
+from tl_pipeline.catalog_entry import Modality
+from tl_pipeline.datasets import DatasetSpec
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoder_specs import BackboneSpec, EncoderSpec, members, parse_backbone
 from tl_pipeline.encoders import Encoder
@@ -75,18 +76,10 @@ def prepare(
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     spec = _with_backbones(spec, dataset)
     wanted = _complete(spec)
-    for head in wanted:
-        candidates(head, spec.search, spec.seed)  # refuses what cannot be tried
-    if all(heads.HEADS[head.name].control for head in wanted):
-        raise InvalidSpec(
-            f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
-            "name a head to compare with it"
-        )
-    near = dataset.near_duplicates
-    looker = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
-    wishes = [*spec.backbones, *([] if near.action == "ignore" else [looker])]
-    check_modality(dataset, wishes)
-    found = resolve(wishes, store, verify=verify, download=download)
+    looker = _looker(spec, dataset)
+    asked = [*spec.backbones, *([looker] if looker else [])]
+    check_modality(dataset, asked)
+    found = resolve(asked, store, verify=verify, download=download)
     work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
     if spec.ensemble:
         _check_ensemble(spec.ensemble, work)
@@ -106,14 +99,53 @@ def prepare(
         trust_memo=not verify,
         previous=runs.keys_used(runs.latest(store, dataset.name)),
     )
-    eye = None if near.action == "ignore" else found[-1]
-    return Work(spec, context, work, eye, skipped)
+    return Work(spec, context, work, found[-1] if looker else None, skipped)
+
+
+def prepare_encoders(
+    dataset: str,
+    asked: Sequence[BackboneSpec],
+    store: Store,
+    *,
+    catalog_file: Path | None,
+    seed: int,
+    verify: bool,
+) -> tuple[Context, list[AnyEncoder]]:
+    """What a command needs that embeds and is no run; weights are downloaded.
+
+    Raises:
+        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``prepare``.
+    """
+    entry = catalog.find(dataset, catalog_file)
+    check_modality(entry, asked)
+    context = Context(store=store, dataset=entry, seed=seed, trust_memo=not verify)
+    return context, resolve(asked, store, verify=verify, download=True)
 
 
 def _complete(spec: RunSpec) -> list[HeadSpec]:
-    """The heads of ``spec``, those of profiles among them, each once."""
-    given = [head for named in spec.heads for head in heads.expanded(named)]
-    return list({head.short(): head for head in map(heads.complete, given)}.values())
+    """The heads of ``spec``, those of profiles among them, each once.
+
+    Raises:
+        UnknownName, InvalidSpec: one cannot be tried, or all of them are controls.
+    """
+    given = [head for profile in spec.heads for head in heads.expanded(profile)]
+    named = {head.short(): head for head in map(heads.complete, given)}
+    wanted = list(named.values())
+    for head in wanted:
+        candidates(head, spec.search, spec.seed)  # refuses what cannot be tried
+    if all(heads.HEADS[head.name].control for head in wanted):
+        raise InvalidSpec(
+            f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
+            "name a head to compare with it"
+        )
+    return wanted
+
+
+def _looker(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:
+    """In whose embeddings near duplicates are looked for; None to ignore them."""
+    near = dataset.near_duplicates
+    looker = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
+    return None if near.action == "ignore" else looker
 
 
 def _check_ensemble(
@@ -138,14 +170,14 @@ def _check_ensemble(
         )
 
 
-def check_modality(dataset: DatasetSpec, wishes: Sequence[BackboneSpec]) -> None:
+def check_modality(dataset: DatasetSpec, asked: Sequence[BackboneSpec]) -> None:
     """Refuse an encoder that takes something else than ``dataset`` holds.
 
     Raises:
         UnknownName: there is no such backbone.
         InvalidSpec: it takes something else.
     """
-    for wish in (member for several in wishes for member in members(several)):
+    for wish in (member for several in asked for member in members(several)):
         takes = backbones.find_backbone(wish.backbone).modality
         if takes != dataset.modality:
             raise InvalidSpec(
@@ -168,34 +200,36 @@ def _with_backbones(spec: RunSpec, dataset: DatasetSpec) -> RunSpec:
 
 
 def resolve(
-    wishes: Sequence[BackboneSpec],
+    asked: Sequence[BackboneSpec],
     store: Store,
     *,
     verify: bool = False,
     download: bool = False,
 ) -> list[AnyEncoder]:
-    """The encoders that ``wishes`` mean, all names checked first; see ``prepare``.
+    """The encoders that are ``asked`` for, all names checked first; see ``prepare``.
 
     Raises:
         UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
-    for wish in wishes:
+    for wish in asked:
         for member in members(wish):
-            encoders.check_names(member, store)
+            wishes.check_names(member, store)
 
     def one(wish: EncoderSpec) -> Encoder:
         if download:
-            encoders.fetch(wish, store)
-        encoder = encoders.resolve(wish, store, trust=not verify)
+            wishes.fetch(wish, store)
+        encoder = wishes.resolve(wish, store, trust=not verify)
         if download and not EmbeddingFolder(store, encoder.key).begun():
-            encoders.load(encoder)
+            from tl_pipeline import encoder_networks  # noqa: PLC0415 - torch
+
+            encoder_networks.load(encoder)
         if wish.precision == "auto":
             return precision.choose(encoder, store)
         if wish.precision == "int8":
             precision.measure(encoder, store)
         return encoder
 
-    return [joints.joined(list(map(one, members(wish))), wish) for wish in wishes]
+    return [joints.joined(list(map(one, members(wish))), wish) for wish in asked]
 
 
 def _untrained(

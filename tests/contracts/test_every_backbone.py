@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import get_model_weights, list_models
 
 from tests.likely_weights import State, likely_state, noise
-from tl_pipeline import backbones, encoders, networks
+from tl_pipeline import backbones, networks, wishes
 from tl_pipeline.artifacts import Store
 from tl_pipeline.backbones import BACKBONES, Backbone
 from tl_pipeline.errors import UnknownName, WeightsError
@@ -183,7 +183,7 @@ def test_missing_weights_say_which_file_to_put_where(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     named = backbones.named_weights(row, row.weights)
     with pytest.raises(WeightsError) as fault:
-        encoders.resolve(EncoderSpec(backbone=row.name), store)
+        wishes.resolve(EncoderSpec(backbone=row.name), store)
     size = f"{named.megabytes:.0f} MB"
     for told in (row.weights, str(named.file), size, named.url, "weights=FILE"):
         assert told in str(fault.value)

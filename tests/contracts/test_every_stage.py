@@ -13,11 +13,11 @@ from PIL import Image
 
 from tl_pipeline import encoders, pipeline, tables
 from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import NearDuplicatesSpec
 from tl_pipeline.pipeline import STAGES, Work
 from tl_pipeline.planning import LOST, Context, Outcome, Step
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.specs import RunSpec
+from tl_pipeline.split_specs import NearDuplicatesSpec
 from tl_pipeline.tables import (
     DUPLICATES,
     MANIFEST,

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from tl_pipeline.datasets import Modality
+from tl_pipeline.catalog_entry import Modality
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.images import Preprocess
 from tl_pipeline.modalities import Input

@@ -9,11 +9,10 @@ a module stands for its last node. Names of layers are those of the papers: ``fc
 
 from collections.abc import Mapping
 from math import isqrt
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.backbones import members
-from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights, Published
+from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.images import Preprocess
 
@@ -142,6 +141,10 @@ ROWS: Mapping[str, Backbone] = {
 }
 
 
+# What torchvision publishes of weights it publishes of all its networks alike.
+published, place, fetch = members.published, members.place, members.fetch
+
+
 def find(name: str) -> Backbone | None:
     """The network of that name, if torchvision has it."""
     return ROWS.get(name)
@@ -155,21 +158,6 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     """
     member = members.find_member(backbone, name)
     return members.named(member, _recorded(member.value.transforms()))
-
-
-def published(backbone: Backbone) -> list[Published]:
-    """See ``members.published``."""
-    return members.published(backbone)
-
-
-def place(url: str) -> Path:
-    """See ``members.place``."""
-    return members.place(url)
-
-
-def fetch(named: NamedWeights) -> None:
-    """See ``members.fetch``."""
-    members.fetch(named)
 
 
 def build(

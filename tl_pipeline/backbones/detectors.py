@@ -11,11 +11,10 @@ shorter side becomes 800 pixels, 320 or 300. ``resize`` and ``crop`` make it che
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.backbones import members
-from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights, Published
+from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights
 from tl_pipeline.images import Preprocess
 
 if TYPE_CHECKING:
@@ -69,6 +68,10 @@ ROWS: Mapping[str, Backbone] = {
 }
 
 
+# What torchvision publishes of weights it publishes of all its networks alike.
+published, place, fetch = members.published, members.place, members.fetch
+
+
 def find(name: str) -> Backbone | None:
     """The detector of that name, if torchvision has it."""
     return ROWS.get(name)
@@ -94,21 +97,6 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
         std=tuple(transform.image_std),
     )
     return members.named(member, preprocess)
-
-
-def published(backbone: Backbone) -> list[Published]:
-    """See ``members.published``."""
-    return members.published(backbone)
-
-
-def place(url: str) -> Path:
-    """See ``members.place``."""
-    return members.place(url)
-
-
-def fetch(named: NamedWeights) -> None:
-    """See ``members.fetch``."""
-    members.fetch(named)
 
 
 def build(

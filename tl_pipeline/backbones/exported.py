@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.backbones import sealed_input
-from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights
+from tl_pipeline.backbones.backbone import Backbone, NamedWeights
 from tl_pipeline.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -40,18 +40,8 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     file = sealed_input.checked(backbone, name)
     program = _program(file.read_bytes(), str(file))
     shape, _ = exported_outputs.input_of(program, str(file))
-    return NamedWeights(
-        name=file.name,
-        file=file,
-        url="",
-        megabytes=file.stat().st_size / 1e6,
-        sha256_prefix="",
-        preprocess=sealed_input.fed(str(file), shape),
-        layers={
-            output: Layer(output)
-            for output in exported_outputs.names_of(program, str(file))
-        },
-    )
+    outputs = exported_outputs.names_of(program, str(file))
+    return sealed_input.named(file, shape, outputs)
 
 
 def opened(

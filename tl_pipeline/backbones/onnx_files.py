@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.backbones import sealed_input
-from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights
+from tl_pipeline.backbones.backbone import Backbone, NamedWeights
 from tl_pipeline.errors import InvalidSpec, WeightsError
 
 if TYPE_CHECKING:
@@ -39,15 +39,7 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     file = sealed_input.checked(backbone, name)
     session = _session(file.read_bytes(), str(file), device="cpu")
     shape, outputs = _signature(session, str(file))
-    return NamedWeights(
-        name=file.name,
-        file=file,
-        url="",
-        megabytes=file.stat().st_size / 1e6,
-        sha256_prefix="",
-        preprocess=sealed_input.fed(str(file), shape),
-        layers={output: Layer(output) for output in outputs},
-    )
+    return sealed_input.named(file, shape, outputs)
 
 
 def opened(

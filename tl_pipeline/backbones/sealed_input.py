@@ -7,9 +7,10 @@ channel gets grey values in [0, 1]. Each can be set: ``resize``, ``crop``, ``mea
 ``std``, ``interpolation``.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from tl_pipeline.backbones.backbone import Backbone
+from tl_pipeline.backbones.backbone import Backbone, Layer, NamedWeights
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.images import Preprocess
 
@@ -40,6 +41,25 @@ def checked(backbone: Backbone, name: str) -> Path:
     if not file.is_file():
         raise WeightsError(f"network file {file} does not exist")
     return file
+
+
+def named(
+    file: Path, shape: tuple[int | None, ...], outputs: Iterable[str]
+) -> NamedWeights:
+    """What is known of a network in ``file``, whose layers are its ``outputs``.
+
+    Raises:
+        InvalidSpec: see ``fed``.
+    """
+    return NamedWeights(
+        name=file.name,
+        file=file,
+        url="",
+        megabytes=file.stat().st_size / 1e6,
+        sha256_prefix="",
+        preprocess=fed(str(file), shape),
+        layers={output: Layer(output) for output in outputs},
+    )
 
 
 def fed(origin: str, shape: tuple[int | None, ...]) -> Preprocess:

@@ -18,7 +18,8 @@ from tl_pipeline import runs
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.errors import InvalidSpec, StoreError
-from tl_pipeline.query.small_tables import encoders, small_tables
+from tl_pipeline.query.small_tables import small_tables
+from tl_pipeline.query.store_tables import encoders
 from tl_pipeline.runs import RunRecord
 from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS, QUARANTINE
 
@@ -121,7 +122,7 @@ def _fetch(store: Store, records: list[RunRecord]) -> None:
     if store.mirror.url is None:
         return
     store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
-    for record in {record.dataset: record for record in records}.values():
+    for record in runs.latest_of_each(records).values():
         store.find("manifests", record.manifest)
     for key in {r.evaluation: None for record in records for r in record.results}:
         store.find("evaluations", key)
@@ -131,7 +132,7 @@ def _fetch(store: Store, records: list[RunRecord]) -> None:
 
 
 def _views(store: Store, records: list[RunRecord]) -> Iterable[str]:
-    latest = {record.dataset: record for record in records}.values()
+    latest = runs.latest_of_each(records).values()
     manifests = [store.root / "manifests" / record.manifest for record in latest]
     scored = {r.evaluation for record in records for r in record.results}
     current = {r.evaluation for record in latest for r in record.results}

@@ -1,11 +1,8 @@
 """Vectors that were computed elsewhere, each row an input."""
 
-import re
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,50 +12,29 @@ from tl_pipeline.datasets import FeaturesSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
 from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.row_files import Paths, RowFiles
 from tl_pipeline.vectors import as_npy
 
 _PICKLES = (".p", ".pkl", ".pickle")
 _ENDINGS = (".npy", ".npz", ".parquet", *_PICKLES)
 
 
-class _File(NamedTuple):
-    vectors: Path
-    labels: Path | None
-    split: str
-
-
-class _Loaded(NamedTuple):
-    version: str
-    modified_ns: int
-    vectors: np.ndarray
-    labels: list[str | None]
-
-
 class Features:
     """Each row is an input, ``<file>#<row>``, given as an .npy file of float32.
 
-    Splits are declared as for ``pickle``: where only train and validation are given,
-    the declared validation becomes the test split; where only train is given, none is
-    declared. Whole files are read, and stay in memory until they change.
+    Splits are declared and files are kept as ``RowFiles`` says.
     """
 
     def __init__(self, spec: FeaturesSpec) -> None:
-        self._spec, self._lock = spec, threading.Lock()
-        self._loaded: dict[str, _Loaded] = {}
-        held_out = "validation" if spec.test else "test"
-        given = [
-            (spec.train, spec.train_labels, "train"),
-            (spec.validation, spec.validation_labels, held_out),
-            (spec.test, spec.test_labels, "test"),
-        ]
-        files = [_File(path.resolve(), *rest) for path, *rest in given if path]
-        # A name that is no UTF-8 fits no table: in a uri it is escaped.
-        names = [
-            str(file.vectors).encode(errors="backslashreplace").decode()
-            for file in files
-        ]
-        self._files = dict(zip(names, files, strict=True))
-        self._repeated = len(self._files) < len(files)
+        self._spec = spec
+        self._files = RowFiles(
+            spec.name,
+            (spec.train, spec.train_labels),
+            (spec.validation, spec.validation_labels),
+            (spec.test, spec.test_labels),
+            read=self._load,
+            marked=f":{spec.features}",
+        )
 
     def __reduce__(self) -> tuple[type["Features"], tuple[FeaturesSpec]]:
         """A copy in another process reads the files itself."""
@@ -71,20 +47,13 @@ class Features:
             DatasetError: a file is missing, damaged, given twice, would run code, or
                 holds no vectors with labels; or the files' vectors differ in length.
         """
-        if self._repeated:
-            raise DatasetError(f"{self._spec.name}: one file is given for two splits")
         widths: dict[int, str] = {}
-        for name, (_, _, split) in self._files.items():
-            found = self._load(name)
-            widths.setdefault(found.vectors.shape[1], name)
+        for name, rows in self._files.each():
+            widths.setdefault(rows.values.shape[1], name)
             if len(widths) > 1:
                 told = ", ".join(f"{width} in {file}" for width, file in widths.items())
                 raise DatasetError(f"vectors must be of one length, but have {told}")
-            declared = split if len(self._files) > 1 else None
-            for index, label in enumerate(found.labels):
-                uri = f"{name}#{index}"
-                told = (found.version, declared)
-                yield Entry(uri, label, *told, modified_ns=found.modified_ns)
+            yield from self._files.entries(name, rows)
 
     def read(self, uri: str) -> bytes:
         """The row ``uri`` as an .npy file.
@@ -93,60 +62,44 @@ class Features:
             OSError: there is no such row.
             DatasetError: its file as a whole cannot be read.
         """
-        name, _, index = uri.rpartition("#")
-        vectors = self._load(name).vectors if name in self._files else []
-        if not re.fullmatch(r"[0-9]{1,12}", index) or int(index) >= len(vectors):
-            raise FileNotFoundError(f"{uri}: there are {len(vectors)} such vectors")
+        vector = self._files.row(uri, "vectors")
         with np.errstate(over="ignore"):  # an infinite value is refused by name
-            return as_npy(vectors[int(index)].astype(np.float32))
+            return as_npy(vector.astype(np.float32))
 
-    def _load(self, name: str) -> _Loaded:
-        with self._lock:
-            known, file = self._loaded.get(name), self._files[name]
-            try:
-                stats = [path.stat() for path in file[:2] if path]
-                version = ":".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
-                version += f":{self._spec.features}"
-                if known is None or known.version != version:
-                    self._loaded.pop(name, None)  # never two copies in memory
-                    vectors, labels = _arrays(file, name, self._spec)
-                    vectors, texts = _checked(vectors, labels, name)
-                    youngest = max(stat.st_mtime_ns for stat in stats)
-                    known = _Loaded(version, youngest, vectors, texts)
-            except OSError as error:
-                raise DatasetError(f"{name} cannot be read: {error}") from None
-            return self._loaded.setdefault(name, known)
+    def _load(self, paths: Paths, name: str) -> tuple[np.ndarray, list[str | None]]:
+        return _checked(*_arrays(paths, name, self._spec), name)
 
 
 def _arrays(
-    file: _File, name: str, spec: FeaturesSpec
+    paths: Paths, name: str, spec: FeaturesSpec
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The features and the labels of ``file``, whatever they are.
+    """The features and the labels in the file ``name``, whatever they are.
 
     Raises:
         DatasetError: they are not there, or no arrays.
         OSError: they cannot be read.
     """
-    ending = file.vectors.suffix.lower()
+    vectors, *labels = paths
+    ending = vectors.suffix.lower()
     wanted = (spec.features, spec.labels)
     if ending not in _ENDINGS:
         raise DatasetError(
             f"{name}: features are read from files that end in {', '.join(_ENDINGS)}"
         )
     if ending in _PICKLES:
-        return _named(_unpickled(file.vectors, name), name, wanted)
+        return _named(_unpickled(vectors, name), name, wanted)
     try:
         if ending == ".parquet":
-            return _columns(file.vectors, name, wanted)
-        with file.vectors.open("rb") as opened:
+            return _columns(vectors, name, wanted)
+        with vectors.open("rb") as opened:
             found = np.load(opened, allow_pickle=False)
             if isinstance(found, np.lib.npyio.NpzFile):
                 held = {key: found[key] for key in wanted if key in found.files}
                 others = {key: None for key in found.files if key not in held}
                 return _named({**held, **others}, name, wanted)
-        if file.labels is None:
+        if not labels:
             raise DatasetError(f"{name} is no .npz file, but an .npy file")
-        with file.labels.open("rb") as opened:
+        with labels[0].open("rb") as opened:
             return found, np.load(opened, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         said = f"{error}"[:200]

@@ -1,9 +1,7 @@
 """Pickled dictionaries of arrays, as the German-traffic-sign notebooks keep them."""
 
-import re
-import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,36 +10,19 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.images import as_ppm
 from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
 from tl_pipeline.sources.entry import Entry
-
-
-class _Loaded(NamedTuple):
-    version: str
-    modified_ns: int
-    features: np.ndarray
-    labels: list[str]
+from tl_pipeline.sources.row_files import Paths, RowFiles
 
 
 class Pickled:
     """Each row of ``features`` is an input, given as a binary PGM or PPM.
 
-    Splits follow ``image_folder``: where only train and validation are given, the
-    declared validation is what others report as their test set and becomes the test
-    split; where only train is given, none is declared. Listing needs the labels, so it
-    reads whole files; their arrays stay in memory, once, until the file changes.
+    Splits are declared and files are kept as ``RowFiles`` says.
     """
 
     def __init__(self, spec: PickleSpec) -> None:
-        self._spec, self._lock = spec, threading.Lock()
-        self._loaded: dict[str, _Loaded] = {}
-        held_out = "validation" if spec.test else "test"
-        paths = [(spec.train, "train"), (spec.validation, held_out)]
-        paths = [
-            (path.resolve(), s) for path, s in [*paths, (spec.test, "test")] if path
-        ]
-        # A name that is no UTF-8 fits no table: in a uri it is escaped.
-        names = [str(p).encode(errors="backslashreplace").decode() for p, _ in paths]
-        self._files = dict(zip(names, paths, strict=True))
-        self._repeated = len(self._files) < len(paths)
+        self._spec = spec
+        given = ((spec.train,), (spec.validation,), (spec.test,))
+        self._files = RowFiles(spec.name, *given, read=self._load)
 
     def __reduce__(self) -> tuple[type["Pickled"], tuple[PickleSpec]]:
         """A copy in another process reads the files itself."""
@@ -54,14 +35,8 @@ class Pickled:
             DatasetError: a file is missing, damaged, given twice, would run code, or
                 holds no images with labels.
         """
-        if self._repeated:
-            raise DatasetError(f"{self._spec.name}: one file is given for two splits")
-        for name, (_, split) in self._files.items():
-            version, modified_ns, _, labels = self._load(name)
-            declared = split if len(self._files) > 1 else None
-            for index, label in enumerate(labels):
-                uri = f"{name}#{index}"
-                yield Entry(uri, label, version, declared, modified_ns=modified_ns)
+        for file, rows in self._files.each():
+            yield from self._files.entries(file, rows)
 
     def read(self, uri: str) -> bytes:
         """The row ``uri`` as PGM or PPM.
@@ -70,27 +45,12 @@ class Pickled:
             OSError: there is no such row.
             DatasetError: its file as a whole cannot be read.
         """
-        name, _, index = uri.rpartition("#")
-        features = self._load(name).features if name in self._files else []
-        if not re.fullmatch(r"[0-9]{1,12}", index) or int(index) >= len(features):
-            raise FileNotFoundError(f"{uri}: there are {len(features)} such images")
-        return as_ppm(features[int(index)])
+        return as_ppm(self._files.row(uri, "images"))
 
-    def _load(self, name: str) -> _Loaded:
-        with self._lock:
-            known = self._loaded.get(name)
-            try:
-                stat = self._files[name][0].stat()
-                version = f"{stat.st_size}:{stat.st_mtime_ns}"
-                if known is None or known.version != version:
-                    self._loaded.pop(name, None)  # never two copies in memory
-                    with self._files[name][0].open("rb") as file:
-                        found = load_arrays(file, name)
-                    features, labels = _checked(found, name, self._spec)
-                    known = _Loaded(version, stat.st_mtime_ns, features, labels)
-            except OSError as error:
-                raise DatasetError(f"{name} cannot be read: {error}") from None
-            return self._loaded.setdefault(name, known)
+    def _load(self, paths: Paths, name: str) -> tuple[np.ndarray, list[str]]:
+        with paths[0].open("rb") as file:
+            found = load_arrays(file, name)
+        return _checked(found, name, self._spec)
 
 
 def _checked(found: Any, name: str, spec: PickleSpec) -> tuple[np.ndarray, list[str]]:

@@ -1,0 +1,116 @@
+"""Files whose rows are inputs, each given with the split that it declares.
+
+Listing needs the labels, so whole files are read; what is in them stays in memory,
+once, until they change.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.sources.entry import Entry
+
+Paths = tuple[Path, ...]  # of the rows, and perhaps of their labels
+Read = Callable[[Paths, str], tuple[np.ndarray, Sequence[str | None]]]
+
+
+class Rows(NamedTuple):
+    """What is in a file: ``values`` (n, ...), and a label, or None, for each row."""
+
+    version: str
+    modified_ns: int
+    values: np.ndarray
+    labels: Sequence[str | None]
+
+
+class RowFiles:
+    """The files of the dataset ``name``; row 3 of one is the input ``<file>#3``.
+
+    Splits follow ``image_folder``: where only train and validation are given, the
+    declared validation is what others report as their test set and becomes the test
+    split; where only train is given, none is declared.
+
+    ``read`` is handed the paths of a file and its name for messages, and gives the
+    values and the labels of its rows. ``marked`` tells, in versions, what else they
+    depend on.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Path | None],
+        validation: Sequence[Path | None],
+        test: Sequence[Path | None],
+        *,
+        read: Read,
+        marked: str = "",
+    ) -> None:
+        self._name, self._read, self._marked = name, read, marked
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Rows] = {}
+        held_out = "validation" if test[0] else "test"
+        given = [(train, "train"), (validation, held_out), (test, "test")]
+        files = [
+            (tuple(path.resolve() for path in paths if path), split)
+            for paths, split in given
+            if paths[0]
+        ]
+        # A name that is no UTF-8 fits no table: in a uri it is escaped.
+        names = [
+            str(paths[0]).encode(errors="backslashreplace").decode()
+            for paths, _ in files
+        ]
+        self._files = dict(zip(names, files, strict=True))
+        self._repeated = len(self._files) < len(files)
+
+    def each(self) -> Iterator[tuple[str, Rows]]:
+        """Every file by its name.
+
+        Raises:
+            DatasetError: a file is given twice, or cannot be read.
+        """
+        if self._repeated:
+            raise DatasetError(f"{self._name}: one file is given for two splits")
+        for file in self._files:
+            yield file, self._load(file)
+
+    def entries(self, file: str, rows: Rows) -> Iterator[Entry]:
+        """One entry per row of ``file``."""
+        declared = self._files[file][1] if len(self._files) > 1 else None
+        told = (rows.version, declared)
+        for index, label in enumerate(rows.labels):
+            yield Entry(f"{file}#{index}", label, *told, modified_ns=rows.modified_ns)
+
+    def row(self, uri: str, kind: str) -> np.ndarray:
+        """The values of the row ``uri``; ``kind`` is what rows are called.
+
+        Raises:
+            OSError: there is no such row.
+            DatasetError: its file as a whole cannot be read.
+        """
+        file, _, index = uri.rpartition("#")
+        values = self._load(file).values if file in self._files else []
+        if not re.fullmatch(r"[0-9]{1,12}", index) or int(index) >= len(values):
+            raise FileNotFoundError(f"{uri}: there are {len(values)} such {kind}")
+        return values[int(index)]
+
+    def _load(self, file: str) -> Rows:
+        paths, _ = self._files[file]
+        with self._lock:
+            known = self._loaded.get(file)
+            try:
+                stats = [path.stat() for path in paths]
+                version = ":".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
+                version += self._marked
+                if known is None or known.version != version:
+                    self._loaded.pop(file, None)  # never two copies in memory
+                    youngest = max(stat.st_mtime_ns for stat in stats)
+                    known = Rows(version, youngest, *self._read(paths, file))
+            except OSError as error:
+                raise DatasetError(f"{file} cannot be read: {error}") from None
+            return self._loaded.setdefault(file, known)
