@@ -1,9 +1,6 @@
 """Embed on real workers of Dask and Ray: the same table, also if one is killed."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +15,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import clusters
 from flows.transfer_learning import transfer_learning
-from tests.conftest import REPOSITORY
+from tests.command_line import in_this_process
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -227,20 +224,14 @@ def test_an_address_without_a_cluster_is_refused():
         clusters.check("threads", "tcp://localhost:8786")
 
 
-def test_no_cluster_at_the_address_ends_with_exit_code_2(photos: Path, tmp_path: Path):
+@pytest.mark.usefixtures("server")
+def test_no_cluster_at_the_address_ends_with_exit_code_2(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "tl_pipeline.cli", "run", str(photos)),
-            *("--runner", "dask", "--address", "tcp://127.0.0.1:9"),
-            *("--store", str(tmp_path / "store")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
-    )
+    monkeypatch.setattr(clusters, "_PATIENCE", "1s")
+    tl = in_this_process(tmp_path, monkeypatch)
+    run = tl("run", photos, "--runner", "dask", "--address", "tcp://127.0.0.1:9")
     assert run.returncode == 2, run.stderr
     assert "no Dask cluster answers at tcp://127.0.0.1:9" in run.stderr
     assert "Traceback" not in run.stderr
