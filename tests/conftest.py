@@ -26,9 +26,30 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[1]
 
+# Files of half a minute and more, the longest first: of two processes that take file
+# after file none is left alone with one of these at the end.
+LONG = (
+    "test_every_backbone.py",
+    "test_readme.py",
+    "test_runners.py",
+    "test_mirror.py",
+    "test_cli.py",
+    "test_deployment.py",
+    "test_source_remote.py",
+    "test_neural_heads.py",
+    "test_store_commands.py",
+    "test_flow.py",
+)
+
 # No test may call home or look for a network.
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
