@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## run the whole pipeline on embedded data and print where t
 	$(BIN)/tl run digits
 
 test: $(INSTALLED)  ## every test
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ from tl_pipeline.errors import InvalidSpec
 Runner = Literal["threads", "dask", "ray"]
 # More cores than that hardly make one forward pass faster.
 _MOST_CORES = 8
+# How long a Dask cluster is waited for at an address.
+_PATIENCE = "10s"
 
 
 class Cluster(Protocol):
@@ -94,7 +96,7 @@ def _dask(address: str | None) -> Iterator[Cluster]:
         "silence_logs": logging.CRITICAL,
     }
     where = {"address": address} if address else {"cluster_kwargs": options}
-    patience = {"timeout": "10s"}
+    patience = {"timeout": _PATIENCE}
     with DaskTaskRunner(**where, client_kwargs=patience) as tasks:  # pyright: ignore[reportArgumentType]
         try:
             _ = tasks.client

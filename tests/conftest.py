@@ -1,6 +1,9 @@
 """What several tests need: a store, small folders of real images, the shared data."""
 
+import gc
 import os
+import shutil
+import threading
 
 # Tests run one on each core: more threads would wait for one another, spinning. It is
 # read when a library is loaded, so it is said before the other imports.
@@ -8,20 +11,84 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from tl_pipeline import registry
 from tl_pipeline.artifacts import Store
 from tl_pipeline.images import as_ppm
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 REPOSITORY = Path(__file__).parents[1]
+
+# Files of half a minute and more, the longest first: of two processes that take file
+# after file none is left alone with one of these at the end.
+LONG = (
+    "test_every_backbone.py",
+    "test_readme.py",
+    "test_runners.py",
+    "test_mirror.py",
+    "test_cli.py",
+    "test_deployment.py",
+    "test_source_remote.py",
+    "test_neural_heads.py",
+    "test_store_commands.py",
+    "test_flow.py",
+)
 
 # No test may call home or look for a network.
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so it is not searched for garbage again and again.
+
+    That is a million objects and half a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """What was imported goes in the usual order."""
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow's empty database, which new stores of this process copy.
+
+    MLflow makes one by some seventy migrations, in more time than a whole run takes
+    here. Those of other processes, and one store of this, are made so.
+    """
+    first, lock = Store(tmp_path_factory.mktemp("mlflow")), threading.Lock()
+    connect = registry._client
+
+    def connect_to_copy(store: Store) -> "MlflowClient":
+        ready, place = first.root / "mlflow.db", store.root / "mlflow.db"
+        with lock:
+            if not ready.exists():
+                connect(first)
+            if not place.exists():
+                shutil.copyfile(ready, place)
+        return connect(store)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_client", connect_to_copy)
+        yield
 
 
 @pytest.fixture

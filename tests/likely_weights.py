@@ -25,8 +25,9 @@ def likely_state(backbone: Backbone, side: int, *, aux_logits: bool = False) -> 
     """
     network = networks.hollow(backbone, side, _AUX if aux_logits else None)
     state = network.state_dict()  # it knows its version
+    drawn = _drawn(state)
     for name, tensor in state.items():
-        state[name] = _likely(name, tensor)
+        state[name] = _likely(name, tensor, drawn)
     network.load_state_dict(state, assign=True)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -48,16 +49,39 @@ def noise(images: int, channels: int, side: int, *, seed: int = 1) -> torch.Tens
     return torch.randn((images, channels, side, side), generator=chance)
 
 
-def _likely(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _drawn(state: State) -> dict[float, torch.Tensor]:
+    """Standard deviation -> as many values of it as the largest kernel needs.
+
+    Kernels of one deviation share them: 2.6 GB of weights take longer to write than
+    to use.
+    """
+    counts: dict[float, int] = {}
+    for tensor in filter(_is_kernel, state.values()):
+        scale = _deviation(tensor)
+        counts[scale] = max(tensor.numel(), counts.get(scale, 0))
+    return {
+        scale: _DRAWN.repeat(count // len(_DRAWN) + 1)[:count].mul_(scale)
+        for scale, count in counts.items()
+    }
+
+
+def _is_kernel(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 1
+
+
+def _deviation(kernel: torch.Tensor) -> float:
+    return (2 / kernel[0].numel()) ** 0.5
+
+
+def _likely(
+    name: str, tensor: torch.Tensor, drawn: dict[float, torch.Tensor]
+) -> torch.Tensor:
     if not tensor.is_floating_point():
         # Counts of batches, or tables of positions that the network itself filled.
         return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
-    count = tensor.numel()
-    times = count // len(_DRAWN) + 1
-    values = (_DRAWN.repeat(times) if times > 1 else _DRAWN)[:count]
-    values = values.reshape(tensor.shape)
+    if _is_kernel(tensor):
+        return drawn[_deviation(tensor)][: tensor.numel()].view(tensor.shape)
     if name.endswith("running_var"):
         return torch.ones(tensor.shape)
-    if tensor.ndim > 1:
-        return values * (2 / tensor[0].numel()) ** 0.5
+    values = _DRAWN[: tensor.numel()].reshape(tensor.shape)
     return 0.1 * values + (1.0 if name.endswith("weight") else 0.0)

@@ -101,7 +101,7 @@ def serving() -> Iterator[ObjectStore]:
     """A server on a free port of this machine."""
     store = ObjectStore()
     server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=_Quiet)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     store.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield store

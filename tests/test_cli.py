@@ -1,43 +1,35 @@
 """The command line as a user meets it: output, exit codes, nothing half-written."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.command_line import Tl, in_its_own_process, in_this_process
 from tests.conftest import REPOSITORY
-
-Tl = Callable[..., subprocess.CompletedProcess]
 
 
 @pytest.fixture
-def tl(tmp_path: Path) -> Tl:
-    """Run ``tl`` in an empty folder that has a copy of the catalogue."""
+def place(tmp_path: Path) -> Path:
+    """A folder with a copy of the catalogue and nothing else."""
     shutil.copyfile(REPOSITORY / "data_catalog.yaml", tmp_path / "data_catalog.yaml")
+    return tmp_path
 
-    def call(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
-            cwd=tmp_path,
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
-                "TORCH_HOME": str(tmp_path / "torch"),
-                "PYTHONPATH": str(REPOSITORY),
-                "COLUMNS": "160",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
 
-    return call
+@pytest.fixture
+def tl(place: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
+    """Type ``tl`` in that folder; test_readme.py types it in processes."""
+    return in_this_process(place, monkeypatch)
+
+
+@pytest.fixture
+def tl_process(place: Path) -> Tl:
+    """The same in a process of its own."""
+    return in_its_own_process(place)
 
 
 def test_help_imports_nothing_heavy():
@@ -143,6 +135,18 @@ def test_wrong_request_is_one_message_and_exit_2(
     assert not (tmp_path / "tl_store").exists()
 
 
+def test_a_process_ends_with_the_message_and_the_code_alone(
+    tl_process: Tl, folder: Path
+):
+    """No library adds a word of its own, and no process outlives the error."""
+    for file in (folder / "flower").iterdir():
+        file.write_text("not an image")
+    done = tl_process("run", folder, "--runner", "direct")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("DatasetError: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_missing_weights_tell_file_place_and_size(tl: Tl, tmp_path: Path):
     """Planning downloads nothing; it says what is missing."""
     done = tl("plan", "digits", "--backbone", "resnet50")
@@ -180,9 +184,9 @@ def test_unusable_folders_are_refused(tl: Tl, folder: Path, tmp_path: Path):
     assert not (tmp_path / "tl_store" / "manifests").exists()
 
 
-def test_error_inside_the_flow_is_the_same_one_message(tl: Tl, tmp_path: Path):
+def test_error_inside_the_flow_is_the_same_one_message(tl_process: Tl, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    done = tl("run", tmp_path / "empty")
+    done = tl_process("run", tmp_path / "empty")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("DatasetError: ")
     assert len(done.stderr.strip().splitlines()) == 1
@@ -300,8 +304,8 @@ def test_a_backbone_is_shown_as_names_that_can_be_layers(tl: Tl):
     assert "Did you mean 'resnet50'" in unknown.stderr
 
 
-def test_doctor_finds_this_machine_fit(tl: Tl):
-    done = tl("doctor", "--json")
+def test_doctor_finds_this_machine_fit(tl_process: Tl):
+    done = tl_process("doctor", "--json")
     checks = {row["check"]: row for row in json.loads(done.stdout)}
     assert done.returncode == 0, [c for c in checks.values() if not c["ok"]]
     assert checks["fastapi"]["ok"]

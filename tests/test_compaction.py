@@ -1,18 +1,17 @@
 """Compaction: few large parts with the very same rows, whoever reads or kills it."""
 
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.synchronize import Event as Synchronised
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
 from tl_pipeline import compaction
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -122,31 +121,31 @@ def test_readers_beside_compaction_see_every_row_once(store: Store):
     assert len(EmbeddingFolder(store, KEY).parts().whole) == 1
 
 
+def compact_often(root: Path, going: Synchronised) -> None:
+    """What another process does until it is killed."""
+    compaction._LISTING_S = 0.01
+    going.set()
+    for rows in (6, 12, 24, 48, 96, 480):
+        compaction.compact(Store.open(root), KEY, rows)
+
+
 def test_a_compaction_killed_at_any_moment_loses_and_doubles_nothing(store: Store):
     """Twenty kills; after each the next writer leaves every row once."""
     ids, vectors = fill(store, parts=60, rows=4)
-    code = (
-        "import sys; from tl_pipeline import compaction\n"
-        "from tl_pipeline.artifacts import Store\n"
-        "compaction._LISTING_S = 0.01\n"
-        "print('go', flush=True)\n"
-        "for rows in (6, 12, 24, 48, 96, 480):\n"
-        f"    compaction.compact(Store.open(sys.argv[1]), '{KEY}', rows)\n"
-        "print('done', flush=True)"
-    )
     chance, killed = random.Random(7), 0
     folder = EmbeddingFolder(store, KEY)
+    # Forks of a process without threads that has imported what twenty would import.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.test_compaction"])
     for _ in range(20):
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(store.root)],
-            stdout=subprocess.PIPE,
-            cwd=REPOSITORY,
-        ) as process:
-            assert process.stdout
-            assert process.stdout.readline() == b"go\n"
-            time.sleep(chance.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
+        going = processes.Event()
+        process = processes.Process(target=compact_often, args=(store.root, going))
+        process.start()
+        assert going.wait(60)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
         assert folder.embedded() == set(ids)
         assert folder.load(ids).vectors.tobytes() == vectors.tobytes()
         with folder.writing():

@@ -1,9 +1,6 @@
 """Embed on real workers of Dask and Ray: the same table, also if one is killed."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +15,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import clusters
 from flows.transfer_learning import transfer_learning
-from tests.conftest import REPOSITORY
+from tests.command_line import in_this_process
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -101,7 +98,9 @@ class Table:
         self.step = step
 
 
-def spread_out(photos: Path, store: Path, runner: str) -> Table:
+def spread_out(
+    photos: Path, store: Path, runner: str, address: str | None = None
+) -> Table:
     record = transfer_learning(
         str(photos),
         heads=["logistic:C=0.1"],
@@ -109,6 +108,7 @@ def spread_out(photos: Path, store: Path, runner: str) -> Table:
         part_rows=PART_ROWS,
         store=str(store),
         runner=runner,
+        address=address,
     )
     return Table(Store.open(store), record)
 
@@ -127,19 +127,10 @@ def assert_equal(found: Table, expected: Table) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_workers_make_the_table_of_a_local_run(
+def test_workers_make_the_table_of_a_local_run_though_one_is_killed(
     photos: Path, tmp_path: Path, runner: str, expected: Table
 ):
-    found = spread_out(photos, tmp_path / "store", runner)
-    assert_equal(found, expected)
-    asked = expected.step.reason
-    assert found.step.reason == f"{asked}; in {SHARDS} partitions on {runner}"
-
-
-@pytest.mark.usefixtures("server")
-def test_a_worker_killed_on_the_way_costs_nothing(
-    photos: Path, tmp_path: Path, runner: str, expected: Table
-):
+    """They start and stop as without the kill, which costs nothing but time."""
     store, killed = tmp_path / "store", []
     watch = threading.Thread(target=kill_a_worker, args=(store, runner, killed))
     watch.start()
@@ -148,6 +139,8 @@ def test_a_worker_killed_on_the_way_costs_nothing(
     assert len(killed) == 1
     assert 0 < killed[0] < SHARDS
     assert_equal(found, expected)
+    asked = expected.step.reason
+    assert found.step.reason == f"{asked}; in {SHARDS} partitions on {runner}"
 
 
 def kill_a_worker(store: Path, runner: str, killed: list[int]) -> None:
@@ -181,8 +174,10 @@ def command(process) -> list[str]:
 def test_an_error_on_a_worker_is_the_error_of_the_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Here: a worker on which the data lies nowhere."""
+    """Here: a worker of a cluster that is there, on which the data lies nowhere."""
     pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
+    from distributed import LocalCluster
+
     from tl_pipeline import partitions
     from tl_pipeline.errors import DatasetError
 
@@ -190,8 +185,12 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
     monkeypatch.setattr(
         partitions, "_table", lambda images: table([(i, f"x/{u}") for i, u in images])
     )
-    with pytest.raises(DatasetError, match=r"on a worker: .* cannot read"):
-        spread_out(photos, tmp_path / "store", "dask")
+    workers = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
+    with (
+        LocalCluster(**workers, protocol="tcp", dashboard_address=None) as cluster,
+        pytest.raises(DatasetError, match=r"on a worker: .* cannot read"),
+    ):
+        spread_out(photos, tmp_path / "store", "dask", cluster.scheduler_address)
     assert not list((tmp_path / "store").glob("embeddings/*/*.parquet"))
 
 
@@ -227,20 +226,14 @@ def test_an_address_without_a_cluster_is_refused():
         clusters.check("threads", "tcp://localhost:8786")
 
 
-def test_no_cluster_at_the_address_ends_with_exit_code_2(photos: Path, tmp_path: Path):
+@pytest.mark.usefixtures("server")
+def test_no_cluster_at_the_address_ends_with_exit_code_2(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "tl_pipeline.cli", "run", str(photos)),
-            *("--runner", "dask", "--address", "tcp://127.0.0.1:9"),
-            *("--store", str(tmp_path / "store")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")},
-    )
+    monkeypatch.setattr(clusters, "_PATIENCE", "1s")
+    tl = in_this_process(tmp_path, monkeypatch)
+    run = tl("run", photos, "--runner", "dask", "--address", "tcp://127.0.0.1:9")
     assert run.returncode == 2, run.stderr
     assert "no Dask cluster answers at tcp://127.0.0.1:9" in run.stderr
     assert "Traceback" not in run.stderr

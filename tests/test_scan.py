@@ -277,7 +277,7 @@ def test_memory_grows_by_less_than_a_kilobyte_per_image(tmp_path: Path):
 
     A loop over dictionaries takes 1,900 bytes an image, and 2,200 with its memo.
     """
-    images = 200_000
+    images = 100_000
     run = [sys.executable, "-c", MANY, str(images), str(tmp_path / "store")]
     for again in (False, True):
         said = json.loads(subprocess.check_output(run, timeout=200))

@@ -358,7 +358,7 @@ SYSTEM = b"cposix\nsystem\n"
 TEXT = b"X\x05\0\0\0touch"
 NDARRAY, RECONSTRUCT = b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n"
 DTYPE = b"cnumpy\ndtype\n"
-NESTED = b")" + b"\x85" * 1_000_000
+NESTED = b")" + b"\x85" * 300_000
 DOUBLED = b")" + b"q\0h\0\x86" * 64
 OPCODES = {
     "global": SYSTEM + TEXT + b"\x85R.",

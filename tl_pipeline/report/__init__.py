@@ -21,8 +21,12 @@ _WORST_PAIRS = 12
 _LISTED_CLASSES = 40
 _EXTREME_CLASSES = 12
 _BINS = 10
-_TEMPLATES = jinja2.FunctionLoader(
-    lambda name: (resources.files(__name__) / name).read_text()
+_TEMPLATES = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    loader=jinja2.FunctionLoader(
+        lambda name: (resources.files(__name__) / name).read_text()
+    ),
 )
 
 
@@ -58,10 +62,7 @@ def render(store: Store, record: RunRecord) -> str:
     pairs = Counter((row["label"], row["predicted"]) for row in rows)
     classes = sorted({name for pair in pairs for name in pair})
     worst = [(*pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=_TEMPLATES
-    )
-    return environment.get_template("report.html").render(
+    return _TEMPLATES.get_template("report.html").render(
         run=record,
         best=record.best,
         classes=classes if len(classes) <= _MATRIX_CLASSES else [],
