@@ -1,5 +1,6 @@
 """What several tests need: a store, small folders of real images, the shared data."""
 
+import itertools
 import os
 
 # Tests run one on each core: more threads would wait for one another, spinning. It is
@@ -8,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,7 +19,11 @@ from sklearn.datasets import load_sample_images
 from tl_pipeline.artifacts import Store
 from tl_pipeline.images import as_ppm
 
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore
+
 REPOSITORY = Path(__file__).parents[1]
+_numbers = itertools.count()
 
 # No test may call home or look for a network.
 os.environ["DO_NOT_TRACK"] = "1"
@@ -30,6 +36,55 @@ def store(tmp_path: Path) -> Store:
     made = Store.open(tmp_path / "store")
     made.create()
     return made
+
+
+@pytest.fixture(scope="module")
+def _serving() -> "Iterator[ObjectStore]":
+    from tests.object_store import serving  # seconds
+
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def object_server(
+    _serving: "ObjectStore", monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[ObjectStore]":
+    """An S3 server, which this machine may use; one for each file of tests."""
+    from tests.object_store import environment
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment(_serving).items():
+        monkeypatch.setenv(name, value)
+    yield _serving
+    _serving.before = _serving.after = None
+    _serving.conditions = True
+
+
+@pytest.fixture
+def url(object_server: "ObjectStore") -> str:
+    """A place for a store, in a bucket of its own."""
+    return object_server.bucket(f"bucket-{next(_numbers)}") + "/some/store"
+
+
+@pytest.fixture
+def at(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Store]:
+    """``at("A")``: the store as machine A opens it now, with a mirror of its own."""
+
+    def open_at(name: str) -> Store:
+        monkeypatch.setenv("TL_CACHE", str(tmp_path / name))
+        return Store.open(url)
+
+    return open_at
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline on one core."""
+    monkeypatch.setenv("TL_CORES", "1")
 
 
 @pytest.fixture(scope="session")

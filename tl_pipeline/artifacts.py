@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ LIBRARIES = (
 )
 
 KeyDocument = Mapping[str, Any]
+_KEY = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def digest(document: Any) -> str:
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def keys_in(text: str) -> set[str]:
+    """Everything in ``text`` that looks like a key: a digest that is named is meant."""
+    return set(_KEY.findall(text))
 
 
 def key_document(
@@ -250,6 +257,18 @@ class Store:
         if made is None:
             raise DamagedArtifact(f"{home / kind / key} is not whole after its build")
         return made
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See that artifacts of ``keys`` that are here are in the object store, too.
+
+        A collection on another machine may have removed them while we used them; no
+        other can afterwards if what reaches them is written: see ``Mirror.keep``.
+        """
+        if self.mirror.url is None:
+            return
+        kinds = [kind for kind in self.root.glob("[!.]*/") if kind.is_dir()]
+        folders = (kind / key for key in keys for kind in kinds)
+        self.mirror.keep(f for f in folders if (f / PROVENANCE).exists())
 
     def provenance(self, artifact: Artifact) -> dict[str, Any]:
         """What ``provenance.json`` of ``artifact`` says.

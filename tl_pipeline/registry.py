@@ -131,6 +131,7 @@ def _append(store: Store, model: str, about: dict[str, Any]) -> Registration:
         if given:
             promoted, reason = _promotion(client, store, about)
         number = max(given, default=0) + 1
+        store.keep([model])
         versions.append(
             store, Version(dataset, number, model, promoted, reason, about)
         )  # if another was first, decide again in knowledge of it
