@@ -97,6 +97,11 @@ class Store:
         self._scratch = scratch
         self.mirror = mirror or Mirror()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, perhaps on a machine with a mirror of its own."""
+        self.__dict__.update(state)
+        self.root = self.mirror.root or self.root
+
     @property
     def uri(self) -> str:
         """What ``open`` takes: the folder, or the URL."""

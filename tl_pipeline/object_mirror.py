@@ -59,6 +59,10 @@ class ObjectMirror(Mirror):
     def root(self) -> Path:  # noqa: D102 - see Mirror
         return self._root
 
+    def __reduce__(self) -> tuple[type["ObjectMirror"], tuple[str]]:
+        """It travels as its URL, since connections and folders are of one machine."""
+        return ObjectMirror, (self.url,)
+
     def open(self, file: Path) -> IO[bytes]:  # noqa: D102 - see Mirror
         if file.exists():
             return file.open("rb")
