@@ -194,8 +194,7 @@ class Store:
         roots = [self.root] + ([self._scratch] if self._scratch else [])
         for root in roots:
             folder = root / kind / key
-            provenance = _read_json(folder / PROVENANCE)
-            if provenance and _whole(folder, provenance["files"]):
+            if provenance := _provenance_of_whole(folder):
                 if not self.planning:
                     _mark_used(folder)
                 return Artifact(kind, key, provenance["fingerprint"])
@@ -273,7 +272,7 @@ class Store:
             return
         kinds = [kind for kind in self.root.glob("[!.]*/") if kind.is_dir()]
         folders = (kind / key for key in keys for kind in kinds)
-        self.mirror.keep(f for f in folders if (f / PROVENANCE).exists())
+        self.mirror.keep(filter(_provenance_of_whole, folders))
 
     def provenance(self, artifact: Artifact) -> dict[str, Any]:
         """What ``provenance.json`` of ``artifact`` says.
@@ -292,8 +291,7 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         ours = self._scratch is not None and target.is_relative_to(self._scratch)
         with nullcontext() if ours else self.lock("publish"):
-            found = _read_json(target / PROVENANCE)
-            if found and _whole(target, found["files"]):
+            if _provenance_of_whole(target):
                 return
             if target.exists():
                 # Damaged: kept for whoever wants to know why.
@@ -344,9 +342,12 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _whole(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
-    sizes = {name: _size(folder / name) for name in files}
-    return all(sizes[name] == facts["bytes"] for name, facts in files.items())
+def _provenance_of_whole(folder: Path) -> dict[str, Any] | None:
+    """What ``provenance.json`` says if all files that it lists are there, else None."""
+    found = _read_json(folder / PROVENANCE)
+    files = found["files"].items() if found else ()
+    whole = all(_size(folder / name) == facts["bytes"] for name, facts in files)
+    return found if whole else None
 
 
 def _mark_used(folder: Path) -> None:

@@ -75,7 +75,7 @@ def collect(store: Store, found: list[Waste], grace_days: float) -> Collected:
         StoreError: another machine is collecting; or an object store does not answer.
     """
     with store.lock("gc"):
-        gone = _remove(store, found, grace_days)
+        gone = _remove(store, found, grace_days) if found else set()
         emptied = Holdings(store, grace_days).empty_trash()
         # that of a mirror is built anew when it is asked: see query.connect
         local = store.mirror.url is None
