@@ -1,6 +1,7 @@
 """What several tests need: a store, small folders of real images, the shared data."""
 
 import gc
+import itertools
 import os
 import shutil
 import threading
@@ -25,7 +26,10 @@ from tl_pipeline.images import as_ppm
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from tests.object_store import ObjectStore
+
 REPOSITORY = Path(__file__).parents[1]
+_numbers = itertools.count()
 
 # Files of half a minute and more, the longest first: of two processes that take file
 # after file none is left alone with one of these at the end.
@@ -97,6 +101,55 @@ def store(tmp_path: Path) -> Store:
     made = Store.open(tmp_path / "store")
     made.create()
     return made
+
+
+@pytest.fixture(scope="module")
+def _serving() -> "Iterator[ObjectStore]":
+    from tests.object_store import serving  # seconds
+
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def object_server(
+    _serving: "ObjectStore", monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[ObjectStore]":
+    """An S3 server, which this machine may use; one for each file of tests."""
+    from tests.object_store import environment
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment(_serving).items():
+        monkeypatch.setenv(name, value)
+    yield _serving
+    _serving.before = _serving.after = None
+    _serving.conditions = True
+
+
+@pytest.fixture
+def url(object_server: "ObjectStore") -> str:
+    """A place for a store, in a bucket of its own."""
+    return object_server.bucket(f"bucket-{next(_numbers)}") + "/some/store"
+
+
+@pytest.fixture
+def at(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Store]:
+    """``at("A")``: the store as machine A opens it now, with a mirror of its own."""
+
+    def open_at(name: str) -> Store:
+        monkeypatch.setenv("TL_CACHE", str(tmp_path / name))
+        return Store.open(url)
+
+    return open_at
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline on one core."""
+    monkeypatch.setenv("TL_CORES", "1")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from threading import Lock, Thread
 from typing import Any
 
@@ -51,14 +52,20 @@ class ObjectStore:
 
     def objects(self, url: str) -> dict[str, bytes]:
         """Name below ``url`` -> bytes."""
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        keys = s3_backends["123456789012"]["aws"].buckets[bucket].keys
-        prefix = f"{prefix}/" if prefix else ""
-        return {
-            name.removeprefix(prefix): key.value
-            for name, key in sorted(keys.items())
-            if name.startswith(prefix)
-        }
+        return {name: key.value for name, key in self._keys(url)}
+
+    def copy(self, url: str, to: str) -> None:
+        """Everything below ``url``, as it is and as old as it is."""
+        there = to.removeprefix("s3://").partition("/")
+        for name, key in list(self._keys(url)):
+            put = s3_backends["123456789012"]["aws"].put_object
+            made = put(there[0], f"{there[2]}/{name}", key.value)
+            made.last_modified = key.last_modified
+
+    def age(self, url: str, days: float) -> None:
+        """Make everything below ``url`` that many days older."""
+        for _, key in self._keys(url):
+            key.last_modified -= timedelta(days=days)
 
     def put(self, url: str, data: bytes) -> None:
         """Write an object, or replace it."""
@@ -69,6 +76,14 @@ class ObjectStore:
         """Begin to count anew."""
         self.requests.clear()
         self.sent = self.received = 0
+
+    def _keys(self, url: str) -> Iterator[tuple[str, Any]]:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        keys = s3_backends["123456789012"]["aws"].buckets[bucket].keys
+        prefix = f"{prefix}/" if prefix else ""
+        for name, key in sorted(keys.items()):
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix), key
 
     def __call__(self, environ: Environment, start: Any) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]

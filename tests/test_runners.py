@@ -1,9 +1,13 @@
 """Embed on real workers of Dask and Ray: the same table, also if one is killed."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import clusters
 from flows.transfer_learning import transfer_learning
 from tests.command_line import in_this_process
+from tests.conftest import REPOSITORY
+from tests.object_store import ObjectStore
 from tl_pipeline import pipeline
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
@@ -99,7 +105,7 @@ class Table:
 
 
 def spread_out(
-    photos: Path, store: Path, runner: str, address: str | None = None
+    photos: Path, store: Path | str, runner: str, address: str | None = None
 ) -> Table:
     record = transfer_learning(
         str(photos),
@@ -124,6 +130,77 @@ def assert_equal(found: Table, expected: Table) -> None:
     assert cosine.min() >= 0.9999
     assert not found.step.cached
     assert found.step.units == IMAGES
+
+
+@pytest.mark.usefixtures("server")
+def test_workers_make_it_in_an_object_store_which_each_mirrors_for_itself(
+    photos: Path,
+    url: str,
+    object_server: ObjectStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected: Table,
+):
+    pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "flow"))
+    with dask_workers(tmp_path, "A", "B") as address:
+        found = spread_out(photos, url, "dask", address)
+    assert_equal(found, expected)
+    assert_sent(object_server, url, expected)
+    for name in "AB":
+        mirrored = list((tmp_path / name).glob("*/embeddings/*/part-*"))
+        assert 0 < len(mirrored) < len(expected.parts)
+
+
+@pytest.mark.usefixtures("server")
+def test_workers_of_ray_make_it_in_an_object_store(
+    photos: Path,
+    url: str,
+    object_server: ObjectStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected: Table,
+):
+    pytest.importorskip("prefect_ray", reason="pip install 'tl-pipeline[ray]'")
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "all"))
+    assert_equal(spread_out(photos, url, "ray"), expected)
+    assert_sent(object_server, url, expected)
+
+
+def assert_sent(server: ObjectStore, url: str, expected: Table) -> None:
+    """The parts are in the object store, and no lists of partitions any more."""
+    objects = server.objects(url)
+    parts = [name.rpartition("/")[2] for name in objects if "/part-" in name]
+    assert parts == expected.parts
+    assert not [name for name in objects if ".building" in name]
+
+
+@contextmanager
+def dask_workers(folder: Path, *names: str) -> Iterator[str]:
+    """The address of a cluster whose workers have mirrors of their own."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        worker = (sys.executable, "-m", "distributed.cli.dask_worker", address)
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+        started = [
+            subprocess.Popen(
+                [*worker, *options, "--local-directory", str(folder)],
+                cwd=REPOSITORY,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "TL_CACHE": str(folder / name)},
+            )
+            for name in names
+        ]
+        try:
+            with cluster.get_client() as client:
+                client.wait_for_workers(len(names), timeout=60)
+            yield address
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
 
 
 @pytest.mark.usefixtures("server")

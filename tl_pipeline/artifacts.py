@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ LIBRARIES = (
 )
 
 KeyDocument = Mapping[str, Any]
+_KEY = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def digest(document: Any) -> str:
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def keys_in(text: str) -> set[str]:
+    """Everything in ``text`` that looks like a key: a digest that is named is meant."""
+    return set(_KEY.findall(text))
 
 
 def key_document(
@@ -89,6 +96,11 @@ class Store:
         self.root = root
         self._scratch = scratch
         self.mirror = mirror or Mirror()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, perhaps on a machine with a mirror of its own."""
+        self.__dict__.update(state)
+        self.root = self.mirror.root or self.root
 
     @property
     def uri(self) -> str:
@@ -182,8 +194,7 @@ class Store:
         roots = [self.root] + ([self._scratch] if self._scratch else [])
         for root in roots:
             folder = root / kind / key
-            provenance = _read_json(folder / PROVENANCE)
-            if provenance and _whole(folder, provenance["files"]):
+            if provenance := _provenance_of_whole(folder):
                 if not self.planning:
                     _mark_used(folder)
                 return Artifact(kind, key, provenance["fingerprint"])
@@ -251,6 +262,18 @@ class Store:
             raise DamagedArtifact(f"{home / kind / key} is not whole after its build")
         return made
 
+    def keep(self, keys: Iterable[str]) -> None:
+        """See that artifacts of ``keys`` that are here are in the object store, too.
+
+        A collection on another machine may have removed them while we used them; no
+        other can afterwards if what reaches them is written: see ``Mirror.keep``.
+        """
+        if self.mirror.url is None:
+            return
+        kinds = [kind for kind in self.root.glob("[!.]*/") if kind.is_dir()]
+        folders = (kind / key for key in keys for kind in kinds)
+        self.mirror.keep(filter(_provenance_of_whole, folders))
+
     def provenance(self, artifact: Artifact) -> dict[str, Any]:
         """What ``provenance.json`` of ``artifact`` says.
 
@@ -268,8 +291,7 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         ours = self._scratch is not None and target.is_relative_to(self._scratch)
         with nullcontext() if ours else self.lock("publish"):
-            found = _read_json(target / PROVENANCE)
-            if found and _whole(target, found["files"]):
+            if _provenance_of_whole(target):
                 return
             if target.exists():
                 # Damaged: kept for whoever wants to know why.
@@ -320,9 +342,12 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _whole(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
-    sizes = {name: _size(folder / name) for name in files}
-    return all(sizes[name] == facts["bytes"] for name, facts in files.items())
+def _provenance_of_whole(folder: Path) -> dict[str, Any] | None:
+    """What ``provenance.json`` says if all files that it lists are there, else None."""
+    found = _read_json(folder / PROVENANCE)
+    files = found["files"].items() if found else ()
+    whole = all(_size(folder / name) == facts["bytes"] for name, facts in files)
+    return found if whole else None
 
 
 def _mark_used(folder: Path) -> None:

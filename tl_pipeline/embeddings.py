@@ -8,11 +8,11 @@ A part counts only once all of it was read and found whole.
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ RETRIED = ("unreadable", "changed")
 
 # Parts are merged while we read: as often as that begins a load anew.
 _TRIES = 20
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class EmbeddingFolder:
     def describe(self, identity: str) -> None:
         """Write the encoder's identity (JSON) beside the parts, once."""
         file = self.path / "encoder.json"
+        self._store.mirror.listing(self.path)  # what is gone there goes here, too
         if not file.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             with self._store.mirror.sending(file):
@@ -140,8 +142,15 @@ class EmbeddingFolder:
         """Bring the parts to this machine, for those who read files themselves.
 
         ``most`` is how many of them are enough.
+
+        Raises:
+            DamagedArtifact: parts vanish faster than they come.
         """
-        self._store.mirror.fetch(list(self.parts().whole)[:most])
+
+        def fetch() -> None:
+            self._store.mirror.fetch(list(self.parts().whole)[:most])
+
+        self._while_merged(fetch)
 
     def load(self, wanted: Iterable[str]) -> Embeddings:
         """The embeddings of ``wanted`` that are here, sorted by id.
@@ -152,11 +161,14 @@ class EmbeddingFolder:
             DamagedArtifact: a part cannot be read; it has been set aside, and the next
                 run computes its images again.
         """
-        wanted = set(wanted)
+        ids = set(wanted)
+        return self._while_merged(lambda: self._load(ids))
+
+    def _while_merged(self, read: Callable[[], _Read]) -> _Read:
+        """What ``read`` gives, again where a part was merged after it was listed."""
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):
-                return self._load(wanted)
-            # A part was merged into another after it was listed: list again.
+                return read()
             self._store.mirror.forget(self.path)
         raise DamagedArtifact(f"{self.path}: parts vanish while they are read")
 
@@ -237,6 +249,7 @@ class EmbeddingFolder:
     def _mark_used(self) -> None:
         """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
         if not self._store.planning:
+            self._store.mirror.mark_used(self.path)
             with contextlib.suppress(OSError):  # not there yet, or only read
                 os.utime(self.path)
 

@@ -1,30 +1,22 @@
 """Waste of a store: found by what nothing reaches, and removed beside readers and runs.
 
-Everything leaves by one rename into ``.trash/`` of the store and is deleted there, so
-that no folder is ever half there. Records of runs go first: what a kill leaves over is
-reached by nothing and goes the next time. What is younger than a time of grace stays,
-because a run under way may be making or using it: runs mark what they use (the folder's
-time) and record it only when they end.
+Records of runs go first: what a kill leaves over is reached by nothing and goes the
+next time. What is younger than a time of grace stays, because a run under way may be
+making or using it. ``holdings`` says how old a thing is, and takes it away.
 """
 
-import re
-import shutil
-import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_pipeline import part_files, query, reach, verified
+from tl_pipeline import query, reach, verified
 from tl_pipeline.artifacts import Store
-from tl_pipeline.part_files import PART, REFUSED
+from tl_pipeline.holdings import ARTIFACTS, EMBEDDINGS, Holdings, why_left
+from tl_pipeline.part_files import PART, REFUSED, reason
 from tl_pipeline.reach import EVERY_RUN, Reach, Retention
 
-ARTIFACTS = ("manifests", "heads", "trials", "searches", "evaluations", "models")
 GRACE_DAYS = 1.0
-_DAY = 86_400
-# What ``write_atomically`` and the memos write beside their target.
-_BESIDE = re.compile(r".+\.[0-9a-f]{32}")
+_RECORDS = {"run", "report"}  # which go first, and whose age ``Retention`` decides on
 _UNUSED = "no run or model uses it"
 
 
@@ -62,134 +54,118 @@ def find(
     ``grace_days`` does not protect run records, which ``retention`` names, and their
     reports.
     """
+    lying = _holdings(store, grace_days)
     reached = reach.survey(store, retention)
     found = Found([], [])
     for waste in (
-        *_runs(store, reached),
-        *_artifacts(store, reached),
-        *_embeddings(store, reached),
-        *_leftovers(store),
+        *_runs(lying, reached),
+        *_artifacts(lying, reached),
+        *_leftovers(lying),
     ):
-        (found.young if _young(waste, grace_days) else found.waste).append(waste)
+        (found.young if _young(lying, waste) else found.waste).append(waste)
     return found
 
 
 def collect(store: Store, found: list[Waste], grace_days: float) -> Collected:
-    """Remove ``found`` and build the catalogue anew.
+    """Remove ``found`` and build the catalogue of a local store anew.
 
     A kill in the middle leaves a store that is whole; the next call goes on.
+
+    Raises:
+        StoreError: another machine is collecting; or an object store does not answer.
     """
-    trash = store.root / ".trash"
-    removed: list[Waste] = []
-    in_use: list[Waste] = []
     with store.lock("gc"):
-        again = trash.exists()
-        for waste in found:
-            gone = _throw(store, waste, trash, grace_days)
-            (removed if gone else in_use).append(waste)
-        if removed or again:
-            if any((store.root / "runs").glob("*/*.json")):
-                query.build(store)
-            shutil.rmtree(trash, ignore_errors=True)
-    return Collected(removed, in_use)
+        gone = _remove(store, found, grace_days) if found else set()
+        emptied = Holdings(store, grace_days).empty_trash()
+        # that of a mirror is built anew when it is asked: see query.connect
+        local = store.mirror.url is None
+        if local and (gone or emptied) and any((store.root / "runs").glob("*/*.json")):
+            query.build(store)
+    removed = [waste for waste in found if waste in gone]
+    return Collected(removed, [waste for waste in found if waste not in gone])
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _remove(store: Store, found: list[Waste], grace_days: float) -> set[Waste]:
+    """What of ``found`` was removed, and not used by now."""
+    gone: set[Waste] = set()
+    paths = {waste.path for waste in found}
+    with store.mirror.collecting(paths) as now:
+        # looked at again: who begins from here on to use something sees that we remove
+        lying = _holdings(store, grace_days, now)
+        reached = reach.survey(store, dropped=paths)
+
+        def throw(waste: Waste) -> None:
+            if waste.path.name.removeprefix("encoder=") in reached:
+                return
+            if _throw(store, lying, waste):
+                gone.add(waste)
+
+        for records in (True, False):
+            group = [waste for waste in found if (waste.kind in _RECORDS) is records]
+            lying.remove_each(throw, group)
+    return gone
 
 
-def leftovers(store: Store) -> Iterator[tuple[str, Path]]:
-    """(kind, path) of everything damaged or unfinished, however young."""
-    root = store.root
-    places = [root, root / "memo", root / "memo" / "parts", root / "registry"]
-    for kind in (*ARTIFACTS, "embeddings", "runs", "reports"):
-        places += [root / kind, *(root / kind).glob("[!.]*/")]
-    yield from (("unfinished", path) for path in (root / ".building").glob("*"))
-    for place in places:
-        for path in sorted(place.glob("*")) if place.is_dir() else ():
-            if path.name.startswith(".damaged-"):
-                yield "damaged", path
-            elif path.name.startswith(".writing-") or _BESIDE.fullmatch(path.name):
-                yield "unfinished", path
+def _holdings(store: Store, grace_days: float, now: float | None = None) -> Holdings:
+    if store.mirror.url is None:
+        return Holdings(store, grace_days)
+    from tl_pipeline.object_holdings import ObjectHoldings  # noqa: PLC0415
+
+    return ObjectHoldings(store, grace_days, now)
 
 
-def _runs(store: Store, reached: Reach) -> Iterator[Waste]:
+def _runs(lying: Holdings, reached: Reach) -> Iterator[Waste]:
     for record in reached.dropped:
-        yield _waste("run", record, "there are newer runs of the dataset")
+        yield _waste(lying, "run", record, "there are newer runs of the dataset")
     kept = {(record.parent.name, record.stem) for record in reached.kept}
     datasets = {dataset for dataset, _ in kept}
-    for page in sorted((store.root / "reports").glob("*/[!.]*.html")):
+    for page in lying.reports():
         dataset, run_id = page.parent.name, page.stem
         latest = run_id == "latest" and dataset in datasets
         if not latest and (dataset, run_id) not in kept:
-            yield _waste("report", page, "its run is not kept")
+            yield _waste(lying, "report", page, "its run is not kept")
 
 
-def _artifacts(store: Store, reached: Reach) -> Iterator[Waste]:
-    for kind in ARTIFACTS:
-        for folder in sorted((store.root / kind).glob("[!.]*/")):
-            if folder.name not in reached:
-                yield _waste(kind, folder, _UNUSED)
+def _artifacts(lying: Holdings, reached: Reach) -> Iterator[Waste]:
+    for kind in (*ARTIFACTS, EMBEDDINGS):
+        for folder in lying.folders(kind):
+            if folder.name.removeprefix("encoder=") not in reached:
+                yield _waste(lying, kind, folder, _UNUSED)
 
 
-def _embeddings(store: Store, reached: Reach) -> Iterator[Waste]:
-    for folder in sorted((store.root / "embeddings").glob("encoder=*/")):
-        key = folder.name.partition("=")[2]
-        if key not in reached:
-            yield _waste("embeddings", folder, _UNUSED)
+def _leftovers(lying: Holdings) -> Iterator[Waste]:
+    for kind, path in lying.leftovers():
+        yield _waste(lying, kind, path, why_left(kind, path))
 
 
-def _leftovers(store: Store) -> Iterator[Waste]:
-    for kind, path in leftovers(store):
-        said = "a killed process left it"
-        if kind == "damaged":
-            said = f"set aside: {part_files.why(path) or 'not whole'}"
-        yield _waste(kind, path, said)
+def _waste(lying: Holdings, kind: str, path: Path, why: str) -> Waste:
+    return Waste(kind, path, lying.size(path), why)
 
 
-def _waste(kind: str, path: Path, why: str) -> Waste:
-    return Waste(kind, path, size(path), why)
+def _young(lying: Holdings, waste: Waste) -> bool:
+    return waste.kind not in _RECORDS and lying.young(waste.path)
 
 
-def _young(waste: Waste, grace_days: float) -> bool:
-    if waste.kind in {"run", "report"}:
-        return False
-    return time.time() - _last_used(waste.path) < grace_days * _DAY
-
-
-def _last_used(path: Path) -> float:
-    """When ``path`` was last made, changed or used, in seconds since 1970."""
-    stat = path.stat()
-    if path.name.startswith("."):  # a rename is seen in this time only
-        return max(stat.st_mtime, stat.st_ctime)
-    below = path.rglob("*") if path.parent.name == ".building" else path.glob("*")
-    return max(stat.st_mtime, *(entry.stat().st_mtime for entry in below), 0.0)
-
-
-def _throw(store: Store, waste: Waste, trash: Path, grace_days: float) -> bool:
-    """Rename it into the trash; False if it is used, or gone, by now."""
-    if waste.kind != "embeddings":
-        gone = _rename(waste, trash, grace_days)
+def _throw(store: Store, lying: Holdings, waste: Waste) -> bool:
+    """Take it away; False if it is used, or gone, by now."""
+    if waste.kind != EMBEDDINGS:
+        gone = _take(lying, waste)
         if gone and waste.kind == "damaged":
-            part_files.reason(waste.path).unlink(missing_ok=True)
+            reason(waste.path).unlink(missing_ok=True)
         return gone
     with store.lock_if_free(f"encoder-{waste.path.name.partition('=')[2]}") as ours:
-        if not ours or not _rename(waste, trash, grace_days):
+        if not ours or not _take(lying, waste):
             return False
     for prefix in (PART, REFUSED):
         verified.memo_file(store, waste.path.name, prefix).unlink(missing_ok=True)
     return True
 
 
-def _rename(waste: Waste, trash: Path, grace_days: float) -> bool:
+def _take(lying: Holdings, waste: Waste) -> bool:
     try:
-        if _young(waste, grace_days):
+        if _young(lying, waste):
             return False
-        trash.mkdir(exist_ok=True)
-        waste.path.rename(trash / uuid.uuid4().hex)
+        lying.remove(waste.path)
     except FileNotFoundError:
         return False
     return True

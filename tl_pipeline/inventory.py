@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from tl_pipeline import housekeeping, part_files, reach
+from tl_pipeline import part_files, reach
 from tl_pipeline.artifacts import Store
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.housekeeping import ARTIFACTS, size
+from tl_pipeline.holdings import ARTIFACTS, leftovers, size
 from tl_pipeline.reach import Reach
 
 Row = dict[str, Any]
@@ -42,14 +42,13 @@ def take(store: Store) -> Inventory:
 
     Of an object store the ids of all embeddings are read, and what lies there counts.
     """
-    store.mirror.fetch_folder(store.root / "runs")
     store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
-    there = store.mirror.sizes()
+    there = {name: held.bytes for name, held in store.mirror.held().items()}
     reached = reach.survey(store)
     encoders = list(_encoders(store, reached))
     damaged = [
         {"file": str(path.relative_to(store.root)), "why": part_files.why(path) or ""}
-        for kind, path in housekeeping.leftovers(store)
+        for kind, path in leftovers(store)
         if kind == "damaged"
     ]
     kinds = _kinds_there(there, reached) if there else _kinds(store, reached)
@@ -82,7 +81,7 @@ def _kinds(store: Store, reached: Reach) -> Iterator[Row]:
         ("memo", "memo"),
     ):
         yield _kind(kind, sorted(root.glob(pattern)), None)
-    left = [path for _, path in housekeeping.leftovers(store)]
+    left = [path for _, path in leftovers(store)]
     yield _kind("damaged, unfinished", left, Reach({}, [], []))
 
 

@@ -6,11 +6,12 @@ in an object store.
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tl_pipeline.storage.stamps import Stamp
+from tl_pipeline.storage.stamps import Held, Stamp
 
 
 class Mirror:
@@ -19,8 +20,15 @@ class Mirror:
     All methods of others raise ``StoreError`` where the object store does not answer.
     """
 
-    def __init__(self, url: str | None = None) -> None:
-        self.url = url
+    @property
+    def url(self) -> str | None:
+        """Where the store really is, if not in a local folder."""
+        return None
+
+    @property
+    def root(self) -> Path | None:
+        """The folder on this machine of a store that is at a URL."""
+        return None
 
     def claim(self, marker: str) -> str:
         """Make the store, or accept that another has; the text of its marker."""
@@ -37,8 +45,8 @@ class Mirror:
         """
         return {}
 
-    def sizes(self) -> Mapping[str, int]:
-        """Name -> bytes of every object of the store."""
+    def held(self) -> Mapping[str, Held]:
+        """Name -> size and time of every object of the store."""
         return {}
 
     def forget(self, folder: Path) -> None:
@@ -52,7 +60,7 @@ class Mirror:
         """
 
     def fetch_folder(self, folder: Path) -> None:
-        """Bring all files below ``folder``."""
+        """Bring all files below ``folder`` that are there."""
 
     def fetch_each(self, folder: Path, name: str) -> None:
         """Bring the file of that ``name`` of each folder in ``folder``."""
@@ -80,9 +88,36 @@ class Mirror:
     def settle(self) -> None:
         """Send what earlier runs finished and could not send."""
 
+    def mark_used(self, folder: Path) -> None:
+        """Note there that a run uses the embeddings in ``folder``.
+
+        Where they are just being removed it waits, and they are looked up anew.
+        """
+
+    def keep(self, artifacts: Iterable[Path]) -> None:
+        """See that ``artifacts``, folders that are here, are there, too.
+
+        What a collection removed, or is removing, is sent again. Once it is written
+        what makes them reached, they stay.
+        """
+
     def remove_folder(self, folder: Path) -> None:
         """Delete ``folder``, here and there."""
         shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def collecting(self, paths: Iterable[Path]) -> Iterator[float]:  # noqa: ARG002
+        """Tell all machines that ``paths`` are about to be removed.
+
+        The time is that of the clock by which ``held`` tells times.
+
+        Raises:
+            StoreError: another machine is collecting.
+        """
+        yield time.time()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete those objects one after the other, within ``collecting``."""
 
     @contextlib.contextmanager
     def changing(self, folder: Path) -> Iterator[None]:  # noqa: ARG002

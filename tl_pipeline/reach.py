@@ -6,16 +6,14 @@ which stage makes what, so a stage of a later version is understood too.
 """
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tl_pipeline import registry, versions
-from tl_pipeline.artifacts import Store
+from tl_pipeline.artifacts import Store, keys_in
 
-_KEY = re.compile(r"\b[0-9a-f]{32}\b")
 _DAY = 86_400
 
 
@@ -49,15 +47,24 @@ class Reach:
         return key in self.users
 
 
-def survey(store: Store, retention: Retention = EVERY_RUN) -> Reach:
-    """Look at all records and models of ``store``."""
+def survey(
+    store: Store, retention: Retention = EVERY_RUN, dropped: Collection[Path] = ()
+) -> Reach:
+    """Look at all records and models of ``store``, as they are now.
+
+    Records in ``dropped`` are not kept, whatever ``retention`` says.
+    """
+    for folder in ("runs", "versions"):
+        store.mirror.forget(store.root / folder)
+    store.mirror.fetch_folder(store.root / "runs")
     kept: list[Path] = []
-    dropped: list[Path] = []
+    not_kept: list[Path] = []
     for dataset in sorted((store.root / "runs").glob("*/")):
         records = sorted(dataset.glob("*.json"))
         for newer, record in enumerate(reversed(records)):
-            (dropped if _drops(record, newer, retention) else kept).append(record)
-    reach = Reach({}, kept, dropped)
+            drops = record in dropped or _drops(record, newer, retention)
+            (not_kept if drops else kept).append(record)
+    reach = Reach({}, kept, not_kept)
     for record in kept:
         _add(reach, record.read_text(), f"dataset {record.parent.name}")
     for key, name in _registered(store):
@@ -83,7 +90,7 @@ def _drops(record: Path, newer: int, retention: Retention) -> bool:
 
 
 def _add(reach: Reach, text: str, user: str) -> None:
-    for key in _KEY.findall(text):
+    for key in keys_in(text):
         reach.users.setdefault(key, set()).add(user)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from tl_pipeline import joints, split_counts, tables
-from tl_pipeline.artifacts import Artifact, Store, write_atomically
+from tl_pipeline.artifacts import Artifact, Store, keys_in, write_atomically
 from tl_pipeline.comparison import paired_difference
 from tl_pipeline.decisions import Decisions
 from tl_pipeline.planning import ONE_BY_ONE, Step
@@ -106,13 +106,17 @@ def new_run_id() -> str:
 def write(store: Store, record: RunRecord) -> Path:
     """Publish ``record``; from then on it is what the next run compares with.
 
-    In an object store everything that it names is there before it is.
+    In an object store everything that it names is there before it is. A collection that
+    did not see the record may remove some of it meanwhile, so it is looked at again.
     """
     file = store.root / "runs" / record.dataset / f"{record.run_id}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
+    text = record.model_dump_json(indent=1)
     store.mirror.settle()
+    store.keep(keys_in(text))
     with store.mirror.sending(file):
-        write_atomically(file, record.model_dump_json(indent=1))
+        write_atomically(file, text)
+    store.keep(keys_in(text))
     return file
 
 

@@ -77,7 +77,7 @@ def gc(
     from tl_pipeline import console, housekeeping
     from tl_pipeline.reach import Retention
 
-    opened = _open(store, "gc")
+    opened = _open(store)
     found = housekeeping.find(opened, Retention(keep_runs, older_than), grace)
     waste, stay = found.waste, found.young
     if not dry_run:
@@ -159,17 +159,11 @@ def amount(size: int) -> str:
     return f"{number:.1f} TB"
 
 
-def _open(place: str, only_local: str | None = None) -> "Store":
-    """The store at ``place``, where the command ``only_local`` needs a local one."""
+def _open(place: str) -> "Store":
     from tl_pipeline.artifacts import Store
     from tl_pipeline.errors import StoreError
 
     opened = Store.open(place)
-    if only_local and opened.mirror.url:
-        raise StoreError(
-            f"tl store {only_local} works on local stores only: in {opened.uri} "
-            "nothing tells what a run on another machine is using. Nothing was removed"
-        )
     if not (opened.root / "store.json").exists():
         raise StoreError(f"{opened.uri} is no store yet; `tl run DATASET` makes one")
     return opened

@@ -38,7 +38,7 @@ SELECT name, comment FROM (
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
     """Open the catalogue of ``store``, read-only.
 
-    That of a mirror is built anew when other machines have finished runs since.
+    That of a mirror is built anew when other machines have finished or removed runs.
 
     Raises:
         StoreError: no run has built one yet.
@@ -105,12 +105,13 @@ def build(store: Store) -> Path:
 
 
 def _is_behind(store: Store, file: Path) -> bool:
-    """Whether there are run records that came here after the catalogue was built."""
-    runs.every(store)
-    found = [
-        record.stat().st_mtime for record in (store.root / "runs").glob("*/*.json")
-    ]
-    return bool(found) and (not file.exists() or max(found) > file.stat().st_mtime)
+    """Whether other machines have added or removed run records since it was built."""
+    wanted = {record.run_id for record in runs.every(store)}
+    if not wanted or not file.exists():
+        return bool(wanted)
+    with duckdb.connect(file, read_only=True) as connection:
+        found = connection.sql("SELECT run_id FROM runs").fetchall()
+    return wanted != {run_id for (run_id,) in found}
 
 
 def _fetch(store: Store, records: list[RunRecord]) -> None:

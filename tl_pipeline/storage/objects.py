@@ -7,7 +7,8 @@ orders writers is ``create``, which only the first of several can do.
 import functools
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -16,12 +17,14 @@ from tl_pipeline.locations import StorageSpec, is_url, parts, scheme
 from tl_pipeline.storage import Storage
 from tl_pipeline.storage.connection import connect
 from tl_pipeline.storage.ranges import Ranges
-from tl_pipeline.storage.stamps import UNKNOWN, Stamp, stamp_of
+from tl_pipeline.storage.stamps import UNKNOWN, Held, Stamp, held_of, stamp_of
 
 SCHEMES = ("s3", "gs")
 # Bytes that are asked for at once when a file is read in parts.
 _BUFFER = 1 << 16
+_THREADS = 16  # requests at a time
 _Answer = TypeVar("_Answer")
+_Item = TypeVar("_Item")
 
 
 class Objects:
@@ -62,21 +65,26 @@ class Objects:
 
     def listing(self, folder: str) -> dict[str, Stamp]:
         """Name -> stamp of everything below ``folder``, however deep; "" is the top."""
-        inside = f"{self._at(folder).rstrip('/')}/"
+        return {name: stamp_of(info) for name, info in self._below(folder)}
 
-        def find(files: Any) -> dict[str, Any]:
-            return files.find(inside, detail=True)
+    def held(self) -> dict[str, Held]:
+        """Name -> size and time of everything below the URL.
 
-        try:
-            infos = self._do(self._storage.ask, inside, find)
-        except FileNotFoundError:
-            return {}
-        found = {}
-        for name, info in infos.items():
-            path = f"{scheme(self.url)}://{name.lstrip('/')}"
-            if path.startswith(inside) and path != inside and _plain(path):
-                found[path.removeprefix(f"{self.url}/")] = stamp_of(info)
-        return found
+        Raises:
+            StoreError: the store does not tell when an object was written.
+        """
+        return {name: self._told(name, info) for name, info in self._below("")}
+
+    def look(self, name: str) -> Held:
+        """Size and time of one object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: see ``held``.
+        """
+        url = self._at(name)
+        info = self._do(self._storage.ask, url, lambda files: files.info(url))
+        return self._told(name, info)
 
     def read(self, name: str) -> bytes:
         """All of an object.
@@ -103,8 +111,13 @@ class Objects:
         ranges: Any = Ranges(fetch, size)
         return io.BufferedReader(ranges, _BUFFER)
 
-    def put(self, name: str, file: Path) -> None:
+    def write(self, name: str, data: bytes) -> None:
         """Write an object, or replace it whole."""
+        url = self._at(name)
+        self._do(self._storage.ask, url, lambda files: files.pipe_file(url, data))
+
+    def put(self, name: str, file: Path) -> None:
+        """Write a file as an object, or replace that whole."""
         url, what = self._at(name), str(file)
         self._do(self._storage.ask, url, lambda files: files.put_file(what, url))
 
@@ -140,6 +153,30 @@ class Objects:
         except FileNotFoundError:
             return
 
+    def _below(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name, and what fsspec says, of each object below ``folder``."""
+        inside = f"{self._at(folder).rstrip('/')}/"
+
+        def find(files: Any) -> dict[str, Any]:
+            return files.find(inside, detail=True)
+
+        try:
+            infos = self._do(self._storage.ask, inside, find)
+        except FileNotFoundError:
+            return
+        for name, info in infos.items():
+            path = f"{scheme(self.url)}://{name.lstrip('/')}"
+            if path.startswith(inside) and path != inside and _plain(path):
+                yield path.removeprefix(f"{self.url}/"), info
+
+    def _told(self, name: str, info: dict[str, Any]) -> Held:
+        held = held_of(info)
+        if held is None:
+            raise StoreError(
+                f"{self._at(name)}: the server does not tell when it was written"
+            )
+        return held
+
     def _size(self, url: str) -> int:
         size = self._do(self._storage.stamp, url).size
         if size is None:
@@ -162,6 +199,17 @@ class Objects:
                         f"the store {self.url} cannot be used: {error}"
                     ) from None
         raise AssertionError
+
+
+def at_once(work: Callable[[_Item], object], items: Iterable[_Item]) -> None:
+    """``work``, which asks a store, for each item; the first error is raised."""
+    items = list(items)
+    if len(items) == 1:
+        work(items[0])
+    elif items:
+        with ThreadPoolExecutor(min(_THREADS, len(items))) as threads:
+            for _ in threads.map(work, items):
+                pass
 
 
 class _Writable(Storage):

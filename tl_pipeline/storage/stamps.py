@@ -23,6 +23,17 @@ UNKNOWN = Stamp()
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """An object that a store holds: its bytes, and when it was last written.
+
+    ``written`` is in seconds since 1970 by the clock of the store.
+    """
+
+    bytes: int
+    written: float
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file or a folder in a listing; ``path`` is its URL."""
 
@@ -62,3 +73,14 @@ def stamp_of(info: dict[str, Any]) -> Stamp:
         return Stamp(size)
     modified_ns = int(when.timestamp() * 1e9)
     return Stamp(size, f"{size}:{modified_ns}", modified_ns)
+
+
+def held_of(info: dict[str, Any]) -> Held | None:
+    """What fsspec says of an object; None where it does not tell the time."""
+    times = map(info.get, ("LastModified", "updated", "mtime"))
+    when = next(filter(None, times), None)
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    if not isinstance(when, datetime):
+        return None
+    return Held(info.get("size") or 0, when.timestamp())
