@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tl_pipeline import registry
+from tl_pipeline import mlflow_index
 from tl_pipeline.artifacts import Store
 from tl_pipeline.images import as_ppm
 
@@ -79,7 +79,7 @@ def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     here. Those of other processes, and one store of this, are made so.
     """
     first, lock = Store(tmp_path_factory.mktemp("mlflow")), threading.Lock()
-    connect = registry._client
+    connect = mlflow_index._client
 
     def connect_to_copy(store: Store) -> "MlflowClient":
         ready, place = first.root / "mlflow.db", store.root / "mlflow.db"
@@ -91,7 +91,7 @@ def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return connect(store)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_client", connect_to_copy)
+        patch.setattr(mlflow_index, "_client", connect_to_copy)
         yield
 
 
