@@ -148,6 +148,8 @@ def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
 
     rows = registry.models(Store.open(store))
     columns = ["name", "version", "aliases", "encoder", "head"]
+    if any(row["folds_accuracy"] for row in rows):
+        columns.append("folds_accuracy")
     columns += ["validation_accuracy", "test_accuracy", "folder"]
     console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
     if rows and not json:

@@ -195,6 +195,7 @@ def finish(
             champion=entry.champion,
             reason=entry.reason,
         ),
+        chosen=best.chosen,
     )
     runs.write(store, record)
     query.build(store)

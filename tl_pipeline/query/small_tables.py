@@ -145,7 +145,7 @@ def _of_store(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
                 "version:i",
                 "aliases:l",
                 "encoder head:s",
-                "validation_accuracy test_accuracy:f",
+                "folds_accuracy validation_accuracy test_accuracy:f",
                 "folder model:s",
             ),
             "One row per registered model version; aliases may hold champion.",
