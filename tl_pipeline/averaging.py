@@ -36,12 +36,42 @@ class Said:
         at = np.searchsorted(self.image_ids, image_ids)
         return Said(image_ids, self.labels[at], self.classes, self.probabilities[at])
 
+    def naming(self, classes: list[str]) -> "Said":
+        """The same with a column for each of ``classes``, which hold its own."""
+        columns = aligned(self.probabilities, self.classes, classes)
+        return Said(self.image_ids, self.labels, classes, columns)
+
+    def targets(self) -> np.ndarray:
+        """The column of each image's label (n,); -1 for one that is no class."""
+        place = {name: column for column, name in enumerate(self.classes)}
+        return np.array([place.get(label, -1) for label in self.labels])
+
     def of_truth(self) -> np.ndarray:
         """The probability of each image's true class, (n,); 0 of an unknown one."""
-        place = {name: column for column, name in enumerate(self.classes)}
-        columns = np.array([place.get(label, -1) for label in self.labels])
+        columns = self.targets()
         found = self.probabilities[np.arange(len(columns)), columns]
         return np.where(columns < 0, 0, found)
+
+
+@dataclass(frozen=True)
+class Products:
+    """All that the squared error of an ensemble depends on, summed over ``rows``.
+
+    ``agreement``, float64 (n_heads, n_heads), are the products of the probabilities of
+    two heads, summed over classes; ``hit`` (n_heads,) those of the true class.
+    """
+
+    rows: int
+    agreement: np.ndarray
+    hit: np.ndarray
+
+    def plus(self, other: "Products") -> "Products":
+        """Of the rows of both."""
+        return Products(
+            self.rows + other.rows,
+            self.agreement + other.agreement,
+            self.hit + other.hit,
+        )
 
 
 def aligned(
@@ -74,11 +104,21 @@ def averaged(said: Sequence[Said], times: Sequence[int]) -> Said:
     classes = sorted({name for one in said for name in one.classes})
     total = np.zeros((len(ids), len(classes)), np.float32)
     for one, weight in zip(said, times, strict=True):
-        total += weight * aligned(one.of(ids).probabilities, one.classes, classes)
+        if weight:
+            total += weight * aligned(one.of(ids).probabilities, one.classes, classes)
     return Said(ids, said[0].of(ids).labels, classes, total / sum(times))
 
 
-def greedy(said: Sequence[Said], rounds: int = ROUNDS) -> list[int]:
+def greedy(said: Sequence[Said]) -> list[int]:
+    """How often each head counts in the ensemble that these images choose.
+
+    See ``chosen``; images that not all of them scored have no say.
+    """
+    ids = shared(said)
+    return chosen(products([one.of(ids) for one in said]))
+
+
+def chosen(seen: Products, rounds: int = ROUNDS) -> list[int]:
     """How often each head counts in an ensemble that is put together step by step.
 
     Ensemble selection with replacement (Caruana, Niculescu-Mizil, Crew & Ksikes 2004,
@@ -90,8 +130,9 @@ def greedy(said: Sequence[Said], rounds: int = ROUNDS) -> list[int]:
     wrong. With it test accuracy was highest over three datasets, and never much below
     that of the best head alone.
     """
-    agreement, hit = _products(said)
-    times = np.zeros(len(said))
+    agreement, hit = seen.agreement / seen.rows, seen.hit / seen.rows
+    heads = len(hit)
+    times = np.zeros(heads)
     order: list[int] = []
     errors: list[float] = []
     for size in range(1, rounds + 1):
@@ -106,24 +147,20 @@ def greedy(said: Sequence[Said], rounds: int = ROUNDS) -> list[int]:
     # Rounds that differ by rounding alone are equal, and the first of them is simplest.
     last = int(np.argmax(np.array(errors) <= min(errors) + 1e-12))
     kept = order[: last + 1]
-    return np.bincount(kept, minlength=len(said)).tolist()
+    return np.bincount(kept, minlength=heads).tolist()
 
 
-def _products(said: Sequence[Said]) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the images that all scored: float64, (n_heads, n_heads), (n_heads,).
-
-    The first of the products of the probabilities of two heads, summed over classes;
-    the second of the probability of the true class.
-    """
-    ids = shared(said)
-    said = [one.of(ids) for one in said]
+def products(said: Sequence[Said]) -> Products:
+    """Those of ``said``, which are about the same images."""
+    images = len(said[0].image_ids)
     classes = sorted({name for one in said for name in one.classes})
-    products = np.zeros((len(said), len(said)))
-    for start in range(0, len(ids), _STEP):
+    agreement = np.zeros((len(said), len(said)))
+    for start in range(0, images, _STEP):
         rows = [
             aligned(one.probabilities[start : start + _STEP], one.classes, classes)
             for one in said
         ]
         flat = np.stack(rows).reshape(len(said), -1).astype(np.float64)
-        products += flat @ flat.T
-    return products / len(ids), np.array([one.of_truth().mean() for one in said])
+        agreement += flat @ flat.T
+    hit = np.array([one.of_truth().sum(dtype=np.float64) for one in said])
+    return Products(images, agreement, hit)

@@ -177,7 +177,7 @@ def cross_fitted(
     ``PARTS``, whole units of (n,) together and the classes' shares kept roughly. With
     one unit there are no other rows, and the probabilities stay as they are.
     """
-    part = _parts(targets, units)
+    part = parts(targets, units)
     found = probabilities.astype(np.float32)
     for number in range(PARTS):
         here = part == number
@@ -186,8 +186,12 @@ def cross_fitted(
     return found
 
 
-def _parts(targets: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """The part of each row: units are dealt one by one, class by class."""
+def parts(targets: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """The part (n,) of each row, below ``PARTS``: units are dealt class by class.
+
+    ``targets`` and ``units`` are as in ``cross_fitted``. From as many units on as there
+    are parts none of these is empty.
+    """
     _, first, unit = np.unique(units, return_index=True, return_inverse=True)
     order = np.argsort(targets[first], kind="stable")
     part = np.empty(len(first), int)

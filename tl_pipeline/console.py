@@ -55,7 +55,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
 
 def percent(score: Score) -> str:
     """``97.2 % [95.1, 98.4]``."""
-    text = f"{score.value:.1%}".replace("%", " %")
+    text = _share(score)
     if score.low is None or score.high is None:
         return text
     return f"{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
@@ -132,19 +132,23 @@ def _time(step: Step) -> str:
 
 
 def _print_results(record: RunRecord) -> None:
+    folds = ["folds"] if any(result.folds for result in record.results) else []
     print_rows(
         [
             {
                 "": {"best": "*", "control": "control"}.get(result.role, ""),
                 "encoder": result.encoder,
                 "head": result.head,
-                "validation": f"{result.validation.value:.1%}".replace("%", " %"),
+                "folds": _share(result.folds) if result.folds else "",
+                "validation": _share(result.validation),
                 "test [95 % interval]": percent(result.test),
             }
             for result in record.results
         ],
-        ["", "encoder", "head", "validation", "test [95 % interval]"],
+        ["", "encoder", "head", *folds, "validation", "test [95 % interval]"],
     )
+    if folds:
+        out.print(f"* chosen {_literal(record.chosen or '')}")
 
 
 def _print_findings(record: RunRecord) -> None:
@@ -268,6 +272,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value[:8])) + ", ..." * (len(value) > 8)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _share(score: Score) -> str:
+    return f"{score.value:.1%}".replace("%", " %")
 
 
 def _literal(text: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tl_pipeline import calibration, operating_point
+from tl_pipeline.averaging import Said
+from tl_pipeline.cross_fitting import Validated
 from tl_pipeline.embeddings import Embeddings
 from tl_pipeline.heads.fitted import FittedHead
 from tl_pipeline.metrics import (
@@ -15,6 +17,7 @@ from tl_pipeline.metrics import (
     scores,
 )
 from tl_pipeline.operating_point import OperatingPoint
+from tl_pipeline.splits import TEST, VALIDATION
 
 # Of test, as the head gave them: what calibration was good for.
 BEFORE = "_uncalibrated"
@@ -51,6 +54,15 @@ class Scored:
     def value(self, metric: str) -> float:
         """The value of one of the scores."""
         return next(s.value for s in self.scores if s.metric == metric)
+
+
+@dataclass(frozen=True)
+class ScoredMean:
+    """Several heads together: calibrated, and scored, on validation and on test."""
+
+    point: OperatingPoint
+    said: dict[str, Said]
+    scores: dict[str, list[Score]]
 
 
 def validate(head: FittedHead, rows: HeldOut, method: str, seed: int) -> Scored:
@@ -92,6 +104,31 @@ def score(head: FittedHead, rows: HeldOut, point: OperatingPoint, seed: int) -> 
     calibrated = point.calibration.apply(given)
     found = scores_at(point, given, rows.labels, head.classes, seed)
     return Scored(head, rows, given, calibrated, found)
+
+
+def score_mean(
+    validation: Validated, test: Said, method: str, error: float, seed: int
+) -> ScoredMean:
+    """Calibrate the mean of several heads, and score it: see ``learn`` and ``score``.
+
+    ``test`` is what they say together of test, before calibration.
+    """
+    rows, crossed = validation.said, validation.calibrated
+    point = operating_point.fit(
+        method, rows.probabilities, crossed, rows.targets(), validation.units, error
+    )
+    given = test.probabilities
+    return ScoredMean(
+        point,
+        said={
+            VALIDATION: replace(rows, probabilities=crossed),
+            TEST: replace(test, probabilities=point.calibration.apply(given)),
+        },
+        scores={
+            VALIDATION: scores(rows.labels, rows.classes, crossed, seed),
+            TEST: scores_at(point, given, test.labels, test.classes, seed),
+        },
+    )
 
 
 def scores_at(

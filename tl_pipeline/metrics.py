@@ -86,6 +86,18 @@ def decision_scores(
     return found
 
 
+def fold_scores(rows: int, accuracy: float, log_loss: float) -> list[Score]:
+    """What is known over the ``rows`` of all folds, with Wilson's interval of accuracy.
+
+    It takes the rows for independent, though the heads of two folds learned from many
+    of the same ones. A mean alone tells no interval of the log loss.
+    """
+    return [
+        _share("accuracy", round(accuracy * rows), rows),
+        Score("log_loss", log_loss, None, None),
+    ]
+
+
 def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Mean recall over the classes that have rows.
 

@@ -14,6 +14,8 @@ def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     opened = Store.open(store)
     rows = registry.models(opened)
     columns = ["name", "version", "aliases", "encoder", "head"]
+    if any(row["folds_accuracy"] for row in rows):
+        columns.append("folds_accuracy")
     columns += ["validation_accuracy", "test_accuracy", "folder"]
     console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
     if rows and not json:

@@ -177,6 +177,7 @@ def finish(
         gain=gain,
         decisions=decisions.of(store.path(best.evaluation)),
         registered=_registered(store, dataset, best.model.key),
+        chosen=best.chosen,
     )
     runs.write(store, record)
     query.build(store)

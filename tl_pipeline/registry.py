@@ -23,7 +23,7 @@ from tl_pipeline.heads.fitted import load as load_head
 from tl_pipeline.joints import AnyEncoder, Joint, flattened
 from tl_pipeline.mlflow_index import CHAMPION, Index, Indexed
 from tl_pipeline.operating_point import OperatingPoint
-from tl_pipeline.splits import VALIDATION
+from tl_pipeline.splits import FOLDS, VALIDATION
 from tl_pipeline.versions import Version
 
 # The format of ``model.json`` where there are several encoders or heads.
@@ -173,6 +173,7 @@ def _row(
         "aliases": version.aliases,
         "encoder": about and about["encoder_label"],
         "head": about and about["head_label"],
+        "folds_accuracy": about and _accuracy(about, FOLDS),
         "validation_accuracy": about and _accuracy(about, VALIDATION),
         "test_accuracy": about and _accuracy(about, "test"),
         "folder": str(folder) if about else None,
@@ -233,5 +234,7 @@ def _record(store: Store, model: str) -> Path:
     return store.root / "registry" / f"{model}.json"
 
 
-def _accuracy(about: dict[str, Any], split: str) -> float:
-    return about["metrics"][split]["accuracy"]["value"]
+def _accuracy(about: dict[str, Any], split: str) -> float | None:
+    """None of folds where none were scored."""
+    found = about["metrics"].get(split)
+    return found and found["accuracy"]["value"]

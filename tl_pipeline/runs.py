@@ -18,6 +18,7 @@ from tl_pipeline.planning import ONE_BY_ONE, Step
 from tl_pipeline.score import Score
 from tl_pipeline.specs import RunSpec
 from tl_pipeline.split_report import Leakage, NearDuplicateFindings, SplitReport
+from tl_pipeline.splits import FOLDS
 from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS
 
 
@@ -33,13 +34,15 @@ class ResultMember(BaseModel):
 class Result(BaseModel):
     """The chosen configuration of one head on one encoder, scored by accuracy.
 
-    ``members`` are the heads whose probabilities it averages, if it does.
+    ``members`` are the heads whose probabilities it averages, if it does. ``folds`` is
+    the score on training images that folds left out, if cross-validation chose.
     """
 
     evaluation: str
     encoder: str
     head: str
     role: str
+    folds: Score | None = None
     validation: Score
     test: Score
     test_images: int
@@ -68,7 +71,8 @@ class RunRecord(BaseModel):
     """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
 
     Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
-    are the encoders that have no embeddings of their own in the store.
+    are the encoders that have no embeddings of their own in the store. ``chosen`` tells
+    in words by what the best was chosen; in older records it is None.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -89,10 +93,11 @@ class RunRecord(BaseModel):
     decisions: Decisions | None = None
     registered: Registered
     joints: list[JointEncoder] = []
+    chosen: str | None = None
 
     @property
     def best(self) -> Result:
-        """The candidate with the best validation accuracy."""
+        """The candidate that was chosen: see ``choice.best``."""
         return next(r for r in self.results if r.role == "best")
 
 
@@ -232,6 +237,7 @@ def _result(store: Store, evaluation: Artifact, best: str) -> Result:
         encoder=chosen["test"]["encoder"],
         head=chosen["test"]["head"],
         role="best" if evaluation.key == best else role,
+        folds=_score(chosen[FOLDS]) if FOLDS in chosen else None,
         validation=_score(chosen["validation"]),
         test=_score(chosen["test"]),
         test_images=chosen["test"]["images"],

@@ -1,14 +1,35 @@
-"""What an evaluation writes of a candidate: rows of METRICS and of PREDICTIONS."""
+"""What an evaluation writes of a candidate, METRICS and PREDICTIONS; and reading it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from tl_pipeline import tables
+from tl_pipeline.artifacts import Artifact, Store
+from tl_pipeline.averaging import Said
+from tl_pipeline.splits import TEST, VALIDATION
+from tl_pipeline.tables import METRICS, PREDICTIONS
+
 if TYPE_CHECKING:
     from tl_pipeline.metrics import Score
     from tl_pipeline.operating_point import OperatingPoint
+
+
+class Scored(NamedTuple):
+    """What the evaluation of one head tells of it.
+
+    A row of METRICS of its chosen configuration; how that did on validation; what it
+    said of the images of each split.
+    """
+
+    evaluation: Artifact
+    row: dict[str, Any]
+    accuracy: float
+    log_loss: float
+    said: dict[str, Said]
 
 
 def metric_rows(
@@ -55,4 +76,29 @@ def predictions(
             "set_size": sets.sum(axis=1),
             "in_set": (sets & own).any(axis=1),
         }
+    )
+
+
+def read(store: Store, evaluation: Artifact) -> Scored:
+    """What ``evaluation`` wrote of the configuration that it chose."""
+    folder = store.path(evaluation)
+    chosen = [row for row in tables.read(METRICS, folder).to_pylist() if row["chosen"]]
+    value = {r["metric"]: r["value"] for r in chosen if r["split"] == VALIDATION}
+    classes = json.loads((folder / "chosen.json").read_text())["classes"]
+    rows = tables.read(PREDICTIONS, folder).sort_by("image_id")
+    splits = np.array(rows["split"].to_pylist())
+    said = {
+        split: _said(rows.filter(pa.array(splits == split)), classes)
+        for split in (VALIDATION, TEST)
+    }
+    return Scored(evaluation, chosen[0], value["accuracy"], value["log_loss"], said)
+
+
+def _said(rows: pa.Table, classes: list[str]) -> Said:
+    flat = rows["probabilities"].combine_chunks().flatten().to_numpy()
+    return Said(
+        np.array(rows["image_id"].to_pylist()),
+        np.array(rows["label"].to_pylist()),
+        classes,
+        flat.reshape(len(rows), len(classes)),
     )

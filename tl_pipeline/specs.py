@@ -77,12 +77,12 @@ class SearchSpec(Spec):
     """How one configuration of a head is chosen from its grid.
 
     ``select``: by the validation images, or by cross-validation on the training images
-    with ``folds`` parts (whole groups, where there are some), which leaves validation
-    to compare heads. ``strategy``: the whole grid; ``random``: ``configurations`` of it
-    by chance, where ``low..high`` stands for all numbers between; ``halving``: all
-    begin with few training images, and a third goes on with three times as many. With
-    ``refit`` the chosen one learns from training and validation images before it meets
-    test.
+    with ``folds`` parts (whole groups, where there are some); then folds and validation
+    together compare heads. ``strategy``: the whole grid; ``random``: ``configurations``
+    of it by chance, where ``low..high`` stands for all numbers between; ``halving``:
+    all begin with few training images, and a third goes on with three times as many.
+    With ``refit`` the chosen one learns from training and validation images before it
+    meets test.
     """
 
     select: Literal["validation", "cross_validation"] = "validation"

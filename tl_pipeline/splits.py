@@ -16,6 +16,8 @@ from tl_pipeline.split_specs import SplitSpec
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
+# No side that an image is on: the training images that folds leave out in turn.
+FOLDS = "folds"
 
 
 def draw(name: str, seed: int) -> float:

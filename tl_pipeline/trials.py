@@ -31,13 +31,14 @@ VERSION = 1
 class Trial:
     """One configuration, which learned from some of ``images``, and how it scored.
 
-    Over all held-out rows; ``deviation`` is that of the accuracy between ``folds``.
+    Over all held-out ``rows``; ``deviation`` is that of the accuracy between ``folds``.
     """
 
     config: HeadConfig
     key: str
     images: int
     folds: int
+    rows: int
     accuracy: float
     log_loss: float
     deviation: float | None
@@ -144,6 +145,7 @@ class Trials:
             key=key,
             images=images,
             folds=len(rows),
+            rows=sum(rows),
             accuracy=float(np.average(accuracy, weights=rows)),
             log_loss=float(np.average(found["log_loss"], weights=rows)),
             deviation=float(accuracy.std(ddof=1)) if len(rows) > 1 else None,

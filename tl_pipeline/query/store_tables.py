@@ -21,7 +21,7 @@ def store_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable
                 "version:i",
                 "aliases:l",
                 "encoder head:s",
-                "validation_accuracy test_accuracy:f",
+                "folds_accuracy validation_accuracy test_accuracy:f",
                 "folder model:s",
             ),
             "One row per registered model version; aliases may hold champion.",

@@ -60,7 +60,8 @@ FROM run_evaluations AS r
 JOIN read_parquet({metrics}) AS m USING (evaluation);
 COMMENT ON TABLE metrics IS
 'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.
-Only the configuration chosen on validation has test rows.';
+Only the chosen configuration has test rows. Where cross-validation chose it, it has rows
+of the split folds: training images, each scored by a head that did not learn from it.';
 
 CREATE VIEW predictions AS
 SELECT

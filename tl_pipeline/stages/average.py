@@ -4,34 +4,36 @@ Reads the evaluations, and the manifest for its groups. Writes ``evaluations/<ke
 evaluate does: METRICS, PREDICTIONS, ``calibration.json`` and ``chosen.json``, which
 names the members and how often each counts. Members are calibrated already; their mean
 is once more, as it is less sure than they are.
-Members are chosen on validation; no head is fitted or asked again. An image that one of
-the members has not scored is left out.
+Members are chosen on validation, which greedily chosen ones are not scored on for that:
+see ``cross_fitting``. No head is fitted or asked again. An image that one of the
+members (on validation one of those to choose from) has not scored is left out.
 """
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from tl_pipeline import tables
+from tl_pipeline import scored_rows, tables
 from tl_pipeline.artifacts import Artifact, KeyDocument, Store, digest, key_document
 from tl_pipeline.averaging import Said, averaged, greedy, shared
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.labels import groups_of, units
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
-from tl_pipeline.scored_rows import metric_rows, predictions
+from tl_pipeline.scored_rows import Scored, metric_rows, predictions
 from tl_pipeline.specs import Ensemble
 from tl_pipeline.splits import TEST, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
 
+if TYPE_CHECKING:
+    from tl_pipeline.cross_fitting import Validated
+
 # Bump when the same inputs must give other rows.
-VERSION = 1
+VERSION = 2
 _HELD = (VALIDATION, TEST)
 _SUBJECTS: dict[Ensemble, str] = {
     "average": "the best head of each encoder",
@@ -42,14 +44,20 @@ _LABELS: dict[Ensemble, str] = {"average": "average", "greedy": "greedy average"
 _NAMED = 2
 
 
-class _Scored(NamedTuple):
-    """What the evaluation of one head tells of it: its row of METRICS, its scores."""
+class _Chosen(NamedTuple):
+    """How often each candidate counts, and what they say together of validation.
 
-    evaluation: Artifact
-    row: dict[str, Any]
-    accuracy: float
-    log_loss: float
-    said: dict[str, Said]
+    ``alone`` tells why the best was taken alone, where no more could be chosen.
+    """
+
+    times: list[int]
+    validation: "Validated"
+    alone: str | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """Those of the members: of the candidates that count at all."""
+        return [n for n in self.times if n]
 
 
 def plan(
@@ -96,16 +104,15 @@ def run(
     )
     if planned.step.cached:
         return planned
-    found = [_scored(context.store, evaluation) for evaluation in evaluations]
+    found = [scored_rows.read(context.store, evaluation) for evaluation in evaluations]
     _check(context, found)
-    times = _times(found, ensemble)
-    members = [one for one, count in zip(found, times, strict=True) if count]
-    counts = [count for count in times if count]
-    whole = {
-        split: averaged([m.said[split] for m in members], counts) for split in _HELD
-    }
+    chosen = _chosen(context, found, ensemble, groups_of(context.store, manifest))
+    validation = chosen.validation.said
+    # a candidate that is no member may know classes that no member knows
+    test = _mean(found, chosen.times, TEST).naming(validation.classes)
+    members = [one for one, n in zip(found, chosen.times, strict=True) if n]
     every = set[str]().union(*(m.said[s].image_ids for m in members for s in _HELD))
-    scored = sum(len(said.image_ids) for said in whole.values())
+    scored = len(validation.image_ids) + len(test.image_ids)
     extra = {
         "members": [
             {
@@ -114,20 +121,20 @@ def run(
                 "head": member.row["head"],
                 "times": count,
             }
-            for member, count in zip(members, counts, strict=True)
+            for member, count in zip(members, chosen.counts, strict=True)
         ],
         "candidates": len(found),
         "left_out": len(every) - scored,
+        "alone": chosen.alone,
     }
     document = _document(context, evaluations, ensemble)
-    groups = groups_of(context.store, manifest)
-    write = partial(_write, context, members, counts, whole, groups, document)
+    write = partial(_write, context, members, chosen, test, document)
     made = context.store.build("evaluations", document, write, extra)
     reason = f"{planned.step.reason}: {_told(context.store, made)}"
     return planned.ran(time.perf_counter() - started, reason=reason)
 
 
-def _check(context: Context, found: Sequence[_Scored]) -> None:
+def _check(context: Context, found: Sequence[Scored]) -> None:
     for split in _HELD:
         if not len(shared([one.said[split] for one in found])):
             raise DatasetError(
@@ -137,17 +144,50 @@ def _check(context: Context, found: Sequence[_Scored]) -> None:
             )
 
 
-def _times(found: Sequence[_Scored], ensemble: Ensemble) -> list[int]:
-    """How often each of ``found`` counts: one of an encoder, or as ``greedy`` says."""
+def _chosen(
+    context: Context,
+    found: Sequence[Scored],
+    ensemble: Ensemble,
+    groups: Mapping[str, str],
+) -> _Chosen:
+    """What of ``found`` is put together, and what it says of validation."""
+    # scipy is imported only when there is something to choose
+    from tl_pipeline import cross_fitting  # noqa: PLC0415
+
+    said = [one.said[VALIDATION] for one in found]
+    ids, alone = shared(said), None
     if ensemble == "greedy":
-        return greedy([one.said[VALIDATION] for one in found])
-    best: dict[str, _Scored] = {}
-    for one in found:
-        known = best.setdefault(one.row["encoder_key"], one)
+        belongs = units(ids.tolist(), groups)
+        alone = cross_fitting.shortage(belongs)
+        if not alone:
+            said = [one.of(ids) for one in said]
+            crossed = cross_fitting.greedy(context.calibration, said, belongs)
+            return _Chosen(greedy(said), crossed)
+    times = _best(
+        found, [ensemble if alone else one.row["encoder_key"] for one in found]
+    )
+    mean = _mean(found, times, VALIDATION)
+    belongs = units(mean.image_ids.tolist(), groups)
+    return _Chosen(
+        times, cross_fitting.fixed(context.calibration, mean, belongs), alone
+    )
+
+
+def _best(found: Sequence[Scored], kinds: Sequence[str]) -> list[int]:
+    """1 for the best on validation of each of ``kinds``, 0 for others."""
+    best: dict[str, Scored] = {}
+    for one, kind in zip(found, kinds, strict=True):
+        known = best.setdefault(kind, one)
         if (one.accuracy, -one.log_loss) > (known.accuracy, -known.log_loss):
-            best[one.row["encoder_key"]] = one
+            best[kind] = one
     chosen = {one.evaluation.key for one in best.values()}
     return [int(one.evaluation.key in chosen) for one in found]
+
+
+def _mean(found: Sequence[Scored], times: Sequence[int], split: str) -> Said:
+    """Of those that count, for the images of ``split`` that all of them scored."""
+    members = [one.said[split] for one, n in zip(found, times, strict=True) if n]
+    return averaged(members, [n for n in times if n])
 
 
 def _document(
@@ -171,83 +211,33 @@ def _document(
 def _told(store: Store, made: Artifact) -> str:
     about = store.provenance(made)
     said = f"{len(about['members'])} of {about['candidates']} heads"
+    if about["alone"]:
+        said += f": the best alone, as {about['alone']}"
     if about["left_out"]:
         said += f"; {about['left_out']:,} images that not all of them scored left out"
     return said
 
 
-def _scored(store: Store, evaluation: Artifact) -> _Scored:
-    folder = store.path(evaluation)
-    chosen = [row for row in tables.read(METRICS, folder).to_pylist() if row["chosen"]]
-    value = {r["metric"]: r["value"] for r in chosen if r["split"] == VALIDATION}
-    classes = json.loads((folder / "chosen.json").read_text())["classes"]
-    rows = tables.read(PREDICTIONS, folder).sort_by("image_id")
-    splits = np.array(rows["split"].to_pylist())
-    said = {
-        split: _said(rows.filter(pa.array(splits == split)), classes) for split in _HELD
-    }
-    return _Scored(evaluation, chosen[0], value["accuracy"], value["log_loss"], said)
-
-
-def _said(rows: pa.Table, classes: list[str]) -> Said:
-    flat = rows["probabilities"].combine_chunks().flatten().to_numpy()
-    return Said(
-        np.array(rows["image_id"].to_pylist()),
-        np.array(rows["label"].to_pylist()),
-        classes,
-        flat.reshape(len(rows), len(classes)),
-    )
-
-
 def _write(
     context: Context,
-    members: Sequence[_Scored],
-    times: Sequence[int],
-    whole: dict[str, Said],
-    groups: Mapping[str, str],
+    members: Sequence[Scored],
+    chosen: _Chosen,
+    test: Said,
     document: KeyDocument,
     folder: Path,
 ) -> str:
-    from tl_pipeline import calibration, evaluation, operating_point  # noqa: PLC0415
-    from tl_pipeline.metrics import scores  # noqa: PLC0415 - scipy
+    from tl_pipeline.evaluation import score_mean  # noqa: PLC0415 - scipy
 
-    seed, validation, test = context.seed, whole[VALIDATION], whole[TEST]
-    belongs = units(validation.image_ids.tolist(), groups)
-    targets = evaluation.targets_of(validation.labels, validation.classes)
-    given = validation.probabilities
-    crossed = calibration.cross_fitted(context.calibration, given, targets, belongs)
-    point = operating_point.fit(
-        context.calibration, given, crossed, targets, belongs, context.error
+    found = score_mean(
+        chosen.validation, test, context.calibration, context.error, context.seed
     )
-    found = {
-        VALIDATION: scores(validation.labels, validation.classes, crossed, seed),
-        TEST: evaluation.scores_at(
-            point, test.probabilities, test.labels, test.classes, seed
-        ),
-    }
-    calibrated = {
-        VALIDATION: replace(validation, probabilities=crossed),
-        TEST: replace(test, probabilities=point.calibration.apply(test.probabilities)),
-    }
-    key, family = digest(document), document["params"]["family"]
-    what = _LABELS[family]
-    encoders = list(dict.fromkeys(member.row["encoder"] for member in members))
-    keys = list(dict.fromkeys(member.row["encoder_key"] for member in members))
-    about = {
-        "evaluation": key,
-        "encoder_key": "+".join(keys),
-        "encoder": ", ".join(encoders)
-        if len(encoders) <= _NAMED
-        else f"{len(encoders)} encoders",
-        "family": family,
-        "head": f"{what} of {len(members)} heads",
-        "chosen": True,
-    }
+    key = digest(document)
+    about = _about(key, document["params"]["family"], members)
     metrics = [
         row
-        for split, said in calibrated.items()
+        for split, said in found.said.items()
         for row in metric_rows(
-            about | {"split": split, "images": len(said.image_ids)}, found[split]
+            about | {"split": split, "images": len(said.image_ids)}, found.scores[split]
         )
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
@@ -258,18 +248,35 @@ def _write(
             said.labels,
             said.classes,
             said.probabilities,
-            point,
+            found.point,
         )
-        for split, said in calibrated.items()
+        for split, said in found.said.items()
     ]
     tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
-    chosen = {
+    told = {
         "members": [
             {"evaluation": member.evaluation.key, "times": count}
-            for member, count in zip(members, times, strict=True)
+            for member, count in zip(members, chosen.counts, strict=True)
         ],
-        "classes": whole[TEST].classes,
+        "classes": test.classes,
     }
-    (folder / "chosen.json").write_text(json.dumps(chosen, ensure_ascii=False))
-    point.write(folder)
+    (folder / "chosen.json").write_text(json.dumps(told, ensure_ascii=False))
+    found.point.write(folder)
     return key
+
+
+def _about(key: str, family: Ensemble, members: Sequence[Scored]) -> dict[str, Any]:
+    """What all rows of METRICS tell."""
+    encoders = list(dict.fromkeys(member.row["encoder"] for member in members))
+    keys = list(dict.fromkeys(member.row["encoder_key"] for member in members))
+    heads = "1 head" if len(members) == 1 else f"{len(members)} heads"
+    return {
+        "evaluation": key,
+        "encoder_key": "+".join(keys),
+        "encoder": ", ".join(encoders)
+        if len(encoders) <= _NAMED
+        else f"{len(encoders)} encoders",
+        "family": family,
+        "head": f"{_LABELS[family]} of {heads}",
+        "chosen": True,
+    }

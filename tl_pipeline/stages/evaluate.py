@@ -5,11 +5,13 @@ METRICS, PREDICTIONS, ``chosen.json`` (key of the chosen head, its classes) and
 ``calibration.json`` (its operating point). Every configuration is scored on validation,
 the best one alone on test, once, after calibration. What a search has chosen, or what
 is to learn from validation too before it meets test, is fitted here, as
-``heads/<key>/`` like any other.
+``heads/<key>/`` like any other. What a search by cross-validation found of its choice
+is carried over as the split FOLDS.
 """
 
 import json
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +34,9 @@ from tl_pipeline.planning import (
 )
 from tl_pipeline.scored_rows import metric_rows, predictions
 from tl_pipeline.specs import HeadConfig, HeadSpec
-from tl_pipeline.splits import TEST, TRAIN, VALIDATION
+from tl_pipeline.splits import FOLDS, TEST, TRAIN, VALIDATION
 from tl_pipeline.tables import METRICS, PREDICTIONS
+from tl_pipeline.trials import Trials
 
 if TYPE_CHECKING:
     from tl_pipeline.evaluation import HeldOut
@@ -143,6 +146,11 @@ def _document(
     }
     if grouped:
         inputs["validation groups"] = digest(grouped)
+    if _cross_validated(context, trained):
+        rows = fits.rows_of(context, manifest, embeddings, TRAIN)
+        inputs["rows of folds"] = digest(
+            [rows.fingerprint, sorted(rows.groups.items())]
+        )
     if context.search.refit:
         rows = fits.rows_of(context, manifest, embeddings, TRAIN, VALIDATION)
         inputs["refit"] = digest([fits.VERSION, fits.inputs(rows, head.name)])
@@ -178,15 +186,18 @@ def _write(
     held_out = _held_out(context, manifest, embeddings, TEST)
     test = score(fitted.load(store.path(final)), held_out, point, seed)
     key = digest(document)
+    about = {
+        "evaluation": key,
+        "encoder_key": embeddings.key,
+        "encoder": document["params"]["encoder"],
+        "family": document["params"]["family"],
+    }
     metrics = [
         row
         for scored in (*tried, test)
         for row in metric_rows(
             {
-                "evaluation": key,
-                "encoder_key": scored.head.encoder_key,
-                "encoder": document["params"]["encoder"],
-                "family": document["params"]["family"],
+                **about,
                 "head": heads.label(scored.head.config),
                 "chosen": scored.head.config == chosen.head.config,
                 "split": scored.rows.split,
@@ -195,6 +206,8 @@ def _write(
             scored.scores,
         )
     ]
+    if _cross_validated(context, trained):
+        metrics += _in_folds(context, manifest, embeddings, chosen.head.config, about)
     # one order for both splits: after a refit the head may know more classes
     classes = test.head.classes
     rows = [
@@ -210,10 +223,37 @@ def _write(
     ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
     tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
-    about = {"head": final.key, "classes": classes}
-    (folder / CHOSEN).write_text(json.dumps(about, ensure_ascii=False))
+    told = {"head": final.key, "classes": classes}
+    (folder / CHOSEN).write_text(json.dumps(told, ensure_ascii=False))
     point.write(folder)
     return key
+
+
+def _cross_validated(context: Context, trained: tuple[Artifact, ...]) -> bool:
+    """Whether folds of train have chosen the configuration, and so have scored it."""
+    by_folds = context.search.select == "cross_validation"
+    return by_folds and trained[0].kind == "searches"
+
+
+def _in_folds(
+    context: Context,
+    manifest: Artifact,
+    embeddings: Artifact,
+    config: HeadConfig,
+    about: Row,
+) -> Iterator[Row]:
+    """The rows of METRICS of what the search found of its choice, ``config``.
+
+    A trial that is lost is made again. ``about`` is what all rows tell.
+    """
+    from tl_pipeline.metrics import fold_scores  # noqa: PLC0415 - scipy
+
+    rows = fits.rows_of(context, manifest, embeddings, TRAIN)
+    trials = Trials(context, embeddings, {}, context.search.folds)
+    (trial,) = trials.of([config], rows)
+    head = {"head": trial.label, "chosen": True, "split": FOLDS, "images": trial.rows}
+    found = fold_scores(trial.rows, trial.accuracy, trial.log_loss)
+    return metric_rows({**about, **head}, found)
 
 
 def _held_out(

@@ -3,7 +3,7 @@
 Reads the evaluations. Writes ``models/<key>/``, one complete folder (``model.json`` and
 the head's files, those of several in ``members/<number>/``), gives it a version in the
 registry, and the alias ``champion`` if it earns it. Controls are compared with, never
-registered.
+registered. What is the best, ``choice`` decides.
 """
 
 import json
@@ -15,14 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline import heads, tables, versions
+from tl_pipeline import choice, heads, tables, versions
 from tl_pipeline.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.choice import Candidate, Tally
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.joints import AnyEncoder, parts
 from tl_pipeline.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.specs import HeadConfig
-from tl_pipeline.splits import VALIDATION
+from tl_pipeline.splits import FOLDS, VALIDATION
 from tl_pipeline.tables import METRICS
 
 # Bump when the same inputs must give another model folder.
@@ -31,10 +32,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Best:
-    """The registered model and the evaluation that it was chosen by."""
+    """The registered model, its evaluation, and by what it was chosen, in words."""
 
     model: Artifact
     evaluation: Artifact
+    chosen: str
 
 
 def plan(
@@ -62,7 +64,7 @@ def plan(
             seconds=time.perf_counter() - started,
         )
         return Outcome(None, (step,))
-    best = _best(context, evaluations)
+    best, chosen = _best(context, evaluations)
     document = _document(context, best)
     key = digest(document)
     whole = context.store.find("models", key) is not None
@@ -79,7 +81,7 @@ def plan(
         keys={"model": key},
         seconds=time.perf_counter() - started,
     )
-    return Outcome(Best(Artifact("models", key, key), best), (step,))
+    return Outcome(Best(Artifact("models", key, key), best, chosen), (step,))
 
 
 def run(
@@ -94,26 +96,49 @@ def run(
     # MLflow is imported only when there is something to register
     from tl_pipeline import registry  # noqa: PLC0415
 
-    best = _best(context, evaluations)
+    best, chosen = _best(context, evaluations)
     document = _document(context, best)
     pairs = zip(evaluations, encoders, strict=True)
     used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
-    write = partial(_write, context, best, used, document)
+    write = partial(_write, context, best, chosen, used, document)
     registry.register(context.store, context.store.build("models", document, write))
     return planned.ran(time.perf_counter() - started)
 
 
-def _best(context: Context, evaluations: Sequence[Artifact]) -> Artifact:
-    """The candidate of the best validation accuracy, then log loss, then the first."""
+def _best(context: Context, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]:
+    """The best of the evaluations that are no controls, and by what it was chosen."""
+    about = {e.key: context.store.provenance(e) for e in evaluations}
+    candidates = [e for e in evaluations if not about[e.key]["params"]["control"]]
+    found = choice.best(
+        [_candidate(context, e, about[e.key]["inputs"]) for e in candidates]
+    )
+    return candidates[found.at], found.words
 
-    def merit(evaluation: Artifact) -> tuple[float, float]:
-        found = _metrics(context, evaluation)[VALIDATION]
-        return found["accuracy"]["value"], -found["log_loss"]["value"]
 
-    def control(evaluation: Artifact) -> bool:
-        return context.store.provenance(evaluation)["params"]["control"]
+def _candidate(
+    context: Context, evaluation: Artifact, inputs: Mapping[str, str]
+) -> Candidate:
+    """What held-out images say of ``evaluation``; its test rows are not looked at."""
+    rows = tables.read(METRICS, context.store.path(evaluation)).to_pylist()
+    chosen = [row for row in rows if row["chosen"]]
 
-    return max((e for e in evaluations if not control(e)), key=merit)
+    def tally(split: str) -> Tally | None:
+        found = {row["metric"]: row for row in chosen if row["split"] == split}
+        if not found:
+            return None
+        accuracy, loss = found["accuracy"], found["log_loss"]
+        return Tally(accuracy["images"], accuracy["value"], loss["value"])
+
+    validation = tally(VALIDATION)
+    assert validation  # noqa: S101 - every evaluation has it
+    return Candidate(
+        name=f"{chosen[0]['head']} on {chosen[0]['encoder']}",
+        validation=validation,
+        folds=tally(FOLDS),
+        rows=digest(
+            [inputs.get(name) for name in ("rows of folds", "validation rows")]
+        ),
+    )
 
 
 def _metrics(context: Context, evaluation: Artifact) -> dict[str, dict[str, Any]]:
@@ -138,6 +163,7 @@ def _document(context: Context, best: Artifact) -> KeyDocument:
 def _write(
     context: Context,
     best: Artifact,
+    chosen_by: str,
     encoders: Mapping[str, AnyEncoder],
     document: KeyDocument,
     folder: Path,
@@ -176,6 +202,7 @@ def _write(
         "encoder_label": shown["encoder"],
         "classes": chosen["classes"],
         "metrics": _metrics(context, best),
+        "chosen": chosen_by,
         "evaluation": best.key,
     }
     text = json.dumps(model, indent=1, ensure_ascii=False)
