@@ -8,9 +8,6 @@ from pydantic import Field, model_validator
 from tl_pipeline.catalog_entry import CatalogEntry, Modality, StoredEntry
 from tl_pipeline.locations import LocalPath, Location, UrlPrefix, is_url, on_web
 
-# The stage audit takes it from here still.
-from tl_pipeline.split_specs import SplitSpec  # noqa: F401
-
 
 class DigitsSpec(CatalogEntry):
     """The 1,797 handwritten digits that scikit-learn ships, 8x8 grey."""

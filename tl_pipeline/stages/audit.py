@@ -25,7 +25,6 @@ from tl_pipeline.artifacts import (
     digest,
     key_document,
 )
-from tl_pipeline.datasets import SplitSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.joints import AnyEncoder
 from tl_pipeline.planning import (
@@ -37,6 +36,7 @@ from tl_pipeline.planning import (
 )
 from tl_pipeline.split_findings import near_duplicates
 from tl_pipeline.split_report import NearDuplicateFindings
+from tl_pipeline.split_specs import SplitSpec
 from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 # Bump when the same inputs must give other rows.
