@@ -142,8 +142,8 @@ def test_a_process_ends_with_the_message_and_the_code_alone(
     for file in (folder / "flower").iterdir():
         file.write_text("not an image")
     done = tl_process("run", folder, "--runner", "direct")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("DatasetError: ")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("TooManyRefused: ")
     assert len(done.stderr.strip().splitlines()) == 1
 
 

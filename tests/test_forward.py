@@ -90,3 +90,12 @@ def test_pixels_are_normalised_as_by_the_preset_to_the_last_bit(kind: torch.dtyp
     expected = normalize(pixels, list(how.mean), list(how.std)).to(kind)
     assert torch.equal(found, expected)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_makes_float32_exact_leaves_torch_able_to_export():
+    """torch.export reads the older switches, which may not contradict the newer."""
+    devices.exact_float32()
+    assert torch.backends.cudnn.allow_tf32 is False
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+    exported = torch.export.export(torch.nn.Conv2d(1, 1, 3), (torch.ones(1, 1, 5, 5),))
+    assert exported.module()(torch.ones(1, 1, 5, 5)).shape == (1, 1, 3, 3)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -608,6 +608,10 @@ def test_a_number_that_is_given_is_not_given_again(
     assert versions.every(second) == [one]
 
 
+def _a_minute_ago() -> datetime:
+    return datetime.now(UTC) - timedelta(minutes=1)
+
+
 def test_google_is_asked_in_the_same_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -616,7 +620,7 @@ def test_google_is_asked_in_the_same_words(
 
     class Cloud(MemoryFileSystem):
         protocol = "gs"
-        when = {"updated": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.123Z"}  # noqa: RUF012
+        when = {"updated": f"{_a_minute_ago():%Y-%m-%dT%H:%M:%S}.123Z"}  # noqa: RUF012
         cachable = False
         store: dict[str, Any] = {}  # noqa: RUF012 - as MemoryFileSystem has it
         pseudo_dirs: list[str] = [""]  # noqa: RUF012

@@ -85,7 +85,10 @@ def exact_float32() -> None:
     """Let float32 mean float32 on GPUs too, where TensorFloat-32 would round it."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     cudnn: Any = torch.backends.cudnn
+    # The older switch, too: torch.export asks for it, and fails if the two differ.
+    cudnn.allow_tf32 = False
     cudnn.conv.fp32_precision = "ieee"
+    cudnn.rnn.fp32_precision = "ieee"
 
 
 def _hidden() -> bool:
