@@ -1,5 +1,6 @@
 """An S3 server for tests: moto's, in a thread, which can be told to misbehave."""
 
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class ObjectStore:
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
     received: int = 0
+    active: int = 0
     before: Callable[[str, str], int | None] | None = None
     after: Callable[[str, bytes], bytes] | None = None
     conditions: bool = True
@@ -85,7 +87,21 @@ class ObjectStore:
             if name.startswith(prefix):
                 yield name.removeprefix(prefix), key
 
+    def settle(self) -> None:
+        """Wait for what is still done for clients, also for those that were killed."""
+        while self.active:
+            time.sleep(0.01)
+
     def __call__(self, environ: Environment, start: Any) -> Iterable[bytes]:
+        with self.lock:
+            self.active += 1
+        try:
+            return self._answer(environ, start)
+        finally:
+            with self.lock:
+                self.active -= 1
+
+    def _answer(self, environ: Environment, start: Any) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         status = self.before(method, path) if self.before else None
         with self.lock:

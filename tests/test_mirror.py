@@ -226,6 +226,7 @@ def killed(
     child.wait()
     server.before = None
     go_on.set()
+    server.settle()
     return alive
 
 
