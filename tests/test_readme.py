@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.forking import forking_tl
 from tests.prefect_server import Server
 from tl_pipeline import catalog
 
@@ -36,24 +37,20 @@ def test_readme_works_from_top_to_bottom(folder: Path, tmp_path: Path):
     place = tmp_path / "reader"
     place.mkdir()
     shutil.copytree(folder, place / "photos")
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    tl = bin_folder / "tl"
-    tl.write_text(f'#!/bin/sh\nexec {sys.executable} -m tl_pipeline.cli "$@"\n')
-    tl.chmod(0o755)
     # Without it every run would start a server for itself; test_cli.py sees that.
     server = Server(tmp_path / "prefect")
     server.start("server", "start", "--host", "127.0.0.1", "--port", str(server.port))
     server.wait_until_up()
     environment = {
         **{k: v for k, v in server.environment.items() if not k.startswith("TL_")},
-        "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
     }
     try:
-        executed = sum(
-            carried_out(kind, code, place, environment) for kind, code in blocks()
-        )
+        with forking_tl(environment) as bin_folder:
+            environment["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
+            executed = sum(
+                carried_out(kind, code, place, environment) for kind, code in blocks()
+            )
     finally:
         server.stop()
     assert executed >= 6
