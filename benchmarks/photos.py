@@ -4,6 +4,7 @@ Photo-like ones are 500x375 of quality 90, about 65 kB; small ones are 32x32. A 
 depends on its number alone, so the first of a larger set are those of a smaller one.
 """
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,8 @@ from PIL import Image
 
 SIZE, QUALITY = (500, 375), 90
 SMALL = (32, 32)
+CORES = os.cpu_count() or 1
+Write = Callable[[np.random.Generator, Image.Image, Path], None]
 _GRAIN = 4.6  # of 255: what brings a photo to about 65 kB
 
 
@@ -46,19 +49,25 @@ def _made(
     folder: Path,
     numbers: range,
     classes: int,
-    write: Callable[[np.random.Generator, Image.Image, Path], None],
+    write: Write,
 ) -> Path:
     if folder.exists():
         return folder
     # under its name only when it is whole
     beside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    some = [(beside, numbers[at : at + 500], classes, write) for at in numbers[::500]]
+    with multiprocessing.get_context("spawn").Pool(min(CORES, len(some))) as pool:
+        pool.starmap(_make, some)
+    beside.rename(folder)
+    return folder
+
+
+def _make(folder: Path, numbers: range, classes: int, write: Write) -> None:
     for number in numbers:
-        file = _place(beside, number, classes)
+        file = _place(folder, number, classes)
         file.parent.mkdir(parents=True, exist_ok=True)
         sample = _samples()[number % 2]
         write(np.random.default_rng([0, number]), sample, file)
-    beside.rename(folder)
-    return folder
 
 
 def _place(folder: Path, number: int, classes: int) -> Path:
