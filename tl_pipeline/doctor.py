@@ -84,7 +84,12 @@ def _processor() -> str:
     if not torch.cuda.is_available():
         return f"no GPU seen by torch; {os.cpu_count()} processor cores"
     torch.zeros(8, device="cuda").sum().item()
-    return f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()} GPU)"
+    from tl_pipeline import hardware_jpegs
+
+    _, why = hardware_jpegs.judge(torch.device("cuda", 0))
+    jpegs = f"JPEGs by the cores: {why}" if why else "its hardware decodes JPEGs"
+    gpu, number = torch.cuda.get_device_name(), torch.cuda.device_count()
+    return f"{gpu} ({number} GPU); {jpegs}"
 
 
 def _store(uri: str) -> str:

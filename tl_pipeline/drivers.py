@@ -9,6 +9,7 @@ import torch
 from tl_pipeline.devices import cores
 from tl_pipeline.forward import Forward
 
+OF_A_GPU = 2
 _MOST = 4  # of a processor; each holds the activations of a batch. More cores share
 
 
@@ -33,7 +34,7 @@ class Drivers:
         self.number = 0
         for forwards in networks:
             cuda = forwards[0].device.type == "cuda"
-            for _ in range(2 if cuda else each):
+            for _ in range(OF_A_GPU if cuda else each):
                 self._free.put(forwards)
                 self.number += 1
         self.decode = networks[0][0].device.type == "cpu" and self._threads == 1

@@ -4,7 +4,8 @@ Pools of threads, each bounded in how far it is ahead of the next, so that no co
 idle while another thing is awaited and memory does not grow with the data: some read
 what comes next, others decode and drive the networks, one writes. Without a GPU a core
 takes a batch from its bytes to its embeddings; a GPU is fed by as many threads that
-decode as there are cores. Several encoders share read and decode.
+decode as there are cores, or decodes JPEGs itself where it has the hardware. Several
+encoders share read and decode.
 """
 
 import time
@@ -16,14 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tl_pipeline import encoders
+from tl_pipeline import encoders, hardware_jpegs
 from tl_pipeline.devices import cores, devices
-from tl_pipeline.drivers import Drivers
+from tl_pipeline.drivers import OF_A_GPU, Drivers
 from tl_pipeline.embedded import Embedded, Warm
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.feeding import READ_AHEAD, Fed, Feeder, Image, Read, Refusal
 from tl_pipeline.forward import BATCH, Forward, Vectors
+from tl_pipeline.hardware_feeding import HardwareFeeder
+from tl_pipeline.hardware_jpegs import Sampling
+from tl_pipeline.images import Preprocess
 from tl_pipeline.modalities import Input
 from tl_pipeline.pools import ahead, pool
 from tl_pipeline.progress import Track
@@ -31,6 +35,8 @@ from tl_pipeline.timings import Clock
 
 # Shards that wait to be written; more would only hide a disk that is too slow.
 _UNWRITTEN = 2
+# Images from which on a GPU is given a recorded network.
+_LONG = 8192
 # Networks of more bytes do not share a pass: they would crowd out the images.
 _TOGETHER = 3 << 30
 
@@ -141,19 +147,22 @@ class _Pass:
     ) -> dict[str, Embedded]:
         """See ``embed``."""
         started = time.perf_counter()
+        hardware = self._hardware()
         drivers = Drivers(self._networks)
+        self._hasten(len(images))
         batches = _batches(images, part_rows, self._batch)
         with ExitStack() as pools:
             decoding = drivers.number if drivers.decode else cores()
             reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
-            decode = Feeder(self._inputs, read, reading, self._clock)
+            given = (self._inputs, read, reading, self._clock)
+            feeder = HardwareFeeder(*given, hardware) if hardware else Feeder(*given)
             if not drivers.decode:
                 decoders = pools.enter_context(pool("decode", decoding))
-                batches = ahead(decoders, decode, batches, decoding + 2)
+                batches = ahead(decoders, feeder.begin, batches, decoding + 2)
 
             def drive(batch: Any) -> dict[str, _Shard]:
-                fed = decode(batch) if drivers.decode else batch
-                return self._forward(drivers.mine(), fed)
+                begun = feeder.begin(batch) if drivers.decode else batch
+                return self._forward(drivers.mine(), feeder.finish(begun))
 
             driving = pools.enter_context(
                 pool("forward", drivers.number, drivers.enlist)
@@ -165,6 +174,20 @@ class _Pass:
                 pass
         self._account(time.perf_counter() - started, drivers.number)
         return self._done
+
+    def _hardware(self) -> frozenset[Sampling]:
+        """The JPEGs, by sampling, that all GPUs here decode themselves."""
+        devices = [forwards[0].device for forwards in self._networks]
+        if devices[0].type != "cuda" or not isinstance(self._inputs[0], Preprocess):
+            return frozenset()
+        judged = [hardware_jpegs.judge(device) for device in devices]
+        return frozenset.intersection(*(good for good, _ in judged))
+
+    def _hasten(self, images: int) -> None:
+        """Record the networks if there is so much to do that it is worth the second."""
+        for forwards in self._networks if images >= _LONG else ():
+            for forward in forwards:
+                forward.record(self._batch, OF_A_GPU)
 
     def _forward(
         self, networks: Sequence[Forward], fed: Mapping[Input, Fed]

@@ -18,7 +18,7 @@ from tl_pipeline.timings import Clock
 UNREADABLE, CHANGED = RETRIED
 # Images that one thread reads at a time, and how many times that a decoder is ahead:
 # enough to hide a disk, few enough for memory where photos are large.
-_AT_A_TIME = 8
+AT_A_TIME = 8
 READ_AHEAD = 2
 
 Read = Callable[[str], bytes]
@@ -38,15 +38,16 @@ class Fed:
     batch: Any = None
     refused: list[Refusal] = field(default_factory=list)
 
-    def refuse(self, expected: str, why: RefusedImage) -> None:
-        """Note that there is no input of this image."""
-        self.refused.append((expected, why.reason, why.detail))
+
+# What there is of an image: by the input of an encoder, a row of its batch or why not.
+Prepared = dict[Input, Any | RefusedImage]
 
 
 class Feeder:
-    """Makes batches for encoders of ``inputs``; called by any thread.
+    """Makes batches for encoders of ``inputs``, in two steps, each by any thread.
 
-    What is about to be decoded is read beforehand in threads of ``reading``.
+    ``begin`` is for those that decode, ``finish`` for those that drive a network. What
+    is about to be decoded is read beforehand in threads of ``reading``.
     """
 
     def __init__(
@@ -56,39 +57,60 @@ class Feeder:
         reading: ThreadPoolExecutor,
         clock: Clock,
     ) -> None:
-        self._inputs = inputs
+        self._inputs, self._clock = inputs, clock
         self._modality = modalities.of(inputs[0])
-        self._source, self._reading, self._clock = read, reading, clock
+        self._source, self._reading = read, reading
 
-    def __call__(self, images: Sequence[Image]) -> dict[Input, Fed]:
-        """``images`` for each kind of input; one that cannot be decoded is refused."""
-        fed = {how: Fed() for how in self._inputs}
-        rows: dict[Input, list[Any]] = {how: [] for how in self._inputs}
+    def begin(self, images: Sequence[Image]) -> Any:
+        """``images`` read and decoded, for ``finish``."""
+        prepared: list[tuple[str, Prepared]] = []
         for expected, data in self._bytes(images):
             with self._clock.time("decode"):
-                try:
-                    decoded = self._modality.decode(_unless_refused(data))
-                except RefusedImage as refusal:
-                    for one in fed.values():
-                        one.refuse(expected, refusal)
-                    continue
-                for how, one in fed.items():
-                    try:
-                        rows[how].append(self._modality.prepare(decoded, how))
-                    except RefusedImage as refusal:
-                        one.refuse(expected, refusal)
-                    else:
-                        one.ids.append(expected)
+                prepared.append((expected, self._prepared(data)))
         with self._clock.time("decode"):
-            for how, one in fed.items():
-                one.batch = self._modality.collate(rows[how]) if rows[how] else None
+            return self._fed(prepared, self._modality.collate)
+
+    def finish(self, begun: Any) -> dict[Input, Fed]:
+        """A batch for each kind of input; what cannot be decoded is refused."""
+        return begun
+
+    def _prepared(self, data: bytes | RefusedImage) -> Prepared:
+        try:
+            decoded = self._modality.decode(_unless_refused(data))
+        except RefusedImage as refusal:
+            return dict.fromkeys(self._inputs, refusal)
+        found: Prepared = {}
+        for how in self._inputs:
+            try:
+                found[how] = self._modality.prepare(decoded, how)
+            except RefusedImage as refusal:
+                found[how] = refusal
+        return found
+
+    def _fed(
+        self,
+        prepared: Sequence[tuple[str, Prepared]],
+        collate: Callable[[list[Any]], Any],
+    ) -> dict[Input, Fed]:
+        fed: dict[Input, Fed] = {}
+        for how in self._inputs:
+            fed[how] = one = Fed()
+            rows: list[Any] = []
+            for expected, found in prepared:
+                row = found[how]
+                if isinstance(row, RefusedImage):
+                    one.refused.append((expected, row.reason, row.detail))
+                else:
+                    one.ids.append(expected)
+                    rows.append(row)
+            one.batch = collate(rows) if rows else None
         return fed
 
     def _bytes(
         self, images: Sequence[Image]
     ) -> Iterator[tuple[str, bytes | RefusedImage]]:
-        starts = range(0, len(images), _AT_A_TIME)
-        some = [images[start : start + _AT_A_TIME] for start in starts]
+        starts = range(0, len(images), AT_A_TIME)
+        some = [images[start : start + AT_A_TIME] for start in starts]
         return chain.from_iterable(ahead(self._reading, self._read, some, READ_AHEAD))
 
     def _read(self, images: Sequence[Image]) -> list[tuple[str, bytes | RefusedImage]]:

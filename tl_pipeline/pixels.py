@@ -37,7 +37,7 @@ LARGE = 32_000_000
 _STRIP = 1 << 20  # pixels
 _one_large = threading.Lock()
 # ITU-R 601-2 luma in 1/65536 and rounded, as PIL has it.
-_LUMA = torch.tensor([19595, 38470, 7471], dtype=torch.int32)
+LUMA = torch.tensor([19595, 38470, 7471], dtype=torch.int32)
 
 
 def decode(data: bytes) -> torch.Tensor:
@@ -118,24 +118,39 @@ def _copied(image: Image.Image) -> np.ndarray:
 def _grey(image: torch.Tensor) -> torch.Tensor:
     red, green, blue = (
         channel.to(torch.int32) * factor
-        for channel, factor in zip(image, _LUMA, strict=True)
+        for channel, factor in zip(image, LUMA, strict=True)
     )
     return ((red + green + blue + 0x8000) >> 16).to(torch.uint8)[None]
 
 
+def size_of(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """What ``size``, (height, width), becomes before the crop.
+
+    Raises:
+        RefusedImage: it is so narrow that its other side would pass the pixel limit.
+    """
+    height, width = size
+    if how.squash:
+        return how.resize, how.resize
+    # As torchvision: the longer side is truncated, not rounded.
+    stretched = int(how.resize * max(height, width) / min(height, width))
+    if how.resize * stretched > MOST_PIXELS:
+        raise RefusedImage(
+            "too many pixels",
+            f"{width}x{height} would become {how.resize}x{stretched}",
+        )
+    return (how.resize, stretched) if height <= width else (stretched, how.resize)
+
+
+def place_of_crop(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Top and left of the centre crop of ``size``, halves rounded to even."""
+    top, left = (round((length - side) / 2.0) for length in size)
+    return top, left
+
+
 def _resized(image: torch.Tensor, how: Preprocess) -> torch.Tensor:
     height, width = image.shape[1:]
-    if how.squash:
-        size = (how.resize, how.resize)
-    else:
-        # As torchvision: the longer side is truncated, not rounded.
-        stretched = int(how.resize * max(height, width) / min(height, width))
-        if how.resize * stretched > MOST_PIXELS:
-            raise RefusedImage(
-                "too many pixels",
-                f"{width}x{height} would become {how.resize}x{stretched}",
-            )
-        size = (how.resize, stretched) if height <= width else (stretched, how.resize)
+    size = size_of((height, width), how)
     if size == (height, width):
         return image
     if how.interpolation == "nearest":  # which of two is nearest is PIL's own opinion
@@ -162,6 +177,5 @@ def _cropped(image: torch.Tensor, side: int) -> torch.Tensor:
         )
         image = functional.pad(image, (left, right, top, bottom))
         height, width = image.shape[1:]
-    # torchvision rounds half to even
-    top, left = (round((length - side) / 2.0) for length in (height, width))
+    top, left = place_of_crop((height, width), side)
     return image[:, top : top + side, left : left + side]
