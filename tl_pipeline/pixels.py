@@ -155,8 +155,10 @@ def _resized(image: torch.Tensor, how: Preprocess) -> torch.Tensor:
         return image
     if how.interpolation == "nearest":  # which of two is nearest is PIL's own opinion
         return _nearest(image, size)
+    # As a batch whose memory tells that the channels are last, so that they stay there.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     mode = how.interpolation
-    return functional.interpolate(image[None], size=size, mode=mode, antialias=True)[0]
+    return functional.interpolate(batch, size=size, mode=mode, antialias=True)[0]
 
 
 def _nearest(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
