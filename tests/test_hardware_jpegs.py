@@ -1,8 +1,12 @@
 """JPEGs that a GPU decodes itself, and resizing there: the pixels of a processor."""
+# ruff: noqa: ARG002, N802 - functions of nvJPEG keep their names and arguments
 
+import ctypes
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from sklearn.datasets import load_sample_image
 
 from tl_pipeline import devices, hardware_feeding, hardware_jpegs, pixels, wishes
 from tl_pipeline.artifacts import Store
+from tl_pipeline.errors import DeviceError
 from tl_pipeline.feeding import Feeder
 from tl_pipeline.forward import Forward
 from tl_pipeline.hardware_feeding import HardwareFeeder
@@ -223,6 +228,107 @@ def test_without_the_library_there_is_no_hardware_and_it_is_said_why(
     good, why = hardware_jpegs.judge.__wrapped__(torch.device("cuda", 0))
     assert not good
     assert "tl-pipeline[nvjpeg]" in why
+
+
+class Library:
+    """nvJPEG as far as it is called, decoding by libjpeg-turbo into memory."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+        self.code = 0
+
+    def nvjpegCreateEx(self, kind, device, pinned, flags, handle) -> int:
+        assert (kind, device, pinned, flags) == (3, None, None, 32)
+        return self._made("handle", handle)
+
+    def nvjpegJpegStateCreate(self, handle, state) -> int:
+        return self._made("state", state)
+
+    def _made(self, name: str, place) -> int:
+        self.held.append(name)
+        place._obj.value = len(self.held)
+        return self.code
+
+    def nvjpegDecodeBatchedInitialize(self, handle, state, number, threads, kind):
+        self.number = number
+        assert (threads, kind) == (1, 3)  # planes of red, green and blue
+        return self.code
+
+    def nvjpegDecodeBatched(self, handle, state, data, lengths, places, stream) -> int:
+        fields = ctypes.c_size_t * (8 * self.number)
+        told = fields.from_address(places.value)
+        for at in range(self.number):
+            encoded = ctypes.string_at(
+                ctypes.cast(data, ctypes.POINTER(ctypes.c_void_p))[at], lengths[at]
+            )
+            channels, pitch = told[8 * at : 8 * at + 3], told[8 * at + 4]
+            for channel, place in zip(pixels.decode(encoded), channels, strict=True):
+                for row, values in enumerate(channel.numpy()):
+                    target = place + row * pitch
+                    ctypes.memmove(target, values.tobytes(), len(values))
+        return 0
+
+    def nvjpegJpegStateDestroy(self, state) -> None:
+        assert state.value == 2
+        self.held.remove("state")
+
+    def nvjpegDestroy(self, handle) -> None:
+        assert handle.value == 1
+        self.held.remove("handle")
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    found = Library()
+    monkeypatch.setattr(hardware_jpegs, "_library", lambda: found)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    stream = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    return found
+
+
+def test_a_batch_is_decoded_into_the_upper_left_of_what_all_share(library: Library):
+    decode = hardware_jpegs.HardwareJpegs(devices.CPU)
+    sizes = [(50, 75), (75, 50), (9, 9)]
+    some = [encoded(photo(width, height)) for height, width in sizes]
+    images = decode(some, sizes)
+    assert images is not None
+    assert images.shape == (3, 3, 75, 75)
+    for data, image, (height, width) in zip(some, images, sizes, strict=True):
+        assert image[:, :height, :width].equal(pixels.decode(data))
+    assert library.held == ["handle", "state"]
+    del decode
+    assert library.held == []
+
+
+def test_what_the_hardware_does_not_take_is_told_from_a_failure(library: Library):
+    decode = hardware_jpegs.HardwareJpegs(devices.CPU)
+    data = encoded(photo(75, 50))
+    for code in (3, 4, 10):  # damaged, of another kind, not whole
+        library.code = code
+        assert decode([data], [(50, 75)]) is None
+    library.code = 6
+    with pytest.raises(DeviceError, match=r"a GPU: nvjpegDecodeBatched .* status 6"):
+        decode([data], [(50, 75)])
+
+
+def test_a_gpu_without_the_hardware_decodes_nothing(library: Library):
+    library.code = 7
+    good, why = hardware_jpegs.judge.__wrapped__(devices.CPU)
+    assert not good
+    assert why == "this GPU has no hardware that decodes JPEGs"
+
+
+@pytest.mark.usefixtures("library")
+def test_hardware_that_sees_other_pixels_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    judge = hardware_jpegs.judge.__wrapped__
+    assert judge(devices.CPU) == (EVERY, "")
+    usual = pixels.decode
+    monkeypatch.setattr(pixels, "decode", lambda data: usual(data) ^ 2)
+    good, why = judge(devices.CPU)
+    assert not good
+    assert why == "its hardware decodes JPEGs to other pixels"
 
 
 @on_gpu

@@ -9,6 +9,7 @@ Whether it is so here is tried once, for each way of chroma subsampling. Imports
 
 import ctypes
 import io
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -56,6 +57,9 @@ class HardwareJpegs:
         self._handle, self._state = ctypes.c_void_p(), ctypes.c_void_p()
         with torch.cuda.device(device):
             self._do("CreateEx", _HARDWARE, None, None, _INTERPOLATE, self._handle)
+            held = (self._library, device, self._handle, self._state)
+            # Not at the end of the process, which gives everything back itself.
+            weakref.finalize(self, _give_back, *held).atexit = False
             self._do("JpegStateCreate", self._handle, self._state)
 
     def __call__(
@@ -102,6 +106,15 @@ class HardwareJpegs:
                 f"{gpu}: nvjpeg{name} fails with status {code}; without the package "
                 "nvidia-nvjpeg the processor decodes"
             )
+
+
+def _give_back(
+    library: Any, device: torch.device, handle: ctypes.c_void_p, state: ctypes.c_void_p
+) -> None:
+    with torch.cuda.device(device):
+        if state:
+            library.nvjpegJpegStateDestroy(state)
+        library.nvjpegDestroy(handle)
 
 
 def size(data: bytes, samplings: frozenset[Sampling]) -> Size | None:
