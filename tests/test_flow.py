@@ -1,5 +1,6 @@
 """The flow on a Prefect test server: states, names, failures."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +38,18 @@ def server() -> Iterator[None]:
 
 
 def task_runs(flow_run_id) -> dict[str, TaskRun]:
+    """Those of a flow that has ended, once the server has heard of all they did."""
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     with get_client(sync_client=True) as client:
-        return {t.name: t for t in client.read_task_runs(flow_run_filter=chosen)}
+        until = time.monotonic() + 60
+        while True:
+            runs = client.read_task_runs(flow_run_filter=chosen)
+            found = {run.name: run for run in runs}
+            ended = [run.state is not None and run.state.is_final() for run in runs]
+            if "register" in found and all(ended):  # the last one
+                return found
+            assert time.monotonic() < until, found
+            time.sleep(0.1)
 
 
 def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
