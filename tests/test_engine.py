@@ -123,7 +123,7 @@ def test_parts_are_cut_as_asked_and_keep_their_order(
     assert sorted(held) == sorted([ids[:110], ids[110:220], ids[220:]])
     assert done.images == 300
     np.testing.assert_allclose(
-        parts.load(ids).vectors, at_once(lenet, images, digits.read), atol=CLOSE
+        parts.load(ids).vectors, at_once(lenet, images, digits.read), atol=1e-5
     )
 
 

@@ -21,8 +21,8 @@ from tl_pipeline.photographs import photographs
 from tl_pipeline.recording import Recorded, recorded
 from tl_pipeline.timings import Clock
 
-# Images a batch. More leave the cache of a processor and are slower; a GPU gains 3 %
-# from twice as many, which would take twice the memory all along the way.
+# Images a batch. More leave the cache of a processor and are slower; ResNet-50 on a
+# GPU gains 3 % from twice as many, which take twice the memory all along the way.
 BATCH = {"cpu": 32, "cuda": 128}
 # Batches without a complaint after which one that was too large is tried again.
 _FORGIVEN = 16

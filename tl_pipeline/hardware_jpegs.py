@@ -1,4 +1,4 @@
-"""JPEGs decoded by the hardware that some GPUs have for it (A100, H100 and later).
+"""JPEGs decoded by the hardware that some GPUs have for it (tried: H200).
 
 It is driven by NVIDIA's nvJPEG, of the extra ``nvjpeg``, through its C interface: that
 takes a batch at a time and writes into memory of torch. As long as chroma is
@@ -103,8 +103,8 @@ class HardwareJpegs:
         if code:
             gpu = torch.cuda.get_device_name(self.device)
             raise DeviceError(
-                f"{gpu}: nvjpeg{name} fails with status {code}; without the package "
-                "nvidia-nvjpeg the processor decodes"
+                f"{gpu}: nvjpeg{name} fails with status {code}; where the package "
+                "nvidia-nvjpeg is missing, processors decode"
             )
 
 
@@ -142,8 +142,8 @@ def judge(device: torch.device) -> tuple[frozenset[Sampling], str]:
         decode = HardwareJpegs(device)
     except ImportError as error:
         return frozenset(), f"{error}: pip install 'tl-pipeline[nvjpeg]'"
-    except DeviceError:
-        return frozenset(), "this GPU has no hardware that decodes JPEGs"
+    except DeviceError as error:
+        return frozenset(), f"without the hardware for it, or it fails ({error})"
     good = frozenset(how for how in _SAMPLINGS if _agrees(decode, _trial(how)))
     return good, "" if good else "its hardware decodes JPEGs to other pixels"
 

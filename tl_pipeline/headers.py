@@ -5,16 +5,16 @@ costs next to nothing, and whatever it does not understand it leaves to PIL.
 """
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _START = b"\xff\xd8\xff"
 _JFIF, _EXIF, _ADOBE, _SCAN = 0xE0, 0xE1, 0xEE, 0xDA
 # Baseline, extended and progressive frames: what libjpeg decodes.
 _FRAMES = (0xC0, 0xC1, 0xC2)
-# Segments without a length, and those after which no frame header comes.
-_OTHER = (0x01, *range(0xD0, 0xDB))
-# Other frames, and what has no length.
-_REFUSED = frozenset({0xFF, *_OTHER, *range(0xC1, 0xD0)} - {0xC4})
+# Segments without a length: after the start of an image they do not belong.
+_OTHER = (0x01, *range(0xD0, 0xDA))
+_OTHER_FRAMES = frozenset({*range(0xC1, 0xD0)} - {0xC4})
 _COLOURS, _BITS, _FRAME_OF_COLOUR = 3, 8, 15
 
 
@@ -23,21 +23,31 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
     EXIF may say that the image lies on its side (ITU-T T.81, annex B, has the format).
     """
-    if not data.startswith(_START):
-        return None
-    at, last = 2, len(data) - 9
-    while at <= last and data[at] == 0xFF:
-        marker = data[at + 1]
+    for marker, at in _segments(data):
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
             return width, height
+        if marker == _EXIF:
+            return None
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment of a JPEG and where it is, the scan the last."""
+    if not data.startswith(_START):
+        return
+    at, last = 2, len(data) - 9
+    while at <= last and data[at] == 0xFF:
+        marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif marker == _EXIF or marker in _OTHER:
-            return None
+        elif marker in _OTHER:
+            return
         else:
+            yield marker, at
+            if marker == _SCAN:
+                return
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
 
 
 class Baseline(NamedTuple):
@@ -55,26 +65,22 @@ class Baseline(NamedTuple):
 
 def baseline(data: bytes) -> Baseline | None:
     """What the header of such a JPEG says; None of anything else."""
-    if not data.startswith(_START):
-        return None
-    at, last, told, exif, frame = 2, len(data) - 19, False, False, None
-    while at <= last and data[at] == 0xFF:
-        marker = data[at + 1]
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
+    told, exif, frame = False, False, None
+    for marker, at in _segments(data):
         if marker == _SCAN:
-            whole = frame is not None and data[at + 4] == _COLOURS
+            whole = data[at + 4] == _COLOURS
             return Baseline(*frame, exif) if frame and whole else None
         if marker == _FRAMES[0]:
-            frame = _of_colour(data[at + 4 : at + 2 + length], told=told)
-        elif marker in _REFUSED:
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            frame = _of_colour(data[at + 4 : end], told=told)
+        elif marker in _OTHER_FRAMES:
             return None
         elif marker == _ADOBE and data[at + 4 : at + 9] == b"Adobe":
-            if data[at + 15] != 1:  # its colours are not YCbCr
+            if data[at + 15 : at + 16] != b"\x01":  # its colours are not YCbCr
                 return None
             told = True
         told |= marker == _JFIF
         exif |= marker == _EXIF
-        at += 2 + length
     return None
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 Network = Callable[[torch.Tensor], Sequence[torch.Tensor]]
-_WARM_UPS = 1  # before recording: libraries choose their ways and take their memory
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ def recorded(
     with torch.cuda.device(example.device):
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                network(given)
+            network(given)  # libraries choose their ways and take their memory
             expected = [values.clone() for values in network(given)]
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
