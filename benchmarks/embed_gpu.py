@@ -34,7 +34,7 @@ from photos import files, photos
 from results import machine, processor, record
 from timeline import STARTED, Timeline, pace, vectors
 
-from tl_pipeline import hardware_jpegs
+from tl_pipeline import hardware_jpegs, plain_jpegs
 from tl_pipeline.drivers import OF_A_GPU
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.forward import BATCH, Forward
@@ -75,7 +75,7 @@ def decode_alone(encoder: Encoder, some: Sequence[bytes], seconds: float) -> flo
     samplings, why = hardware_jpegs.judge(DEVICE)
     if why:
         return 0.0
-    sizes = [hardware_jpegs.size(data, samplings) for data in some]
+    sizes = [plain_jpegs.size(data, samplings) for data in some]
     mine = threading.local()
 
     def work(start: int) -> int:

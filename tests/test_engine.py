@@ -1,6 +1,6 @@
 """The embedding loop: the same numbers as one big forward, and faults stay single."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +8,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tl_pipeline import encoder_networks, engine, feeding, wishes
+from tl_pipeline import encoder_networks, engine, hardware_jpegs, reading, wishes
 from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import DigitsSpec
+from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec
+from tl_pipeline.devices import CPU
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
 from tl_pipeline.errors import WeightsError
+from tl_pipeline.forward import Forward
+from tl_pipeline.hardware_feeding import HardwareFeeder
 from tl_pipeline.identity import image_id
-from tl_pipeline.pixels import pixels
+from tl_pipeline.pixels import decode, pixels
 from tl_pipeline.progress import reporting, track
+from tl_pipeline.readers import Readers
+from tl_pipeline.resizing import Resizer
 from tl_pipeline.sources.digits import Digits
+from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.specs import EncoderSpec
 
 Images = list[tuple[str, str]]
@@ -155,7 +161,7 @@ def test_a_changed_image_is_refused_and_a_vanished_one_too(
     vanished.unlink()
     done = embed(lenet, images, parts)
     reasons = {i: reason for i, (reason, _) in parts.refused().items()}
-    assert reasons == {images[0][0]: feeding.CHANGED, images[1][0]: feeding.UNREADABLE}
+    assert reasons == {images[0][0]: reading.CHANGED, images[1][0]: reading.UNREADABLE}
     assert parts.embedded() == {i for i, _ in images[2:]}
     assert (done.images, done.refused) == (58, 2)
 
@@ -248,3 +254,62 @@ def test_weights_that_cannot_be_loaded_are_an_error_before_any_image_is_read(
     with pytest.raises(WeightsError):
         embed(encoder, [("a", "a")], parts, read=lambda uri: bytes(reads.append(uri)))
     assert reads == []
+
+
+class Hardware:
+    """As HardwareJpegs, on the processor."""
+
+    device = CPU
+
+    def __call__(
+        self, some: Sequence[bytes | memoryview], sizes: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
+        assert {type(data) for data in some} == {memoryview}
+        height, width = np.max(sizes, axis=0)
+        found = torch.zeros((len(some), 3, height, width), dtype=torch.uint8)
+        for place, data, (rows, columns) in zip(found, some, sizes, strict=True):
+            place[:, :rows, :columns] = decode(bytes(data))
+        return found
+
+
+def test_a_long_run_on_a_gpu_is_read_by_processes(
+    lenet: Encoder,
+    folder: Path,
+    store: Store,
+    parts: EmbeddingFolder,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The GPU is a stand-in: a processor that says it is one."""
+    images = listed(folder)
+    embed(lenet, images, parts)
+    expected = parts.load([image_id for image_id, _ in images])
+
+    def load(encoders: Sequence[Encoder], device: torch.device) -> Forward:
+        forward = Forward(encoders)
+        forward.device = device
+        return forward
+
+    usual, began = Readers.__call__, []
+    monkeypatch.setattr(
+        Readers,
+        "__call__",
+        lambda self, some: began.append(len(some)) or usual(self, some),
+    )
+    monkeypatch.setattr(engine, "_VERY_LONG", len(images))
+    monkeypatch.setattr(engine, "devices", lambda: [torch.device("cuda", 0)])
+    every = frozenset({(1, 1), (1, 2), (2, 2)})
+    monkeypatch.setattr(hardware_jpegs, "judge", lambda _: (every, ""))
+    mine = Hardware(), [Resizer(lenet.preprocess, CPU)]
+    monkeypatch.setattr(HardwareFeeder, "_mine", lambda _: mine)
+    for name in ("set_device", "set_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: None)
+    there = EmbeddingFolder(store, "there")
+    read = ImageFolder(ImageFolderSpec(name="some", path=folder)).read
+    with track("embed", len(images)) as progress:
+        (done,) = engine.embed(
+            [engine.Job(lenet, there)], images, read, 7, progress, load
+        )
+    assert done.images == sum(began) == len(images)
+    assert done.timings.read > 0
+    found = there.load(expected.image_ids)
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=2e-2)

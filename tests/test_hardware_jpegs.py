@@ -5,7 +5,8 @@ import ctypes
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,15 +17,25 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tl_pipeline import devices, hardware_feeding, hardware_jpegs, pixels, wishes
+from tl_pipeline import (
+    devices,
+    hardware_feeding,
+    hardware_jpegs,
+    pixels,
+    plain_jpegs,
+    wishes,
+)
 from tl_pipeline.artifacts import Store
+from tl_pipeline.datasets import ImageFolderSpec
 from tl_pipeline.errors import DeviceError
 from tl_pipeline.feeding import Feeder
 from tl_pipeline.forward import Forward
 from tl_pipeline.hardware_feeding import HardwareFeeder
 from tl_pipeline.identity import image_id
 from tl_pipeline.images import Preprocess
+from tl_pipeline.readers import Readers
 from tl_pipeline.resizing import Resizer, can_resize
+from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.specs import EncoderSpec
 from tl_pipeline.timings import Clock
 
@@ -113,13 +124,13 @@ def test_what_is_not_resized_by_products_is_told(
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_whole_plain_jpegs_are_for_the_hardware(subsampling: int):
     data = encoded(photo(75, 50), subsampling=subsampling)
-    assert hardware_jpegs.size(data, EVERY) == (50, 75)
-    assert hardware_jpegs.size(data + b"\0" * 8, EVERY) == (50, 75)
+    assert plain_jpegs.size(data, EVERY) == (50, 75)
+    assert plain_jpegs.size(data + b"\0" * 8, EVERY) == (50, 75)
     adobe = data[:2] + b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\x01" + data[20:]
     assert pixels.decode(adobe).equal(pixels.decode(data))
-    assert hardware_jpegs.size(adobe, EVERY) == (50, 75)
+    assert plain_jpegs.size(adobe, EVERY) == (50, 75)
     own = [(1, 1), (1, 2), (2, 2)][subsampling]
-    assert hardware_jpegs.size(data, EVERY - {own}) is None
+    assert plain_jpegs.size(data, EVERY - {own}) is None
 
 
 def test_the_hardware_is_not_given_what_it_may_see_otherwise():
@@ -137,9 +148,9 @@ def test_the_hardware_is_not_given_what_it_may_see_otherwise():
         b"\xff\xd8\xff",
         b"",
     ):
-        assert hardware_jpegs.size(other, EVERY) is None
+        assert plain_jpegs.size(other, EVERY) is None
     exif[0x0112] = 1  # upright
-    assert hardware_jpegs.size(encoded(plain, exif=exif), EVERY) == (50, 75)
+    assert plain_jpegs.size(encoded(plain, exif=exif), EVERY) == (50, 75)
 
 
 class Hardware:
@@ -148,7 +159,7 @@ class Hardware:
     device, given = devices.CPU, 0
 
     def __call__(
-        self, some: Sequence[bytes], sizes: Sequence[tuple[int, int]]
+        self, some: Sequence[bytes | memoryview], sizes: Sequence[tuple[int, int]]
     ) -> torch.Tensor | None:
         Hardware.given += len(some)
         if 64 in dict(sizes):
@@ -156,7 +167,7 @@ class Hardware:
         height, width = np.max(sizes, axis=0)
         found = torch.full((len(some), 3, height, width), 99, dtype=torch.uint8)
         for place, data, (rows, columns) in zip(found, some, sizes, strict=True):
-            place[:, :rows, :columns] = pixels.decode(data)
+            place[:, :rows, :columns] = pixels.decode(bytes(data))
         return found
 
 
@@ -179,7 +190,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 def fed(kind: type[Feeder], folder: dict[str, bytes], *more: object) -> dict:
     images = [(image_id(data), name) for name, data in folder.items()]
-    images.append(("0" * 64, "0.jpg"))  # changed since
+    images.append(("0" * 64, images[0][1]))  # changed since
     with ThreadPoolExecutor(2) as reading:
         feeder = kind((COLOUR, GREY), folder.__getitem__, reading, Clock(), *more)
         return feeder.finish(feeder.begin(images))
@@ -199,6 +210,28 @@ def test_a_folder_is_fed_alike_whoever_decodes(folder: dict[str, bytes]):
     assert_same(found, fed(Feeder, folder))
     assert isinstance(found[COLOUR].batch, torch.Tensor)
     assert Hardware.given == 6
+
+
+def test_a_folder_is_fed_alike_where_processes_read(
+    folder: dict[str, bytes], tmp_path: Path
+):
+    files = {str(tmp_path / name): data for name, data in folder.items()}
+    for name, data in files.items():
+        Path(name).write_bytes(data)
+    read = ImageFolder(ImageFolderSpec(name="some", path=tmp_path)).read
+    with closing(Readers(read, EVERY)) as readers:
+        readers.enlist()
+        found = fed(HardwareFeeder, files, EVERY, readers)
+    assert_same(found, fed(Feeder, files))
+    assert Hardware.given == 6
+
+
+def test_what_is_all_for_the_hardware_is_fed_as_it_comes(folder: dict[str, bytes]):
+    some = {name: folder[name] for name in ("0.jpg", "1.jpg")}
+    found, expected = fed(HardwareFeeder, some, EVERY), fed(Feeder, some)
+    for how, one in found.items():
+        assert one.ids == expected[how].ids
+        assert np.array_equal(np.asarray(one.batch), expected[how].batch)
 
 
 def test_what_would_wait_for_the_hardware_too_long_is_decoded_at_once(
@@ -292,7 +325,7 @@ def test_a_batch_is_decoded_into_the_upper_left_of_what_all_share(library: Libra
     decode = hardware_jpegs.HardwareJpegs(devices.CPU)
     sizes = [(50, 75), (75, 50), (9, 9)]
     some = [encoded(photo(width, height)) for height, width in sizes]
-    images = decode(some, sizes)
+    images = decode([some[0], memoryview(bytearray(some[1])), some[2]], sizes)
     assert images is not None
     assert images.shape == (3, 3, 75, 75)
     for data, image, (height, width) in zip(some, images, sizes, strict=True):

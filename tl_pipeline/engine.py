@@ -17,26 +17,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tl_pipeline import encoders, hardware_jpegs
+from tl_pipeline import encoders, hardware_jpegs, readers
 from tl_pipeline.devices import cores, devices
 from tl_pipeline.drivers import OF_A_GPU, Drivers
 from tl_pipeline.embedded import Embedded, Warm
 from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.encoders import Encoder
-from tl_pipeline.feeding import READ_AHEAD, Fed, Feeder, Image, Read, Refusal
+from tl_pipeline.feeding import READ_AHEAD, Fed, Feeder
 from tl_pipeline.forward import BATCH, Forward, Vectors
 from tl_pipeline.hardware_feeding import HardwareFeeder
-from tl_pipeline.hardware_jpegs import Sampling
 from tl_pipeline.images import Preprocess
 from tl_pipeline.modalities import Input
-from tl_pipeline.pools import ahead, pool
+from tl_pipeline.plain_jpegs import Sampling
+from tl_pipeline.pools import ahead, pool, single
 from tl_pipeline.progress import Track
+from tl_pipeline.readers import Readers
+from tl_pipeline.reading import Image, Read, Refusal
 from tl_pipeline.timings import Clock
 
 # Shards that wait to be written; more would only hide a disk that is too slow.
 _UNWRITTEN = 2
 # Images from which on a GPU is given a recorded network.
 _LONG = 8192
+# And from which processes read for a GPU that decodes: they take a second to start.
+_VERY_LONG = 16_384
 # Networks of more bytes do not share a pass: they would crowd out the images.
 _TOGETHER = 3 << 30
 
@@ -147,17 +151,14 @@ class _Pass:
     ) -> dict[str, Embedded]:
         """See ``embed``."""
         started = time.perf_counter()
-        hardware = self._hardware()
         drivers = Drivers(self._networks)
         self._hasten(len(images))
         batches = _batches(images, part_rows, self._batch)
         with ExitStack() as pools:
             decoding = drivers.number if drivers.decode else cores()
-            reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
-            given = (self._inputs, read, reading, self._clock)
-            feeder = HardwareFeeder(*given, hardware) if hardware else Feeder(*given)
+            feeder, enlist = self._feeder(images, read, decoding, pools)
             if not drivers.decode:
-                decoders = pools.enter_context(pool("decode", decoding))
+                decoders = pools.enter_context(pool("decode", decoding, enlist))
                 batches = ahead(decoders, feeder.begin, batches, decoding + 2)
 
             def drive(batch: Any) -> dict[str, _Shard]:
@@ -174,6 +175,26 @@ class _Pass:
                 pass
         self._account(time.perf_counter() - started, drivers.number)
         return self._done
+
+    def _feeder(
+        self, images: Sequence[Image], read: Read, decoding: int, pools: ExitStack
+    ) -> tuple[Feeder, Callable[[], None]]:
+        """What feeds the networks, and what each thread that decodes is to call."""
+        reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
+        given = (self._inputs, read, reading, self._clock)
+        hardware = self._hardware()
+        if not hardware:
+            return Feeder(*given), single
+        if len(images) < _VERY_LONG or not readers.suit(images):
+            return HardwareFeeder(*given, hardware), single
+        processes = Readers(read, hardware)
+        pools.callback(processes.close)
+
+        def enlist() -> None:
+            single()
+            processes.enlist()
+
+        return HardwareFeeder(*given, hardware, processes), enlist
 
     def _hardware(self) -> frozenset[Sampling]:
         """The JPEGs, by sampling, that all GPUs here decode themselves."""

@@ -7,23 +7,16 @@ from itertools import chain
 from typing import Any
 
 from tl_pipeline import modalities
-from tl_pipeline.embeddings import RETRIED
-from tl_pipeline.identity import image_id
 from tl_pipeline.images import RefusedImage
 from tl_pipeline.modalities import Input
 from tl_pipeline.pools import ahead
+from tl_pipeline.reading import Image, Read, Refusal, checked
 from tl_pipeline.timings import Clock
 
-# Refusals that say nothing about the image itself: the next run tries again.
-UNREADABLE, CHANGED = RETRIED
 # Images that one thread reads at a time, and how many times that a decoder is ahead:
 # enough to hide a disk, few enough for memory where photos are large.
 AT_A_TIME = 8
 READ_AHEAD = 2
-
-Read = Callable[[str], bytes]
-Image = tuple[str, str]  # image_id, uri
-Refusal = tuple[str, str, str]  # image_id, reason, detail
 
 
 @dataclass
@@ -116,26 +109,15 @@ class Feeder:
     def _read(self, images: Sequence[Image]) -> list[tuple[str, bytes | RefusedImage]]:
         found: list[tuple[str, bytes | RefusedImage]] = []
         with self._clock.time("read"):
-            for expected, uri in images:
+            for image in images:
                 try:
-                    found.append((expected, _read(uri, expected, self._source)))
+                    found.append((image[0], checked(image, self._source)))
                 except RefusedImage as refusal:
-                    found.append((expected, refusal))
+                    found.append((image[0], refusal))
         return found
 
 
 def _unless_refused(data: bytes | RefusedImage) -> bytes:
     if isinstance(data, RefusedImage):
         raise data
-    return data
-
-
-def _read(uri: str, expected: str, read: Read) -> bytes:
-    """The bytes of ``uri`` if they are still those that ingest saw."""
-    try:
-        data = read(uri)
-    except OSError as error:
-        raise RefusedImage(UNREADABLE, f"{error}") from None
-    if image_id(data) != expected:
-        raise RefusedImage(CHANGED, f"{uri} changed since it was ingested")
     return data

@@ -6,19 +6,22 @@ that is done per image holds up every other thread, so there is as little as pos
 """
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from tl_pipeline import hardware_jpegs, pixels
-from tl_pipeline.feeding import AT_A_TIME, Fed, Feeder, Image, Prepared, Read
-from tl_pipeline.hardware_jpegs import HardwareJpegs, Sampling, Size
+from tl_pipeline import pixels
+from tl_pipeline.feeding import Fed, Feeder, Prepared
+from tl_pipeline.hardware_jpegs import HardwareJpegs
 from tl_pipeline.images import Preprocess, RefusedImage
 from tl_pipeline.modalities import Input
+from tl_pipeline.plain_jpegs import Sampling, Size
+from tl_pipeline.readers import Looked, Readers, look
+from tl_pipeline.reading import Image, Read
 from tl_pipeline.resizing import Resizer, can_resize
 from tl_pipeline.timings import Clock
 
@@ -33,14 +36,15 @@ _WAITING = 1 << 30
 class _Encoded(NamedTuple):
     """A JPEG for the hardware."""
 
-    data: bytes
+    data: bytes | memoryview
     size: Size
 
 
 class HardwareFeeder(Feeder):
     """See ``Feeder``; ``finish`` is for threads that drive a GPU, on their stream.
 
-    ``samplings`` are what its hardware may be given (``hardware_jpegs.judge``).
+    ``samplings`` are what its hardware may be given (``hardware_jpegs.judge``). Where
+    there are ``readers`` the threads that would read let them do it.
     """
 
     def __init__(
@@ -50,48 +54,59 @@ class HardwareFeeder(Feeder):
         reading: ThreadPoolExecutor,
         clock: Clock,
         samplings: frozenset[Sampling],
+        readers: Readers | None = None,
     ) -> None:
         super().__init__(inputs, read, reading, clock)
-        self._samplings = samplings
+        self._samplings, self._readers = samplings, readers
         self._ways = [how for how in inputs if isinstance(how, Preprocess)]
         self._thread = threading.local()
         self._lock, self._waiting = threading.Lock(), 0
 
     def begin(self, images: Sequence[Image]) -> Any:
         """``images`` read; what the hardware does not take is decoded."""
-        read = list(self._bytes(images))
+        looked, seconds = self._looked(images)
+        self._clock.add("read", seconds)
         with self._clock.time("decode"):
             return [
-                (e, self._encoded(data) or self._prepared(data)) for e, data in read
+                (expected, self._encoded(one) or self._prepared(_whole(one.data)))
+                for (expected, _), one in zip(images, looked, strict=True)
             ]
 
     def finish(self, begun: Any) -> dict[Input, Fed]:
         """Decode the others; batches are uint8 tensors (n, channels, crop, crop)."""
         encoded = [(at, x) for at, (_, x) in enumerate(begun) if type(x) is _Encoded]
         with self._clock.time("decode"):
-            prepared: list[tuple[str, Prepared]] = list(begun)
-            for some in _chunks(encoded):
-                for (at, _), found in zip(some, self._decoded(some), strict=True):
-                    prepared[at] = begun[at][0], found
+            chunks = list(_chunks(encoded))
+            made = [self._decoded([one for _, one in some]) for some in chunks]
             with self._lock:
                 self._waiting -= sum(len(one.data) for _, one in encoded)
+            if len(made) == 1 and made[0] and len(encoded) == len(begun):
+                ids = [expected for expected, _ in begun]
+                return {how: Fed(list(ids), batch) for how, batch in made[0].items()}
+            prepared: list[tuple[str, Prepared]] = list(begun)
+            for some, batches in zip(chunks, made, strict=True):
+                for row, (at, one) in enumerate(some):
+                    found = (
+                        {how: batch[row] for how, batch in batches.items()}
+                        if batches
+                        else self._prepared(_whole(one.data))
+                    )
+                    prepared[at] = begun[at][0], found
             return self._fed(prepared, self._gathered if encoded else pixels.stack)
 
-    def _bytes(
-        self, images: Sequence[Image]
-    ) -> Iterator[tuple[str, bytes | RefusedImage]]:
-        """These threads do little else, so they read themselves."""
-        starts = range(0, len(images), AT_A_TIME)
-        return chain.from_iterable(
-            self._read(images[start : start + AT_A_TIME]) for start in starts
-        )
+    def _looked(self, images: Sequence[Image]) -> tuple[list[Looked], float]:
+        if self._readers:
+            return self._readers(images)
+        started = time.perf_counter()
+        looked = [look(image, self._source, self._samplings) for image in images]
+        return looked, time.perf_counter() - started
 
-    def _encoded(self, data: bytes | RefusedImage) -> _Encoded | None:
-        """``data`` for the hardware, if it is to be given it."""
-        if isinstance(data, RefusedImage):
+    def _encoded(self, image: Looked) -> _Encoded | None:
+        """``image`` for the hardware, if it is to be given it."""
+        data, size = image
+        if isinstance(data, RefusedImage) or size is None:
             return None
-        size = hardware_jpegs.size(data, self._samplings)
-        if size is None or not all(can_resize(size, how) for how in self._ways):
+        if not all(can_resize(size, how) for how in self._ways):
             return None
         with self._lock:
             if self._waiting + len(data) > _WAITING:
@@ -99,17 +114,15 @@ class HardwareFeeder(Feeder):
             self._waiting += len(data)
         return _Encoded(data, size)
 
-    def _decoded(self, some: Sequence[tuple[int, _Encoded]]) -> list[Prepared]:
+    def _decoded(self, some: Sequence[_Encoded]) -> dict[Input, torch.Tensor] | None:
+        """A batch for each input; None where the hardware does not take them."""
         decode, resizers = self._mine()
-        sizes = [one.size for _, one in some]
-        images = decode([one.data for _, one in some], sizes)
+        sizes = [one.size for one in some]
+        images = decode([one.data for one in some], sizes)
         if images is None:
-            return [self._prepared(one.data) for _, one in some]
-        batches = [resize(images, sizes).unbind() for resize in resizers]
-        return [
-            dict(zip(self._ways, rows, strict=True))
-            for rows in zip(*batches, strict=True)
-        ]
+            return None
+        batches = [resize(images, sizes) for resize in resizers]
+        return dict(zip(self._ways, batches, strict=True))
 
     def _mine(self) -> tuple[HardwareJpegs, list[Resizer]]:
         """What the calling thread decodes and resizes with."""
@@ -128,6 +141,10 @@ class HardwareFeeder(Feeder):
                 for row in rows
             ]
         )
+
+
+def _whole(data: bytes | memoryview | RefusedImage) -> bytes | RefusedImage:
+    return bytes(data) if isinstance(data, memoryview) else data
 
 
 def _chunks(

@@ -21,18 +21,12 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from tl_pipeline import images
 from tl_pipeline.errors import DeviceError
-from tl_pipeline.headers import baseline
-
-Size = tuple[int, int]  # height, width
-Sampling = tuple[int, int]  # of luma for one of chroma: down, across
+from tl_pipeline.plain_jpegs import Sampling, Size
 
 # By what PIL calls them. The hardware knows more, but who writes those is not here.
 _SAMPLINGS: dict[Sampling, int] = {(1, 1): 0, (1, 2): 1, (2, 2): 2}
 _SIDES = (333, 251)  # of the trial: odd, and no multiple of a block
-_END = b"\xff\xd9"
-_PADDING = 64  # bytes that may follow the end of an image
 # From nvjpeg.h.
 _HARDWARE, _RGB, _INTERPOLATE = 3, 3, 1 << 5
 _BAD, _UNSUPPORTED, _INCOMPLETE = 3, 4, 10
@@ -63,7 +57,7 @@ class HardwareJpegs:
             self._do("JpegStateCreate", self._handle, self._state)
 
     def __call__(
-        self, encoded: Sequence[bytes], sizes: Sequence[Size]
+        self, encoded: Sequence[bytes | memoryview], sizes: Sequence[Size]
     ) -> torch.Tensor | None:
         """Decode all."""
         number = len(encoded)
@@ -81,7 +75,7 @@ class HardwareJpegs:
         ) or self._call(
             "DecodeBatched",
             *(self._handle, self._state),
-            (ctypes.c_char_p * number)(*encoded),
+            (ctypes.c_char_p * number)(*map(_place, encoded)),
             (ctypes.c_size_t * number)(*map(len, encoded)),
             places.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream),
@@ -108,6 +102,13 @@ class HardwareJpegs:
             )
 
 
+def _place(data: bytes | memoryview) -> bytes | int:
+    """``data`` as a pointer to it is made of."""
+    if isinstance(data, bytes):
+        return data
+    return ctypes.addressof(ctypes.c_char.from_buffer(data))
+
+
 def _give_back(
     library: Any, device: torch.device, handle: ctypes.c_void_p, state: ctypes.c_void_p
 ) -> None:
@@ -115,21 +116,6 @@ def _give_back(
         if state:
             library.nvjpegJpegStateDestroy(state)
         library.nvjpegDestroy(handle)
-
-
-def size(data: bytes, samplings: frozenset[Sampling]) -> Size | None:
-    """The size of a JPEG that the hardware can be given; else None.
-
-    It has to be whole, upright, of colour, and of one of ``samplings``.
-    """
-    header = baseline(data)
-    if header is None or header.sampling not in samplings:
-        return None
-    if _END not in data[-_PADDING:]:
-        return None
-    if header.exif and images.orientation(data):
-        return None
-    return header.height, header.width
 
 
 @cache

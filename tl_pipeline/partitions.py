@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import torch
 
     from tl_pipeline.engine import Job
-    from tl_pipeline.feeding import Image
     from tl_pipeline.forward import Forward
+    from tl_pipeline.reading import Image
 
 # Task runs of one flow run that a Prefect server on SQLite handles well.
 MOST = 100

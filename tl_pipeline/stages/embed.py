@@ -26,7 +26,7 @@ from tl_pipeline.timings import Timings
 
 if TYPE_CHECKING:
     from tl_pipeline.engine import Job
-    from tl_pipeline.feeding import Image
+    from tl_pipeline.reading import Image
 
 
 class Speed(NamedTuple):
