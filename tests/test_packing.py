@@ -109,6 +109,25 @@ def test_what_follows_a_convolution_is_taken_along(store: Store):
     assert not [n for n in graph.graph.nodes if "add" in n.name or "relu" in n.name]
 
 
+@pytest.mark.skipif(
+    not packing.can_pack(torch.bfloat16), reason="no bfloat16 for this processor"
+)
+@pytest.mark.parametrize(
+    ("text", "pools"), [("mobilenet_v3_small", 10), ("mobilenet_v2", 1)]
+)
+def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store: Store):
+    """By module and by function, and not where their values are float32."""
+    for precision, expected in (("bf16", pools), ("fp32", 0)):
+        graph = Forward([encoder_of(text, store, precision=precision)])._module.body
+        found = [n for n in graph.graph.nodes if n.target is packing._average]
+        assert len(found) == expected
+    chance = torch.Generator().manual_seed(0)
+    values = torch.randn((3, 40, 9, 7), generator=chance).bfloat16()
+    exact = values.double().mean((2, 3), keepdim=True)
+    off = packing._average(values).double() - exact
+    assert off.abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result
+
+
 def test_a_network_that_oneDNN_computes_wrongly_is_an_error(  # noqa: N802
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):

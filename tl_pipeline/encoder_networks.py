@@ -20,7 +20,7 @@ from tl_pipeline.weight_files import read_state
 def load(encoder: Encoder) -> nn.Module:
     """The frozen network of ``encoder``: (n, channels, crop, crop) -> (n, width).
 
-    Where its inputs are no images, from what ``collate`` of ``modalities`` makes.
+    Where its inputs are no images, from what a ``Batch`` of ``modalities`` gives.
 
     Raises:
         WeightsError: the file changed since it was resolved, or does not fit.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tl_pipeline import modalities
 from tl_pipeline.images import RefusedImage
-from tl_pipeline.modalities import Input
+from tl_pipeline.modalities import Batch, Input
 from tl_pipeline.pools import ahead
 from tl_pipeline.reading import Image, Read, Refusal, checked
 from tl_pipeline.timings import Clock
@@ -23,8 +23,8 @@ READ_AHEAD = 2
 class Fed:
     """A batch of images as encoders of one kind of input are fed with it.
 
-    ``batch`` is what ``collate`` of ``modalities`` makes of those in ``ids``, None
-    where there is none; the others are in ``refused``.
+    ``batch`` is a ``Batch`` of ``modalities``, whole, of those in ``ids``; None where
+    there is none. The others are in ``refused``.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -34,6 +34,34 @@ class Fed:
 
 # What there is of an image: by the input of an encoder, a row of its batch or why not.
 Prepared = dict[Input, Any | RefusedImage]
+
+
+class Gathering:
+    """Images, one after another, into batches for encoders of ``inputs``.
+
+    ``batch`` gathers at most so many rows.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Input], batch: Callable[[int], Batch], most: int
+    ) -> None:
+        self._fed = {how: (Fed(), batch(most)) for how in inputs}
+
+    def take(self, image_id: str, prepared: Prepared) -> None:
+        """The next image."""
+        for how, (fed, batch) in self._fed.items():
+            row = prepared[how]
+            if isinstance(row, RefusedImage):
+                fed.refused.append((image_id, row.reason, row.detail))
+            else:
+                fed.ids.append(image_id)
+                batch.add(row)
+
+    def whole(self) -> dict[Input, Fed]:
+        """All that was taken."""
+        for fed, batch in self._fed.values():
+            fed.batch = batch.whole() if fed.ids else None
+        return {how: fed for how, (fed, _) in self._fed.items()}
 
 
 class Feeder:
@@ -56,12 +84,11 @@ class Feeder:
 
     def begin(self, images: Sequence[Image]) -> Any:
         """``images`` read and decoded, for ``finish``."""
-        prepared: list[tuple[str, Prepared]] = []
+        gathering = Gathering(self._inputs, self._modality.batch, len(images))
         for expected, data in self._bytes(images):
             with self._clock.time("decode"):
-                prepared.append((expected, self._prepared(data)))
-        with self._clock.time("decode"):
-            return self._fed(prepared, self._modality.collate)
+                gathering.take(expected, self._prepared(data))
+        return gathering.whole()
 
     def finish(self, begun: Any) -> dict[Input, Fed]:
         """A batch for each kind of input; what cannot be decoded is refused."""
@@ -79,25 +106,6 @@ class Feeder:
             except RefusedImage as refusal:
                 found[how] = refusal
         return found
-
-    def _fed(
-        self,
-        prepared: Sequence[tuple[str, Prepared]],
-        collate: Callable[[list[Any]], Any],
-    ) -> dict[Input, Fed]:
-        fed: dict[Input, Fed] = {}
-        for how in self._inputs:
-            fed[how] = one = Fed()
-            rows: list[Any] = []
-            for expected, found in prepared:
-                row = found[how]
-                if isinstance(row, RefusedImage):
-                    one.refused.append((expected, row.reason, row.detail))
-                else:
-                    one.ids.append(expected)
-                    rows.append(row)
-            one.batch = collate(rows) if rows else None
-        return fed
 
     def _bytes(
         self, images: Sequence[Image]

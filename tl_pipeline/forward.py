@@ -38,7 +38,7 @@ class Forward:
     """A batch of n inputs -> float32 embeddings (n, width), one of each encoder.
 
     Of images a batch is uint8 pixels (n, channels, crop, crop), an array or a tensor on
-    the device, else what ``collate`` of ``modalities`` makes. The encoders differ in
+    the device, else what a ``Batch`` of ``modalities`` gives. The encoders differ in
     layer and pooling alone. ``bytes`` is what the weights take.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tl_pipeline import pixels
-from tl_pipeline.feeding import Fed, Feeder, Prepared
+from tl_pipeline.feeding import Fed, Feeder, Gathering, Prepared
 from tl_pipeline.hardware_jpegs import HardwareJpegs
 from tl_pipeline.images import Preprocess, RefusedImage
 from tl_pipeline.modalities import Input
@@ -92,7 +92,11 @@ class HardwareFeeder(Feeder):
                         else self._prepared(_whole(one.data))
                     )
                     prepared[at] = begun[at][0], found
-            return self._fed(prepared, self._gathered if encoded else pixels.stack)
+            batch = self._on_gpu if encoded else pixels.PixelBatch
+            gathering = Gathering(self._inputs, batch, len(begun))
+            for expected, found in prepared:
+                gathering.take(expected, found)
+            return gathering.whole()
 
     def _looked(self, images: Sequence[Image]) -> tuple[list[Looked], float]:
         if self._readers:
@@ -132,15 +136,24 @@ class HardwareFeeder(Feeder):
             self._thread.own = HardwareJpegs(device), resizers
         return self._thread.own
 
-    def _gathered(self, rows: Sequence[torch.Tensor | np.ndarray]) -> torch.Tensor:
-        """A batch on the GPU of rows that are there and others that are not."""
-        device = self._mine()[0].device
-        return torch.stack(
-            [
-                row if isinstance(row, torch.Tensor) else torch.tensor(row).to(device)
-                for row in rows
-            ]
-        )
+    def _on_gpu(self, most: int) -> "_OnGpu":
+        del most
+        return _OnGpu(self._mine()[0].device)
+
+
+class _OnGpu:
+    """A ``Batch`` of rows that are on a GPU and others that are not."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._rows: list[torch.Tensor] = []
+
+    def add(self, row: torch.Tensor | np.ndarray) -> None:
+        there = isinstance(row, torch.Tensor)
+        self._rows.append(row if there else torch.tensor(row).to(self._device))
+
+    def whole(self) -> torch.Tensor:
+        return torch.stack(self._rows)
 
 
 def _whole(data: bytes | memoryview | RefusedImage) -> bytes | RefusedImage:

@@ -6,6 +6,7 @@ training. ``pack`` is for processors: convolutions and linear layers keep their 
 in the order that oneDNN computes in, instead of reordering them for every batch, and
 take the activation and the sum that follow them along. On a processor with AMX that
 made ResNet-50 in bfloat16 three times as fast, in a second and without a compiler.
+Averages over whole maps of bfloat16 are taken without a copy in float32.
 """
 
 import operator
@@ -23,6 +24,7 @@ _IDLE = (nn.Dropout, nn.Identity, StochasticDepth)
 _SUMS = (operator.add, operator.iadd, torch.add)
 _RELU = (torch.relu, torch.relu_, functional.relu, functional.relu_)
 _NONE: tuple[str, list[float]] = ("none", [])
+_WHOLE = (1, (1, 1), [1, 1])  # what is left of a map that is averaged as a whole
 # What oneDNN calls an activation, and its numbers.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
@@ -76,6 +78,8 @@ def pack(graph: fx.GraphModule, batch: torch.Tensor) -> None:
     """
     with torch.inference_mode():
         ShapeProp(graph).propagate(batch)
+    if batch.dtype == torch.bfloat16:
+        _pool_as_it_is(graph)
     packed: dict[str, _Packed] = {}
     for node in list(graph.graph.nodes):
         layer = _packed(
@@ -86,6 +90,33 @@ def pack(graph: fx.GraphModule, batch: torch.Tensor) -> None:
             packed[node.target] = layer
     fuse(graph, packed)
     graph.recompile()
+
+
+def _pool_as_it_is(graph: fx.GraphModule) -> None:
+    """Let averages over a whole map be taken of bfloat16, in sums of float32.
+
+    torch turns the map into float32 first, which takes two to five times as long.
+    """
+    for node in list(graph.graph.nodes):
+        if _averages(graph, node) and len(shape_of(node.args[0]) or ()) == len("nchw"):
+            with graph.graph.inserting_before(node):
+                new = graph.graph.call_function(_average, (node.args[0],))
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new)
+            graph.graph.erase_node(node)
+
+
+def _averages(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether ``node`` is the average over the whole map that is its only argument."""
+    if node.op == "call_function":
+        whole = node.target is functional.adaptive_avg_pool2d and len(node.args) == 2
+        return whole and not node.kwargs and node.args[1] in _WHOLE
+    module = module_of(graph, node)
+    return type(module) is nn.AdaptiveAvgPool2d and module.output_size in _WHOLE
+
+
+def _average(values: torch.Tensor) -> torch.Tensor:
+    return functional.avg_pool2d(values, values.shape[2:])
 
 
 class Fused(nn.Module):

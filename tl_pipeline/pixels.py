@@ -78,16 +78,36 @@ def pixels(data: bytes, how: Preprocess) -> np.ndarray:
     return preprocess(decode(data), how)
 
 
-def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """A batch (n, channels, side, side) whose memory has the channels last.
+class PixelBatch:
+    """Gathers at most ``most`` rows of one shape, (channels, side, side).
 
-    That is how pixels come and what convolutions like best.
+    They are copied at once, while they are in the cache of the processor. The memory
+    of the batch has the channels last: so pixels come, and so convolutions like them.
     """
-    channels, height, width = rows[0].shape
-    batch = np.empty((len(rows), height, width, channels), np.uint8)
-    for place, row in zip(batch, rows, strict=True):
-        place[...] = row.transpose(1, 2, 0)
-    return batch.transpose(0, 3, 1, 2)
+
+    def __init__(self, most: int) -> None:
+        self._most, self._there = most, 0
+        self._rows = np.empty(0, np.uint8)
+
+    def add(self, row: np.ndarray) -> None:
+        """Copy the next row."""
+        channels, height, width = row.shape
+        if not self._there:
+            self._rows = np.empty((self._most, height, width, channels), np.uint8)
+        self._rows[self._there] = row.transpose(1, 2, 0)
+        self._there += 1
+
+    def whole(self) -> np.ndarray:
+        """All of them: uint8 of shape (n, channels, side, side), n not 0."""
+        return self._rows[: self._there].transpose(0, 3, 1, 2)
+
+
+def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """A ``PixelBatch`` of ``rows``."""
+    batch = PixelBatch(len(rows))
+    for row in rows:
+        batch.add(row)
+    return batch.whole()
 
 
 def _jpeg(data: bytes) -> np.ndarray | None:

@@ -89,7 +89,7 @@ def _batch(
         for network in networks:
             how = network.encoders[0].preprocess
             rows = [fed[how] for fed in prepared.values()]
-            given = network(modalities.of(how).collate(rows))
+            given = network(modalities.collate(rows, how))
             vectors |= {
                 encoder.key: found
                 for encoder, found in zip(network.encoders, given, strict=True)
