@@ -4,8 +4,8 @@ Pools of threads, each bounded in how far it is ahead of the next, so that no co
 idle while another thing is awaited and memory does not grow with the data: some read
 what comes next, others decode and drive the networks, one writes. Without a GPU a core
 takes a batch from its bytes to its embeddings; a GPU is fed by as many threads that
-decode as there are cores, or decodes JPEGs itself where it has the hardware. Several
-encoders share read and decode.
+decode as there are cores, or decodes JPEGs itself where it has the hardware, and has
+processes read for it if there are many. Several encoders share read and decode.
 """
 
 import time

@@ -1,8 +1,9 @@
 """Batches for a GPU that decodes JPEGs by hardware of its own. Imports torch.
 
-Threads that would decode only read: they hand on the bytes of what that hardware takes,
-and decode the rest as ever. Who drives the network has its GPU decode and resize. All
-that is done per image holds up every other thread, so there is as little as possible.
+Threads that would decode only read, or have processes read for them (``readers``): they
+hand on the bytes of what that hardware takes, and decode the rest as ever. Who drives
+the network has its GPU decode and resize. All that is done per image holds up every
+other thread, so there is as little as possible.
 """
 
 import threading
