@@ -95,7 +95,7 @@ def pack(graph: fx.GraphModule, batch: torch.Tensor) -> None:
 def _pool_as_it_is(graph: fx.GraphModule) -> None:
     """Let averages over a whole map be taken of bfloat16, in sums of float32.
 
-    torch turns the map into float32 first, which takes two to five times as long.
+    torch turns the map into float32 first, which takes up to five times as long.
     """
     for node in list(graph.graph.nodes):
         if _averages(graph, node) and len(shape_of(node.args[0]) or ()) == len("nchw"):
