@@ -17,13 +17,15 @@ import numpy as np
 from results import machine, record
 from sklearn.isotonic import IsotonicRegression
 
-from tl_pipeline import operating_point, pipeline, tables
-from tl_pipeline.artifacts import Artifact, Store
-from tl_pipeline.calibration import METHODS, cross_fitted
-from tl_pipeline.labels import groups_of, units
-from tl_pipeline.metrics import probability_scores
-from tl_pipeline.specs import RunSpec
-from tl_pipeline.tables import PREDICTIONS
+from tl_pipeline.config.specs import RunSpec
+from tl_pipeline.evaluation import operating_point
+from tl_pipeline.evaluation.calibration import METHODS, cross_fitted
+from tl_pipeline.evaluation.metrics import probability_scores
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.pipeline.labels import groups_of, units
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.tables import PREDICTIONS
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("TL_SHARED", HERE.parent.parent / "shared"))
@@ -120,7 +122,7 @@ def main(root: Path) -> None:
                 "calibration": "none",
             }
         )
-        done = pipeline.run(pipeline.prepare(spec, store, catalog_file=file))
+        done = wiring.run(wiring.prepare(spec, store, catalog_file=file))
         groups = groups_of(store, Artifact("manifests", done.manifest, ""))
         for result in sorted(done.results, key=lambda result: result.head):
             folder = store.path(Artifact("evaluations", result.evaluation, ""))

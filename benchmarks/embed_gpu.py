@@ -34,12 +34,13 @@ from photos import files, photos
 from results import machine, processor, record
 from timeline import STARTED, Timeline, pace, vectors
 
-from tl_pipeline import hardware_jpegs, plain_jpegs
-from tl_pipeline.drivers import OF_A_GPU
-from tl_pipeline.encoders import Encoder
-from tl_pipeline.forward import BATCH, Forward
-from tl_pipeline.hardware_jpegs import HardwareJpegs
-from tl_pipeline.resizing import Resizer
+from tl_pipeline.embedding.forward import BATCH, Forward
+from tl_pipeline.embedding.gpu import nvjpeg
+from tl_pipeline.embedding.gpu.nvjpeg import HardwareJpegs
+from tl_pipeline.embedding.workers import OF_A_GPU
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.inputs import nvjpeg_support
+from tl_pipeline.inputs.resizing import Resizer
 
 DEVICE = torch.device("cuda", 0)
 _SOME = 2048  # photos whose decoding is measured
@@ -72,10 +73,10 @@ def forward_alone(encoder: Encoder, seconds: float) -> float:
 
 def decode_alone(encoder: Encoder, some: Sequence[bytes], seconds: float) -> float:
     """From bytes in memory to pixels, by the hardware of the GPU."""
-    samplings, why = hardware_jpegs.judge(DEVICE)
+    samplings, why = nvjpeg.judge(DEVICE)
     if why:
         return 0.0
-    sizes = [plain_jpegs.size(data, samplings) for data in some]
+    sizes = [nvjpeg_support.size(data, samplings) for data in some]
     mine = threading.local()
 
     def work(start: int) -> int:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from timeline import Timeline, save_vectors, since_start
 
-from tl_pipeline import pipeline
-from tl_pipeline.artifacts import Store
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
+from tl_pipeline.config.specs import EncoderSpec, RunSpec
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.work import resolve
 from tl_pipeline.progress import reporting
-from tl_pipeline.specs import EncoderSpec, RunSpec
-from tl_pipeline.stages import embed, ingest
-from tl_pipeline.work import resolve
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 
 _BATCH = 32
 _EVERY = 0.2  # seconds between two looks at the memory
@@ -47,7 +47,7 @@ def run(images: Path, store: Path, text: str, timeline: Timeline) -> dict[str, A
     spec = RunSpec(
         dataset=str(images), backbones=(EncoderSpec.parse(text),), controls=False
     )
-    work = pipeline.prepare(spec, Store.open(store))
+    work = wiring.prepare(spec, Store.open(store))
     encoder = work.heads[0][0]
     timeline.loaded()
     ingested = ingest.run(work.context)
@@ -67,7 +67,7 @@ def keep_vectors(images: Path, store: Path, text: str, out: Path) -> None:
     spec = RunSpec(
         dataset=str(images), backbones=(EncoderSpec.parse(text),), controls=False
     )
-    work = pipeline.prepare(spec, Store.open(store))
+    work = wiring.prepare(spec, Store.open(store))
     manifest = ingest.run(work.context).output
     names = {
         image_id: Path(uri).name
@@ -82,7 +82,7 @@ def decoding(encoder: Encoder) -> Callable[[Sequence[Path]], list[np.ndarray]]:
     """Read and decode a list of files on every core, as the engine does."""
     import torch  # noqa: PLC0415
 
-    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+    from tl_pipeline.inputs import pixels  # noqa: PLC0415 - torch
 
     def single() -> None:
         torch.set_num_threads(1)
@@ -102,8 +102,8 @@ def decoding(encoder: Encoder) -> Callable[[Sequence[Path]], list[np.ndarray]]:
 
 def forwarding(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
     """The forward pass of a run: uint8 pixels as ``stack`` gives them to embeddings."""
-    from tl_pipeline import devices  # noqa: PLC0415 - torch
-    from tl_pipeline.forward import Forward  # noqa: PLC0415 - torch
+    from tl_pipeline.embedding import devices  # noqa: PLC0415 - torch
+    from tl_pipeline.embedding.forward import Forward  # noqa: PLC0415 - torch
 
     forward = Forward([encoder], devices.devices()[0])
     return lambda batch: forward(batch)[0]
@@ -111,7 +111,7 @@ def forwarding(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
 
 def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     """A batch as the engine makes it."""
-    from tl_pipeline import pixels  # noqa: PLC0415 - torch
+    from tl_pipeline.inputs import pixels  # noqa: PLC0415 - torch
 
     return pixels.stack(rows)
 

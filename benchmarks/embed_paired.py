@@ -24,16 +24,17 @@ from embed_networks import NETWORKS, Network, weights_file
 from photos import files, photos
 from results import machine, processor, record
 
-from tl_pipeline import engine, pixels
-from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import ImageFolderSpec
-from tl_pipeline.devices import cores
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
-from tl_pipeline.forward import BATCH, Forward
-from tl_pipeline.identity import image_id
+from tl_pipeline.config.datasets import ImageFolderSpec
+from tl_pipeline.data.identity import image_id
+from tl_pipeline.embedding import engine
+from tl_pipeline.embedding.devices import cores
+from tl_pipeline.embedding.forward import BATCH, Forward
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.inputs import pixels
 from tl_pipeline.progress import track
 from tl_pipeline.sources.image_folder import ImageFolder
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 
 # So many photos that a round of a network takes some seconds.
 PHOTOS = {"resnet18": 512, "resnet50": 256, "mobilenet_v3_small": 1536, "vgg16": 128}

@@ -22,17 +22,19 @@ import torch
 from photos import files, photos
 from results import machine, processor, record
 
-from tl_pipeline import engine, hardware_feeding, hardware_jpegs, wishes
-from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import ImageFolderSpec
-from tl_pipeline.devices import CPU, keep_freed_memory
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
-from tl_pipeline.hardware_feeding import HardwareFeeder
-from tl_pipeline.identity import image_id
+from tl_pipeline.config.datasets import ImageFolderSpec
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.data.identity import image_id
+from tl_pipeline.embedding import engine
+from tl_pipeline.embedding.devices import CPU, keep_freed_memory
+from tl_pipeline.embedding.gpu import batch_loader, nvjpeg
+from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
+from tl_pipeline.encoders import resolution
+from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.progress import track
 from tl_pipeline.sources.image_folder import ImageFolder
-from tl_pipeline.specs import EncoderSpec
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 
 CUDA = torch.device("cuda", 0)
 WISH = "mobilenet_v3_small:weights=random:0,precision=bf16"
@@ -67,7 +69,7 @@ class Decoder:
     def __call__(self, encoded: Sequence[Any], sizes: Sequence[Any]) -> torch.Tensor:
         """Decode."""
         # what the real one makes of its arguments in Python
-        assert all(hardware_jpegs._place(data) for data in encoded)  # noqa: SLF001
+        assert all(nvjpeg._place(data) for data in encoded)  # noqa: SLF001
         with self._one:
             time.sleep(len(sizes) / self._rate)
         return torch.empty((len(sizes), 3, 8, 8), dtype=torch.uint8)
@@ -102,9 +104,9 @@ def stand_in(gpu: Gpu, threads: int) -> None:
     keep_freed_memory()
     engine.devices = lambda: [CUDA]
     engine.cores = lambda: threads
-    hardware_jpegs.judge = lambda _: (every, "")
+    nvjpeg.judge = lambda _: (every, "")
     HardwareFeeder._mine = lambda _: (decoder, [lambda images, _: images])  # noqa: SLF001
-    hardware_feeding.can_resize = lambda *_: True
+    batch_loader.can_resize = lambda *_: True
     for name in ("set_device", "set_stream", "Stream"):
         setattr(torch.cuda, name, lambda _: None)
 
@@ -123,7 +125,7 @@ def measure(folder: Path, images: Sequence[tuple[str, str]], gpu: Gpu) -> Found:
     with tempfile.TemporaryDirectory() as place:
         store = Store.open(Path(place) / "store")
         store.create()
-        encoder = wishes.resolve(EncoderSpec.parse(WISH), store)
+        encoder = resolution.resolve(EncoderSpec.parse(WISH), store)
         job = engine.Job(encoder, EmbeddingFolder(store, encoder.key))
         before = resource.getrusage(resource.RUSAGE_SELF)
         with track("feed", len(images)) as progress:

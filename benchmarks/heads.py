@@ -36,9 +36,9 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tl_pipeline import pipeline
-from tl_pipeline.artifacts import Store
-from tl_pipeline.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.store.artifacts import Store
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("TL_SHARED", HERE.parent.parent / "shared"))
@@ -103,8 +103,8 @@ def grid_search(x: np.ndarray, y: np.ndarray, tol: float = USUAL) -> dict[str, o
 
 def linear(x: np.ndarray, y: np.ndarray) -> dict[str, object]:
     """Our path, and the refit."""
-    from tl_pipeline.heads.linear import LinearClassifier  # noqa: PLC0415
-    from tl_pipeline.heads.softmax_path import fit_path  # noqa: PLC0415
+    from tl_pipeline.heads.linear.logistic import LinearClassifier  # noqa: PLC0415
+    from tl_pipeline.heads.linear.regularization_path import fit_path  # noqa: PLC0415
 
     path = fit_path(x, y, CS, folds(x, y))
     scores = path.accuracy.mean(axis=1)
@@ -126,7 +126,7 @@ def excess(x: np.ndarray, y: np.ndarray) -> list[dict[str, float]]:
 
     Relative, penalty included. The least is that of `linear` at 1e-10.
     """
-    from tl_pipeline.heads.softmax_path import PathHead, fit_path  # noqa: PLC0415
+    from tl_pipeline.heads.linear.regularization_path import PathHead, fit_path  # noqa: PLC0415
 
     fold = np.where(folds(x, y) == 0, 0, -1)
     train = fold < 0
@@ -166,7 +166,7 @@ def excess(x: np.ndarray, y: np.ndarray) -> list[dict[str, float]]:
 
 def tolerances(x: np.ndarray, y: np.ndarray) -> list[dict[str, float]]:
     """How scores of folds differ from those at 1e-9, at worst over CS and WEAK."""
-    from tl_pipeline.heads.softmax_path import fit_path  # noqa: PLC0415
+    from tl_pipeline.heads.linear.regularization_path import fit_path  # noqa: PLC0415
 
     found, scores = [], []
     for tol in FOLD_TOLS:
@@ -242,7 +242,7 @@ def embedded(
             backbones=(encoder,),
             heads=(HeadSpec.parse("ridge:alpha=100"),),
         )
-        pipeline.run(pipeline.prepare(spec, Store(store), catalog_file=catalog))
+        wiring.run(wiring.prepare(spec, Store(store), catalog_file=catalog))
     with duckdb.connect(str(tables), read_only=True) as connection:
         rows = connection.execute(
             "SELECT e.embedding, i.label FROM embeddings e JOIN encoders USING "

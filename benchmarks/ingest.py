@@ -24,13 +24,13 @@ from PIL import Image
 from results import machine, record
 from sklearn.datasets import load_sample_images
 
-from tl_pipeline.artifacts import Store
-from tl_pipeline.datasets import DigitsSpec, ImageFolderSpec
-from tl_pipeline.identity import Memo
-from tl_pipeline.planning import Context
-from tl_pipeline.scan import scan
+from tl_pipeline.config.datasets import DigitsSpec, ImageFolderSpec
+from tl_pipeline.data.identity import Memo
+from tl_pipeline.data.scan import scan
+from tl_pipeline.pipeline.stages import ingest as stage
+from tl_pipeline.runs.planning import Context
 from tl_pipeline.sources import Entry, open_source
-from tl_pipeline.stages import ingest as stage
+from tl_pipeline.store.artifacts import Store
 
 HEAD = bytes.fromhex("ffd8ffc0000b080020002001011100")  # of a grey JPEG of 32x32
 

@@ -21,13 +21,15 @@ import pyarrow.parquet as pq
 from photos import small
 from results import machine, record
 
-from tl_pipeline import catalog, pipeline, wishes
-from tl_pipeline.artifacts import Store
-from tl_pipeline.embeddings import EmbeddingFolder, Embeddings
-from tl_pipeline.planning import Context
+from tl_pipeline.config import catalog
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.encoders import resolution
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.progress import reporting
-from tl_pipeline.specs import EncoderSpec
-from tl_pipeline.stages import embed
+from tl_pipeline.runs.planning import Context
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder, Embeddings
 
 ROWS = 128
 
@@ -54,8 +56,8 @@ def work(
 ) -> tuple[int, Embeddings, list[str]]:
     """Embed what is missing: how many, all embeddings, and every id in the parts."""
     here = context(store, images)
-    encoder = wishes.resolve(EncoderSpec(backbone="lenet5"), here.store)
-    manifest = pipeline.ingest.run(here).output
+    encoder = resolution.resolve(EncoderSpec(backbone="lenet5"), here.store)
+    manifest = wiring.ingest.run(here).output
     with reporting(_Told()) if told else nullcontext():
         step = embed.run(here, manifest, [encoder]).step
     folder = EmbeddingFolder(here.store, encoder.key)

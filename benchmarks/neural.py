@@ -25,10 +25,10 @@ from results import machine, processor, record
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tl_pipeline.devices import devices
-from tl_pipeline.heads.layers import initialise, network
+from tl_pipeline.embedding.devices import devices
+from tl_pipeline.heads.neural.layers import initialise, network
+from tl_pipeline.heads.neural.training import Course, Examples, train
 from tl_pipeline.heads.threads import alone
-from tl_pipeline.heads.training import Course, Examples, train
 
 CLASSES, HIDDEN, BATCH, DROPOUT, RATE, DECAY = 43, 256, 256, 0.5, 1e-3, 1e-4
 TESTED = 5000  # further rows, for the accuracy

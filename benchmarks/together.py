@@ -18,14 +18,16 @@ import torch
 from photos import files, photos
 from results import machine, processor, record
 
-from tl_pipeline import engine, forward, pixels, wishes
-from tl_pipeline.artifacts import Store
-from tl_pipeline.devices import cores
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
-from tl_pipeline.identity import image_id
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.data.identity import image_id
+from tl_pipeline.embedding import engine, forward
+from tl_pipeline.embedding.devices import cores
+from tl_pipeline.encoders import resolution
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.inputs import pixels
 from tl_pipeline.progress import track
-from tl_pipeline.specs import EncoderSpec
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 
 WISHES = (
     "mobilenet_v3_small:weights=random:0,precision=bf16",
@@ -89,7 +91,7 @@ def main() -> None:
     images = [(image_id(file.read_bytes()), str(file)) for file in files(place)]
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "store")
-        wanted = [wishes.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
+        wanted = [resolution.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
     seconds: dict[str, list[float]] = {}
     for _ in range(3):
         seconds.setdefault("together", []).append(embedded(wanted, images))

@@ -82,7 +82,7 @@ def _dask(address: str | None) -> Iterator[Cluster]:
     import distributed
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from tl_pipeline.devices import devices
+    from tl_pipeline.embedding.devices import devices
 
     workers, cores = local_workers()
     if devices()[0].type == "cuda":

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tl_pipeline.runs import RunRecord
+from tl_pipeline.runs.records import RunRecord
 
 
 def run_here(parameters: Mapping[str, Any]) -> RunRecord:

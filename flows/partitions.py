@@ -16,12 +16,12 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.clusters import Cluster, Runner, started
-from tl_pipeline import partitions
 from tl_pipeline.errors import InvalidSpec, TransferLearningError, WorkerLost
-from tl_pipeline.partitions import Partition
-from tl_pipeline.planning import Context
+from tl_pipeline.pipeline import partitions
+from tl_pipeline.pipeline.partitions import Partition
+from tl_pipeline.pipeline.stages.embed import Group, Spread
 from tl_pipeline.progress import Track
-from tl_pipeline.stages.embed import Group, Spread
+from tl_pipeline.runs.planning import Context
 
 _HERE = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}  # noqa: S104 - only compared
 
@@ -63,7 +63,7 @@ class Spreader:
     def __call__(
         self, context: Context, groups: Sequence[Group], track: Track
     ) -> Spread:
-        """See ``tl_pipeline.stages.embed.Spreader``.
+        """See ``tl_pipeline.pipeline.stages.embed.Spreader``.
 
         Raises:
             InvalidSpec: there is no such cluster, or it cannot reach our server.

@@ -13,10 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from tl_pipeline.joints import AnyEncoder
-from tl_pipeline.pipeline import STAGES
-from tl_pipeline.planning import Outcome
-from tl_pipeline.specs import HeadSpec
+from tl_pipeline.config.specs import HeadSpec
+from tl_pipeline.encoders.concat import AnyEncoder
+from tl_pipeline.pipeline.wiring import STAGES
+from tl_pipeline.runs.planning import Outcome
 
 
 def perform(stage: str, inputs: Sequence[Any]) -> State[Outcome[Any]]:

@@ -14,15 +14,8 @@ from flows.clusters import Runner
 from flows.partitions import Spreader
 from flows.tasks import TASKS, run_name
 from flows.watching import logged
-from tl_pipeline import pipeline
-from tl_pipeline.artifacts import Store
-from tl_pipeline.backbones import PATTERN
-from tl_pipeline.encoder_specs import parse_backbone
-from tl_pipeline.heads import HEADS, PROFILES
-from tl_pipeline.pipeline import Wired, Work
-from tl_pipeline.planning import Step
-from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import (
+from tl_pipeline.config.encoder_specs import parse_backbone
+from tl_pipeline.config.specs import (
     Ensemble,
     ErrorRate,
     HeadSpec,
@@ -30,6 +23,13 @@ from tl_pipeline.specs import (
     RunSpec,
     SearchSpec,
 )
+from tl_pipeline.encoders.backbones import PATTERN
+from tl_pipeline.heads import HEADS, PROFILES
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.pipeline.wiring import Wired, Work
+from tl_pipeline.runs.planning import Step
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store.artifacts import Store
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
@@ -104,7 +104,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         seed=seed,
         part_rows=part_rows,
     )
-    work = pipeline.prepare(
+    work = wiring.prepare(
         spec,
         Store.open(store),
         catalog_file=Path(catalog) if catalog else None,
@@ -127,11 +127,11 @@ def _submit(work: Work, spread: Spreader | None) -> RunRecord:
         submitted.append(named.submit(*inputs))
         return submitted[-1]
 
-    wired = pipeline.wire(work, call)
+    wired = wiring.wire(work, call)
     # In order, so that the first failure is raised and not what followed from it.
     outcomes = {id(future): future.result() for future in submitted}
     steps: list[Step] = [s for outcome in outcomes.values() for s in outcome.steps]
-    return pipeline.finish(
+    return wiring.finish(
         work,
         started,
         steps,

@@ -26,7 +26,7 @@ from PIL import Image, ImageFont
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from tl_pipeline.lenet import LeNet5
+from tl_pipeline.encoders.lenet import LeNet5
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 CANVAS, GLYPH = 48, 34
@@ -230,7 +230,7 @@ def main() -> None:
     print(f"{len(training)} training fonts, {len(validation)} validation fonts")
     model, accuracy = train(training, bank(validation), args.epochs, args.seed)
     metadata = {
-        "architecture": "tl_pipeline.lenet.LeNet5(n_classes=26)",
+        "architecture": "tl_pipeline.encoders.lenet.LeNet5(n_classes=26)",
         "source_task": "single rendered letters, 26 classes, both cases; no digits",
         "training_fonts": str(len(training)),
         "training_families": ", ".join(sorted({f.family for f in training})),

@@ -17,7 +17,7 @@ from typing import Protocol
 import pytest
 
 from tests.conftest import REPOSITORY
-from tl_pipeline import cli
+from tl_pipeline.cli import main
 
 
 class Tl(Protocol):
@@ -48,7 +48,7 @@ def in_this_process(place: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -
             # Cyclopts takes an app that reads sys.argv in a test for an oversight.
             warnings.filterwarnings("ignore", "Cyclopts application invoked")
             try:
-                cli.main()
+                main.main()
                 code = 0
             except SystemExit as ended:
                 code = ended.code or 0
@@ -64,7 +64,7 @@ def in_its_own_process(place: Path, **more: str) -> Tl:
 
     def tl(*words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tl_pipeline.cli", *map(str, words)],
+            [sys.executable, "-m", "tl_pipeline.cli.main", *map(str, words)],
             cwd=place,
             env={**kept, "PYTHONPATH": str(REPOSITORY), **_environment(place, more)},
             capture_output=True,

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tl_pipeline import mlflow_index
-from tl_pipeline.artifacts import Store
-from tl_pipeline.images import as_ppm
+from tl_pipeline.inputs.images import as_ppm
+from tl_pipeline.registry import mlflow_index
+from tl_pipeline.store.artifacts import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

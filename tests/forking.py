@@ -21,15 +21,15 @@ from importlib import import_module
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
-from tl_pipeline import cli
+from tl_pipeline.cli import main
 
 _AT_ONCE = 1 << 16  # bytes
 _IMPORTED = (
     "flows.transfer_learning",
     "mlflow",
-    "tl_pipeline.engine",
-    "tl_pipeline.prediction",
-    "tl_pipeline.registry",
+    "tl_pipeline.embedding.engine",
+    "tl_pipeline.registry.prediction",
+    "tl_pipeline.registry.index",
 )
 
 # What stands in for ``tl``: it starts in the time of an empty Python.
@@ -86,7 +86,7 @@ def _listen(address: str) -> None:
     _become(line)
     code: object = 1
     try:
-        cli.main()
+        main.main()
         code = 0
     except SystemExit as ended:
         code = ended.code or 0

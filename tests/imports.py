@@ -3,14 +3,14 @@
 import subprocess
 import sys
 
-from tl_pipeline.artifacts import Store
-from tl_pipeline.specs import EncoderSpec
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.store.artifacts import Store
 
 RESOLVE = """
 import sys
-from tl_pipeline import wishes
-from tl_pipeline.artifacts import Store
-from tl_pipeline.specs import EncoderSpec
+from tl_pipeline.encoders import resolution as wishes
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.config.specs import EncoderSpec
 
 spec, store = EncoderSpec.model_validate_json(sys.argv[1]), Store.open(sys.argv[2])
 wishes.check_names(spec, store)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from tl_pipeline import networks
-from tl_pipeline.backbones import Backbone
+from tl_pipeline.encoders import networks
+from tl_pipeline.encoders.backbones import Backbone
 
 # Of batch norms: below one, a block changes what passes by it as after training.
 _GAMMA = 0.15

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.models import get_model_weights, list_models
 
 from tests.likely_weights import State, likely_state, noise
-from tl_pipeline import backbones, networks, wishes
-from tl_pipeline.artifacts import Store
-from tl_pipeline.backbones import BACKBONES, Backbone
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.encoders import backbones, networks, resolution
+from tl_pipeline.encoders.backbones import BACKBONES, Backbone
 from tl_pipeline.errors import UnknownName, WeightsError
-from tl_pipeline.specs import EncoderSpec
+from tl_pipeline.store.artifacts import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = 2
@@ -182,7 +182,7 @@ def test_missing_weights_say_which_file_to_put_where(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     named = backbones.named_weights(row, row.weights)
     with pytest.raises(WeightsError) as fault:
-        wishes.resolve(EncoderSpec(backbone=row.name), store)
+        resolution.resolve(EncoderSpec(backbone=row.name), store)
     size = f"{named.megabytes:.0f} MB"
     for told in (row.weights, str(named.file), size, named.url, "weights=FILE"):
         assert told in str(fault.value)

@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from tl_pipeline import heads
-from tl_pipeline.embeddings import Embeddings
+from tl_pipeline.config.specs import HeadConfig, HeadSpec
 from tl_pipeline.errors import (
     DamagedArtifact,
     EncoderMismatch,
@@ -27,11 +27,11 @@ from tl_pipeline.heads import HEADS, fitted
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
 from tl_pipeline.heads.margins import MarginHead
-from tl_pipeline.heads.neural import NeuralHead
+from tl_pipeline.heads.neural.classifiers import NeuralHead
 from tl_pipeline.heads.preparation import Components
 from tl_pipeline.heads.support_vectors import LinearSVMHead
 from tl_pipeline.heads.trees import BoostingHead, ForestHead
-from tl_pipeline.specs import HeadConfig, HeadSpec
+from tl_pipeline.store.embeddings import Embeddings
 
 ENCODER = "0123456789abcdef"
 # of the heads that have these parameters

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_pipeline.datasets import (
+from tl_pipeline.config.datasets import (
     ArchiveSpec,
     CocoObjectsSpec,
     DatasetSpec,
@@ -31,8 +31,8 @@ from tl_pipeline.datasets import (
     VocObjectsSpec,
     WebDatasetSpec,
 )
-from tl_pipeline.images import probe
-from tl_pipeline.modalities import MODALITIES
+from tl_pipeline.inputs.images import probe
+from tl_pipeline.inputs.modalities import MODALITIES
 from tl_pipeline.sources import SOURCES, Source, SourceRow, open_source
 
 

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tl_pipeline import encoders, pipeline, tables
-from tl_pipeline.artifacts import Store
-from tl_pipeline.pipeline import STAGES, Work
-from tl_pipeline.planning import LOST, Context, Outcome, Step
-from tl_pipeline.runs import RunRecord
-from tl_pipeline.specs import RunSpec
-from tl_pipeline.split_specs import NearDuplicatesSpec
-from tl_pipeline.tables import (
+from tl_pipeline.config.specs import RunSpec
+from tl_pipeline.config.split_specs import NearDuplicatesSpec
+from tl_pipeline.encoders import encoder
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.pipeline.wiring import STAGES, Work
+from tl_pipeline.runs.planning import LOST, Context, Outcome, Step
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.tables import (
     DUPLICATES,
     MANIFEST,
     METRICS,
@@ -32,7 +34,7 @@ every_stage = pytest.mark.parametrize("stage", list(STAGES))
 @every_stage
 def test_a_stage_has_a_version(stage: str):
     """The vectors of one encoder are versioned with it: its key names their folder."""
-    module = encoders if stage == "embed" else STAGES[stage]
+    module = encoder if stage == "embed" else STAGES[stage]
     assert isinstance(module.VERSION, int)
     assert module.VERSION >= 1
 
@@ -77,7 +79,7 @@ def work(photos: Path, store: Store) -> Work:
             "ensemble": "greedy",
         }
     )
-    prepared = pipeline.prepare(spec, store)
+    prepared = wiring.prepare(spec, store)
     # That every stage has something to do.
     near = NearDuplicatesSpec(action="keep_together")
     dataset = prepared.context.dataset.model_copy(update={"near_duplicates": near})
@@ -103,7 +105,7 @@ def photos(
 @pytest.fixture(scope="session")
 def ran(photos: Path) -> Ran:
     store = Store.open(photos.parent / "store")
-    return Ran(photos, store.root, pipeline.run(work(photos, store)))
+    return Ran(photos, store.root, wiring.run(work(photos, store)))
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def test_a_first_run_carries_out_every_stage(ran: Ran):
 
 @every_stage
 def test_after_a_run_a_stage_is_planned_as_cached(ran: Ran, stage: str):
-    steps = pipeline.plan(work(ran.photos, Store.open(ran.root)))
+    steps = wiring.plan(work(ran.photos, Store.open(ran.root)))
     mine = [step for step in steps if step.stage == stage]
     assert mine
     assert all(step.cached for step in mine)
@@ -146,14 +148,14 @@ def test_plan_foretells_the_steps_of_a_run(ran: Ran, tmp_path: Path):
     def facts(steps: list[Step]) -> list[tuple[Any, ...]]:
         return [(s.stage, s.subject, s.cached, s.units) for s in steps]
 
-    steps = pipeline.plan(work(ran.photos, Store.open(tmp_path / "new")))
+    steps = wiring.plan(work(ran.photos, Store.open(tmp_path / "new")))
     assert facts(steps) == facts(ran.record.steps)
 
 
 def test_a_second_run_computes_nothing(ran: Ran, copied: Store):
     kinds = ("manifests", "embeddings", "heads", "evaluations", "models")
     before = {kind: listing(copied.root / kind) for kind in kinds}
-    record = pipeline.run(work(ran.photos, copied))
+    record = wiring.run(work(ran.photos, copied))
     assert all(step.cached for step in record.steps)
     assert record.results == ran.record.results
     assert {kind: listing(copied.root / kind) for kind in kinds} == before
@@ -167,7 +169,7 @@ def test_plan_writes_nothing(ran: Ran, copied: Store, tmp_path: Path, state: str
     prepared = work(ran.photos, store)
     # prepare may remember what it learned of weights; plan itself may nothing
     before = listing(tmp_path)
-    assert pipeline.plan(prepared)
+    assert wiring.plan(prepared)
     assert listing(tmp_path) == before
     assert store.root.exists() == (state != "absent")
 
@@ -211,14 +213,14 @@ def test_a_lost_artifact_makes_exactly_its_stage_run_again(
     others = {folder: listing(folder) for folder in (copied.root / kind).iterdir()}
 
     prepared = work(ran.photos, copied)
-    planned = [step for step in pipeline.plan(prepared) if not step.cached]
+    planned = [step for step in wiring.plan(prepared) if not step.cached]
     assert planned[0].stage == stage
     assert LOST in planned[0].reason
     # what follows lost evaluations cannot be known before they are there
     assert {step.stage for step in planned[1:]} <= {"register"}
     assert len(planned) == (2 if kind == "evaluations" else 1)
 
-    record = pipeline.run(prepared)
+    record = wiring.run(prepared)
     (step,) = [step for step in record.steps if not step.cached]
     assert step.stage == stage
     assert LOST in step.reason
@@ -227,7 +229,7 @@ def test_a_lost_artifact_makes_exactly_its_stage_run_again(
     assert {folder: listing(folder) for folder in others} == others
     assert record.results == ran.record.results
     assert record.registered.version == ran.record.registered.version
-    assert all(step.cached for step in pipeline.plan(work(ran.photos, copied)))
+    assert all(step.cached for step in wiring.plan(work(ran.photos, copied)))
 
 
 @pytest.mark.parametrize(
@@ -249,9 +251,9 @@ def test_an_artifact_with_one_short_file_is_made_again(
     whole = contents(copied, kind, key)
     file = copied.root / kind / key / name
     file.write_bytes(file.read_bytes()[:-1])
-    planned = [s for s in pipeline.plan(work(ran.photos, copied)) if not s.cached]
+    planned = [s for s in wiring.plan(work(ran.photos, copied)) if not s.cached]
     assert planned[0].stage == stage
-    record = pipeline.run(work(ran.photos, copied))
+    record = wiring.run(work(ran.photos, copied))
     (step,) = [step for step in record.steps if not step.cached]
     assert step.stage == stage
     assert LOST in step.reason
@@ -262,7 +264,7 @@ def test_a_lost_part_costs_only_its_images(ran: Ran, copied: Store):
     key = next(artifacts_of(ran.record, "embed"))
     (part,) = (copied.root / "embeddings" / f"encoder={key}").glob("part-*.parquet")
     part.unlink()
-    record = pipeline.run(work(ran.photos, copied))
+    record = wiring.run(work(ran.photos, copied))
     (step,) = [step for step in record.steps if not step.cached]
     assert (step.stage, step.units) == ("embed", 60)
     assert "60" in step.reason
@@ -283,5 +285,5 @@ def test_a_stage_asked_alone_answers_as_in_the_run(ran: Ran, stage: str):
             assert STAGES[name].run(*inputs).output == outcome.output
         return outcome.output
 
-    pipeline.wire(prepared, call)
+    wiring.wire(prepared, call)
     assert seen

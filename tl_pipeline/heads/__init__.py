@@ -16,12 +16,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tl_pipeline.config.short_forms import Scalar
+from tl_pipeline.config.specs import HeadConfig, HeadSpec
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads.parameters import MEANINGS, PREPARATION, accepted, domain
-from tl_pipeline.heads.profiles import PROFILES, expanded
+from tl_pipeline.heads.presets import PROFILES, expanded
 from tl_pipeline.heads.table import HEADS, Head
-from tl_pipeline.short_forms import Scalar
-from tl_pipeline.specs import HeadConfig, HeadSpec
 
 __all__ = [
     "HEADS",
@@ -32,9 +32,14 @@ __all__ = [
     "describe",
     "drawn",
     "expanded",
+    "fitted",
     "grid",
+    "grids",
     "is_range",
     "label",
+    "linear",
+    "search",
+    "trials",
 ]
 
 

@@ -12,8 +12,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from tl_pipeline.heads.sharpness import probabilities, sharpness
-from tl_pipeline.heads.softmax_rows import BLOCK
+from tl_pipeline.heads.linear.design_matrix import BLOCK
+from tl_pipeline.heads.linear.temperature import probabilities, sharpness
 
 PRODUCTS = 1 << 24  # similarities at once
 

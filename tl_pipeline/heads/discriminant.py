@@ -5,9 +5,9 @@ from typing import Any, Self
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from tl_pipeline.heads.linear import StandardisedLinear, counted
+from tl_pipeline.heads.linear.design_matrix import moments
+from tl_pipeline.heads.linear.logistic import StandardisedLinear, counted
 from tl_pipeline.heads.principal import Centred
-from tl_pipeline.heads.softmax_rows import moments
 
 
 class DiscriminantHead(StandardisedLinear):

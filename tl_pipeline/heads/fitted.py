@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tl_pipeline import heads
-from tl_pipeline.embeddings import Embeddings
+from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.errors import (
     DamagedArtifact,
     EncoderMismatch,
@@ -21,7 +21,7 @@ from tl_pipeline.errors import (
     TransferLearningError,
     UnsafeModelFile,
 )
-from tl_pipeline.specs import HeadConfig
+from tl_pipeline.store.embeddings import Embeddings
 
 # Types beyond skops's own defaults that a head may hold. Those that can be written as
 # tensors are among them for pipelines, in which they come after steps of preparation.
@@ -30,9 +30,9 @@ ALLOWED_TYPES: tuple[str, ...] = (
     "tl_pipeline.heads.cosine.CentroidHead",
     "tl_pipeline.heads.cosine.NeighbourHead",
     "tl_pipeline.heads.discriminant.DiscriminantHead",
-    "tl_pipeline.heads.linear.LinearClassifier",
+    "tl_pipeline.heads.linear.logistic.LinearClassifier",
     "tl_pipeline.heads.margins.MarginHead",
-    "tl_pipeline.heads.neural.NeuralHead",
+    "tl_pipeline.heads.neural.classifiers.NeuralHead",
     "tl_pipeline.heads.preparation.Components",
     "tl_pipeline.heads.ridge.RidgeHead",
     "tl_pipeline.heads.support_vectors.LinearSVMHead",

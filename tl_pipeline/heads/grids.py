@@ -15,10 +15,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tl_pipeline import heads
-from tl_pipeline.devices import cores
-from tl_pipeline.heads import linear, ridge
+from tl_pipeline.config.specs import HeadConfig
+from tl_pipeline.embedding.devices import cores
+from tl_pipeline.heads import ridge
 from tl_pipeline.heads.fitted import fit_arguments
-from tl_pipeline.specs import HeadConfig
+from tl_pipeline.heads.linear import logistic
 
 # What a fit may take of memory, as a multiple of its rows.
 _ROOM = 4
@@ -81,7 +82,7 @@ def fit(
     single: list[_Task] = []
     for kind, members in kinds.items():
         models = [built[at] for at in members]
-        if isinstance(models[0], linear.LinearClassifier) and isinstance(kind, tuple):
+        if isinstance(models[0], logistic.LinearClassifier) and isinstance(kind, tuple):
             yield from _path(models, members, rows, folds)
         elif isinstance(models[0], ridge.RidgeHead):
             for fold in left_out:
@@ -97,7 +98,7 @@ def fit(
 
 def _shared(config: HeadConfig, model: Any) -> tuple[Any, ...] | None:
     """Equal for configurations that one computation can fit; None: it stands alone."""
-    path = {linear.LinearClassifier: "C", ridge.RidgeHead: "alpha"}.get(type(model))
+    path = {logistic.LinearClassifier: "C", ridge.RidgeHead: "alpha"}.get(type(model))
     if path is None:
         return None
     if path == "C" and model.class_weight != "none":
@@ -109,7 +110,7 @@ def _shared(config: HeadConfig, model: Any) -> tuple[Any, ...] | None:
 def _path(
     models: list[Any], members: list[int], rows: Rows, folds: np.ndarray | None
 ) -> Iterator[Fit]:
-    found = linear.fit_all(models, rows.x, rows.labels, folds, rows.weights)
+    found = logistic.fit_all(models, rows.x, rows.labels, folds, rows.weights)
     for (number, fold), estimator in found.items():
         yield Fit(members[number], fold, estimator)
 

@@ -12,7 +12,7 @@ from sklearn.utils.validation import (
 )
 
 from tl_pipeline.heads.folds import dealt
-from tl_pipeline.heads.sharpness import probabilities, sharpness
+from tl_pipeline.heads.linear.temperature import probabilities, sharpness
 
 
 class MarginHead(ClassifierMixin, BaseEstimator):

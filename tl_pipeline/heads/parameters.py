@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from tl_pipeline.config.short_forms import Scalar
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.short_forms import Scalar
 
 # What is done to embeddings before a head learns; see preparation.prepared.
 PREPARATION: Mapping[str, Scalar] = MappingProxyType(

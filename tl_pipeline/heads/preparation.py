@@ -12,8 +12,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from tl_pipeline.heads.linear.design_matrix import moments
 from tl_pipeline.heads.principal import Centred
-from tl_pipeline.heads.softmax_rows import moments
 
 
 class Components(TransformerMixin, BaseEstimator):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.linalg import eigh
 
-from tl_pipeline.heads.softmax_rows import BLOCK
+from tl_pipeline.heads.linear.design_matrix import BLOCK
 
 
 class Centred:

@@ -6,10 +6,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from tl_pipeline.heads.linear import StandardisedLinear, balance, counted
+from tl_pipeline.heads.linear.design_matrix import BLOCK, moments
+from tl_pipeline.heads.linear.logistic import StandardisedLinear, balance, counted
+from tl_pipeline.heads.linear.temperature import sharpness
 from tl_pipeline.heads.principal import Centred
-from tl_pipeline.heads.sharpness import sharpness
-from tl_pipeline.heads.softmax_rows import BLOCK, moments
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
 from tl_pipeline.heads.folds import dealt
-from tl_pipeline.heads.linear import StandardisedLinear, balance, counted
+from tl_pipeline.heads.linear.design_matrix import BLOCK, moments
+from tl_pipeline.heads.linear.logistic import StandardisedLinear, balance, counted
+from tl_pipeline.heads.linear.temperature import sharpness
 from tl_pipeline.heads.principal import Centred
-from tl_pipeline.heads.sharpness import sharpness
-from tl_pipeline.heads.softmax_rows import BLOCK, moments
 
 ACTIVE = 0.2  # share of rows within the margin that the preconditioner expects
 MEMORY = 20

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tl_pipeline.config.short_forms import Scalar
 from tl_pipeline.heads.parameters import LIMITS, PREPARATION
-from tl_pipeline.short_forms import Scalar
 
 BALANCE: Mapping[str, Scalar] = {"class_weight": "none"}
 RAW: Mapping[str, Scalar] = {**PREPARATION, "scale": "none"}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
-from tl_pipeline.heads.sharpness import probabilities
+from tl_pipeline.heads.linear.temperature import probabilities
 from tl_pipeline.heads.tree_nodes import TreesHead
 
 PENALTY = 1.0  # on leaves: without one, steps of many rare classes can run away

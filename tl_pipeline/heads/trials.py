@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.heads import grids
 from tl_pipeline.heads.folds import dealt
 from tl_pipeline.heads.grids import Rows
-from tl_pipeline.specs import HeadConfig
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,22 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from tl_pipeline import runs
-from tl_pipeline.artifacts import Store
-from tl_pipeline.embeddings import EmbeddingFolder
 from tl_pipeline.errors import InvalidSpec, StoreError
 from tl_pipeline.query.small_tables import small_tables
 from tl_pipeline.query.store_tables import encoders
-from tl_pipeline.runs import RunRecord
-from tl_pipeline.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS, QUARANTINE
+from tl_pipeline.runs import records as runs
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.tables import (
+    DUPLICATES,
+    MANIFEST,
+    METRICS,
+    PREDICTIONS,
+    QUARANTINE,
+)
+
+__all__ = ["ask", "build", "connect", "show"]
 
 CATALOG = "catalog.duckdb"
 # A query that reads them, or may: then they are brought to a mirror.

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
-from tl_pipeline import runs, tables
-from tl_pipeline.artifacts import Store
 from tl_pipeline.query.small_table import Row, SmallTable, schema
-from tl_pipeline.runs import Result, RunRecord
-from tl_pipeline.tables import SEARCH
+from tl_pipeline.runs import records as runs
+from tl_pipeline.runs.records import Result, RunRecord
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.tables import SEARCH
 
 
 def head_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:

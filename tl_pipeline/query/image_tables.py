@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-from tl_pipeline import runs, tables
-from tl_pipeline.artifacts import Store
 from tl_pipeline.query.small_table import Row, SmallTable, schema
-from tl_pipeline.runs import RunRecord
-from tl_pipeline.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
+from tl_pipeline.runs import records as runs
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 
 def image_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:

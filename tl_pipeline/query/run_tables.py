@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from tl_pipeline.planning import Step
 from tl_pipeline.query.small_table import Row, SmallTable, schema
-from tl_pipeline.runs import RunRecord
+from tl_pipeline.runs.planning import Step
+from tl_pipeline.runs.records import RunRecord
 
 
 def run_tables(records: list[RunRecord]) -> dict[str, SmallTable]:

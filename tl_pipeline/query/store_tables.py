@@ -3,19 +3,20 @@
 import json
 from collections.abc import Iterable
 
-from tl_pipeline import overlaps, registry
-from tl_pipeline.artifacts import Store
-from tl_pipeline.embeddings import EmbeddingFolder
-from tl_pipeline.encoders import Encoder
+from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.query.small_table import Row, SmallTable, schema
-from tl_pipeline.runs import RunRecord
+from tl_pipeline.registry import index
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store import duplicate_rows
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 
 
 def store_tables(store: Store, records: list[RunRecord]) -> dict[str, SmallTable]:
     """Models, encoders, refused images, and embeddings that are there twice."""
     return {
         "models": SmallTable(
-            registry.models(store),
+            index.models(store),
             schema(
                 "name:s",
                 "version:i",
@@ -82,5 +83,5 @@ def _refused(store: Store) -> Iterable[Row]:
 def _doubled(store: Store) -> Iterable[Row]:
     for row in encoders(store):
         parts = EmbeddingFolder(store, row["encoder_key"]).parts().whole
-        for file, rows in overlaps.doubled(parts).items():
+        for file, rows in duplicate_rows.doubled(parts).items():
             yield from ({"file": str(file), "row": int(again)} for again in rows)

@@ -1,4 +1,7 @@
-"""One self-contained HTML page a run: no script, no request leaves the file."""
+"""One self-contained HTML page a run: no script, no request leaves the file.
+
+In: a run record and the tables it names. Out: ``reports/<dataset>/<run id>.html``.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -8,11 +11,14 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from tl_pipeline import split_findings, tables
-from tl_pipeline.artifacts import Artifact, Store, write_atomically
-from tl_pipeline.runs import RunRecord
-from tl_pipeline.split_report import FEW, SplitReport
-from tl_pipeline.tables import PREDICTIONS
+from tl_pipeline.data import split_findings
+from tl_pipeline.data.split_report import FEW, SplitReport
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Artifact, Store, write_atomically
+from tl_pipeline.store.tables import PREDICTIONS
+
+__all__ = ["path", "render", "write"]
 
 # A larger confusion matrix is not readable as a table; the worst pairs are listed.
 _MATRIX_CLASSES = 20

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tl_pipeline.datasets import (
+from tl_pipeline.config.datasets import (
     ArchiveSpec,
     CocoObjectsSpec,
     DatasetSpec,
@@ -38,7 +38,7 @@ from tl_pipeline.sources.torchvision_dataset import TorchvisionDataset
 from tl_pipeline.sources.voc_objects import VocObjects
 from tl_pipeline.sources.webdataset import WebDataset
 
-__all__ = ["SOURCES", "Entry", "Source", "SourceRow", "open_source"]
+__all__ = ["SOURCES", "Entry", "Source", "SourceRow", "entry", "open_source"]
 
 
 class Source(Protocol):

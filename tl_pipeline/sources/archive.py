@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_pipeline.datasets import ArchiveSpec
+from tl_pipeline.config.datasets import ArchiveSpec
+from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
 from tl_pipeline.sources.tar_members import (

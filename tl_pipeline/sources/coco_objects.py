@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl_pipeline.datasets import CocoObjectsSpec
+from tl_pipeline.config.datasets import CocoObjectsSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.sources.crops import (
     Labelled,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_pipeline.images import RefusedImage, as_ppm, decode
+from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.tar_members import printable
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_pipeline.datasets import DigitsSpec
+from tl_pipeline.config.datasets import DigitsSpec
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.images import as_ppm
+from tl_pipeline.inputs.images import as_ppm
 from tl_pipeline.sources.entry import Entry
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tl_pipeline.datasets import FeaturesSpec
+from tl_pipeline.config.datasets import FeaturesSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.inputs.vectors import as_npy
 from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.row_files import Paths, RowFiles
-from tl_pipeline.vectors import as_npy
 
 _PICKLES = (".p", ".pkl", ".pickle")
 _ENDINGS = (".npy", ".npz", ".parquet", *_PICKLES)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tl_pipeline.datasets import HuggingFaceSpec
+from tl_pipeline.config.datasets import HuggingFaceSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.huggingface_load import load

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline.datasets import HuggingFaceSpec
+from tl_pipeline.config.datasets import HuggingFaceSpec
 from tl_pipeline.errors import DatasetError
 
 _settings = threading.Lock()  # the library's are those of the whole process

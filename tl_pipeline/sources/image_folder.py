@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tl_pipeline.datasets import ImageFolderSpec
+from tl_pipeline.config.datasets import ImageFolderSpec
+from tl_pipeline.config.locations import covers, is_url
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import covers, is_url
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.storage import Storage
 from tl_pipeline.storage.stamps import Found

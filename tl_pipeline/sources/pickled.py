@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from tl_pipeline.datasets import PickleSpec
+from tl_pipeline.config.datasets import PickleSpec
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.images import as_ppm
+from tl_pipeline.inputs.images import as_ppm
 from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.row_files import Paths, RowFiles

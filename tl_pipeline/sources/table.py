@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tl_pipeline.datasets import TableSpec
+from tl_pipeline.config.datasets import TableSpec
+from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.table_files import PARQUET, SEPARATORS, TableFiles, ending
 from tl_pipeline.sources.table_images import ImageCells

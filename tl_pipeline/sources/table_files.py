@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from tl_pipeline.datasets import TableSpec
+from tl_pipeline.config.datasets import TableSpec
+from tl_pipeline.config.locations import folder_of, name_of, on_web
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import folder_of, name_of, on_web
 from tl_pipeline.storage import Place, Storage
 from tl_pipeline.storage.stamps import UNKNOWN, Stamp
 

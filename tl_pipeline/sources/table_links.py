@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tl_pipeline.datasets import TableSpec
+from tl_pipeline.config.datasets import TableSpec
+from tl_pipeline.config.locations import below, covers, is_url, redacted
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import below, covers, is_url, redacted
 from tl_pipeline.sources.table_files import TableFiles
 from tl_pipeline.storage import Place, Storage
 from tl_pipeline.storage.stamps import Stamp

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tl_pipeline.datasets import TorchvisionSpec
+from tl_pipeline.config.datasets import TorchvisionSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec, UnknownName
-from tl_pipeline.images import RefusedImage, as_ppm, decode, probe
+from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode, probe
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.torchvision_rows import DATASETS, Find, Row
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
 
-from tl_pipeline.datasets import VocObjectsSpec
+from tl_pipeline.config.datasets import VocObjectsSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.sources.crops import (
     Labelled,

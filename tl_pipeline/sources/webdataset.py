@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tl_pipeline.datasets import WebDatasetSpec
+from tl_pipeline.config.datasets import WebDatasetSpec
+from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import is_url
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.tar_members import (
     Index,

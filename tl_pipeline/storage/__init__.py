@@ -17,8 +17,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import (
+from tl_pipeline.config.locations import (
     StorageSpec,
     folder_of,
     is_url,
@@ -26,9 +25,12 @@ from tl_pipeline.locations import (
     parts,
     scheme,
 )
+from tl_pipeline.errors import DatasetError
 from tl_pipeline.storage.connection import connect, fault, is_transient
 from tl_pipeline.storage.ranges import Ranges
 from tl_pipeline.storage.stamps import UNKNOWN, Found, Stamp, found_in, stamp_of
+
+__all__ = ["Place", "Storage", "objects", "stamps"]
 
 Place = Path | str  # a string is a URL
 _Answer = TypeVar("_Answer")

@@ -10,8 +10,8 @@ from urllib.parse import quote, urljoin
 
 import fsspec
 
+from tl_pipeline.config.locations import StorageSpec, on_web, redacted, scheme
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.locations import StorageSpec, on_web, redacted, scheme
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "https": "http", "http": "http"}
 _QUERY = re.compile(r"\?[^\s'\")]*=[^\s'\")]*")

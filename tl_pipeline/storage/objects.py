@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from tl_pipeline.config.locations import StorageSpec, is_url, parts, scheme
 from tl_pipeline.errors import DatasetError, StoreError
-from tl_pipeline.locations import StorageSpec, is_url, parts, scheme
 from tl_pipeline.storage import Storage
 from tl_pipeline.storage.connection import connect
 from tl_pipeline.storage.ranges import Ranges

@@ -7,7 +7,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from tl_pipeline.locations import scheme
+from tl_pipeline.config.locations import scheme
 
 
 @dataclass(frozen=True, slots=True)

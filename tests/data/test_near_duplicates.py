@@ -1,0 +1,121 @@
+"""Near duplicates are found among lookalikes, and lookalikes are not."""
+
+import numpy as np
+import pytest
+
+from tl_pipeline.data import near_duplicates
+from tl_pipeline.data.near_duplicates import find
+
+CLASSES, EACH, WIDTH = 6, 70, 48
+
+
+@pytest.fixture
+def images() -> tuple[np.ndarray, np.ndarray]:
+    """Classes that overlap; the dimensions differ in scale by a hundred."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), EACH)
+    centres = rng.normal(size=(CLASSES, WIDTH))
+    vectors = centres[labels] + rng.normal(size=(len(labels), WIDTH))
+    return (vectors * np.geomspace(0.1, 10, WIDTH)).astype(np.float32), labels
+
+
+def planted(
+    vectors: np.ndarray, labels: np.ndarray, originals: list[int], noise: float = 0.05
+) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of ``originals``, a little changed, behind all others."""
+    rng = np.random.default_rng(1)
+    change = rng.normal(size=(len(originals), WIDTH)) * vectors.std(axis=0)
+    copies = (vectors[originals] + noise * change).astype(np.float32)
+    return np.concatenate([vectors, copies]), np.append(labels, labels[originals])
+
+
+def test_planted_copies_are_found_and_nothing_else(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    originals, size = [3, 100, 250], CLASSES * EACH
+    found = find(*planted(*images, originals))
+    assert found.pairs.tolist() == [[3, size], [100, size + 1], [250, size + 2]]
+    assert (found.similarity > 0.9).all()
+    assert sorted(np.flatnonzero(found.clusters == 1)) == [100, size + 1]
+    assert (found.clusters >= 0).sum() == 6
+
+
+def test_data_without_copies_have_none(images: tuple[np.ndarray, np.ndarray]) -> None:
+    found = find(*images)
+    assert len(found.pairs) == 0
+    assert (found.clusters == -1).all()
+    assert 0 < found.ratio <= 0.6
+
+
+def test_several_copies_of_one_image_are_one_cluster(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found = find(*planted(*images, [7, 7, 7]))
+    size = CLASSES * EACH
+    assert sorted(np.flatnonzero(found.clusters == 0)) == [7, size, size + 1, size + 2]
+
+
+def test_a_cluster_larger_than_the_neighbours_kept_is_still_one(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found = find(*planted(*images, [7] * 300))
+    assert np.bincount(found.clusters[found.clusters >= 0]).tolist() == [301]
+
+
+def test_the_scale_of_dimensions_does_not_matter(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    vectors, labels = planted(*images, [3, 100])
+    scaled = vectors * np.geomspace(5, 0.01, WIDTH).astype(np.float32) + 2
+    assert find(scaled, labels).pairs.tolist() == find(vectors, labels).pairs.tolist()
+
+
+def test_rows_compared_at_a_time_do_not_matter(
+    images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, labels = planted(*images, [3, 100, 100, 250])
+    whole = find(vectors, labels)
+    monkeypatch.setattr(near_duplicates, "_CELLS", 1000)
+    parts = find(vectors, labels)
+    assert parts.pairs.tolist() == whole.pairs.tolist()
+    assert parts.clusters.tolist() == whole.clusters.tolist()
+
+
+def test_of_two_classes_the_ratio_is_fixed(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    vectors, labels = images
+    two = labels < 2
+    assert find(vectors[two], labels[two]).ratio == 0.5
+
+
+def test_a_given_ratio_replaces_the_calibrated_one(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    vectors, labels = planted(*images, [3])
+    assert find(vectors, labels, ratio=0.99).ratio == 0.99
+    assert len(find(vectors, labels, ratio=0.99).pairs) > 1
+    assert len(find(vectors, labels, ratio=1e-6).pairs) == 0
+
+
+def test_copies_under_two_labels_are_not_near_duplicates(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    vectors, labels = planted(*images, [3])
+    labels[-1] = 5
+    assert len(find(vectors, labels).pairs) == 0
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_a_handful_of_images_is_no_fault(
+    images: tuple[np.ndarray, np.ndarray], rows: int
+) -> None:
+    vectors, _ = images
+    found = find(vectors[:rows], np.arange(rows) % 2)
+    assert found.clusters.shape == (rows,)
+
+
+def test_equal_embeddings_are_no_fault() -> None:
+    labels = np.arange(8) % 2
+    found = find(np.ones((8, 4), np.float32), labels)
+    assert np.isfinite(found.similarity).all()

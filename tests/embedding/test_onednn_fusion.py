@@ -1,0 +1,142 @@
+"""Faster graphs: the same embeddings, one network of each family."""
+
+import numpy as np
+import pytest
+import torch
+
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.embedding import onednn_fusion
+from tl_pipeline.embedding.forward import Forward
+from tl_pipeline.embedding.onednn_fusion import _Packed
+from tl_pipeline.encoders import loading, resolution
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.store.artifacts import Store
+
+# One of each family, as small as it comes; layers before and after what is fused.
+NETWORKS = [
+    "alexnet:layer=fc7",
+    "vgg11_bn:layer=features.7",
+    "resnet18",
+    "resnet18:layer=layer2.1.add",
+    "resnet18:layer=layer1.0.conv1",
+    "googlenet",
+    "densenet121:crop=96,resize=96",
+    "squeezenet1_1",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mnasnet0_5",
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "convnext_tiny:crop=96,resize=96",
+    "swin_t:crop=96,resize=96",
+    "lenet5",
+]
+
+
+def encoder_of(text: str, store: Store, **changes) -> Encoder:
+    """The encoder that ``text`` names, with random weights."""
+    spec = EncoderSpec.parse(text).model_copy(update={"weights": "random:0", **changes})
+    return resolution.resolve(spec, store)
+
+
+def noise(how: Preprocess, images: int) -> np.ndarray:
+    """uint8 pixels (images, channels, crop, crop), channels last in memory."""
+    channels = 1 if how.grey else len(how.mean)
+    shape = (images, how.crop, how.crop, channels)
+    chance = np.random.default_rng(0)
+    return chance.integers(0, 256, shape, dtype=np.uint8).transpose(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def plainly(encoder: Encoder, batch: np.ndarray) -> np.ndarray:
+    """The embeddings by the network as it was loaded."""
+    how = encoder.preprocess
+    assert isinstance(how, Preprocess)
+    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (how.mean, how.std))
+    values = torch.from_numpy(np.ascontiguousarray(batch)).float() / 255
+    return loading.load(encoder)((values - mean) / std).numpy()
+
+
+@pytest.mark.parametrize("text", NETWORKS)
+def test_packed_weights_give_the_same_embeddings(text: str, store: Store):
+    encoder = encoder_of(text, store)
+    assert isinstance(encoder.preprocess, Preprocess)
+    batch = noise(encoder.preprocess, 3)
+    expected = plainly(encoder, batch)
+    (found,) = Forward([encoder])(batch)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("text", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_bfloat16_is_near(text: str, store: Store):
+    encoder = encoder_of(text, store, precision="bf16")
+    assert isinstance(encoder.preprocess, Preprocess)
+    batch = noise(encoder.preprocess, 3)
+    expected = plainly(encoder_of(text, store), batch)
+    (found,) = Forward([encoder])(batch)
+    assert found.dtype == np.float32
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(axis=1) / lengths).min() > 0.999
+    assert not np.array_equal(found, expected)
+
+
+def test_several_layers_of_one_pass_are_those_of_a_pass_each(store: Store):
+    wanted = [
+        encoder_of(f"resnet18:layer={layer}", store)
+        for layer in ("layer1.0.relu", "layer2.1.add", "avgpool")
+    ]
+    assert isinstance(wanted[0].preprocess, Preprocess)
+    batch = noise(wanted[0].preprocess, 2)
+    together = Forward(wanted)(batch)
+    for encoder, found in zip(wanted, together, strict=True):
+        expected = plainly(encoder, batch)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(
+    not onednn_fusion.can_pack(torch.float32), reason="no oneDNN for this processor"
+)
+def test_what_follows_a_convolution_is_taken_along(store: Store):
+    """ResNet-18: 20 convolutions, 17 ReLUs and 8 sums become 20 steps."""
+    network = Forward([encoder_of("resnet18", store)])
+    graph = network._module.body
+    steps = [node for node in graph.graph.nodes if node.op == "call_module"]
+    packed = [
+        isinstance(graph.get_submodule(str(node.target)), _Packed) for node in steps
+    ]
+    assert (sum(packed), len(steps)) == (20, 22)  # and two poolings
+    assert not [n for n in graph.graph.nodes if "add" in n.name or "relu" in n.name]
+
+
+@pytest.mark.skipif(
+    not onednn_fusion.can_pack(torch.bfloat16), reason="no bfloat16 for this processor"
+)
+@pytest.mark.parametrize(
+    ("text", "pools"), [("mobilenet_v3_small", 10), ("mobilenet_v2", 1)]
+)
+def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store: Store):
+    """By module and by function, and not where their values are float32."""
+    for precision, expected in (("bf16", pools), ("fp32", 0)):
+        graph = Forward([encoder_of(text, store, precision=precision)])._module.body
+        found = [n for n in graph.graph.nodes if n.target is onednn_fusion._average]
+        assert len(found) == expected
+    chance = torch.Generator().manual_seed(0)
+    values = torch.randn((3, 40, 9, 7), generator=chance).bfloat16()
+    exact = values.double().mean((2, 3), keepdim=True)
+    off = onednn_fusion._average(values).double() - exact
+    assert off.abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result
+
+
+def test_a_network_that_oneDNN_computes_wrongly_is_an_error(  # noqa: N802
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    right = onednn_fusion._Convolution.forward
+
+    def wrong(layer: _Packed, *values: torch.Tensor) -> torch.Tensor:
+        return 1.5 * right(layer, *values)
+
+    monkeypatch.setattr(onednn_fusion._Convolution, "forward", wrong)
+    with pytest.raises(ValueError, match="oneDNN gives other values"):
+        Forward([encoder_of("squeezenet1_1", store)])

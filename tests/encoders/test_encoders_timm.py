@@ -1,0 +1,398 @@
+"""The networks of timm as encoders: offline, with random weights and planted files."""
+
+import gc
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from timm.data import create_transform, resolve_data_config
+
+from tests.imports import resolved_elsewhere
+from tests.likely_weights import noise
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.embedding.forward import Forward
+from tl_pipeline.encoders import backbones, loading, networks, resolution
+from tl_pipeline.encoders.backbones import timm_networks
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
+from tl_pipeline.inputs.images import as_ppm
+from tl_pipeline.inputs.pixels import pixels
+from tl_pipeline.store.artifacts import Store
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# A small network of each kind, and a side in pixels that makes it cheap.
+FAMILIES = {
+    "resnet10t": 64,
+    "cspdarknet53": 64,
+    "mobilenetv4_conv_small": 64,  # a hidden layer between its mean and its classifier
+    "convnext_atto": 64,
+    "mambaout_femto": 64,  # maps with the channels last
+    "vit_tiny_patch16_224": 64,  # made for one size
+    "vit_small_patch14_dinov2": 56,  # without a classifier
+    "vit_small_patch16_dinov3": 64,  # a class token and four registers
+    "vit_pwee_patch16_reg1_gap_256": 64,  # a register and no class token
+    "vit_xsmall_patch16_clip_224": 64,
+}
+
+
+def resolved(store: Store, text: str, **changes: Any) -> Encoder:
+    spec = EncoderSpec.parse(text)
+    return resolution.resolve(spec.model_copy(update=changes), store)
+
+
+class Family:
+    """One network with random weights, and what two images became under its layers."""
+
+    def __init__(self, name: str, store: Store) -> None:
+        side = FAMILIES[name]
+        given = f"weights=random:1,resize={side},crop={side}"
+        vectors, means = (
+            resolved(store, f"timm:{name}:{given}{layer}")
+            for layer in ("", ",layer=features")
+        )
+        cut = loading.load_together([vectors, means])
+        batch = noise(2, 3, side)
+        self.training = [n for n, module in cut.named_modules() if module.training]
+        self.learning = [n for n, p in cut.named_parameters() if p.requires_grad]
+        self.widths = cut.widths
+        with torch.inference_mode():
+            self.together, self.again = cut(batch), cut(batch)
+            one_by_one = [cut(image[None]) for image in batch]
+            self.alone = tuple(map(torch.cat, zip(*one_by_one, strict=True)))
+            self.by_timm = _by_timm(name, cut.body.state_dict(), batch)
+
+
+def _by_timm(
+    name: str, state: dict[str, torch.Tensor], batch: torch.Tensor
+) -> torch.Tensor:
+    """What timm's own network without a classifier gives."""
+    about = timm.get_pretrained_cfg(name)
+    sized = {"dynamic_img_size": True} if about.fixed_input_size else {}
+    network = timm.create_model(name, num_classes=0, **sized).eval()
+    left = network.load_state_dict(state, strict=False)
+    assert left.missing_keys == []
+    assert all(key.startswith(about.classifier) for key in left.unexpected_keys)
+    return network(batch)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Family]:
+    yield Family(request.param, Store.open(tmp_path_factory.mktemp("absent")))
+    gc.collect()
+
+
+def test_a_network_of_timm_keeps_the_contract_of_every_backbone(family: Family):
+    assert family.training == []
+    assert family.learning == []
+    found = zip(family.together, family.again, family.alone, family.widths, strict=True)
+    for together, again, alone, width in found:
+        assert together.dtype == torch.float32
+        assert together.shape == (2, width)
+        assert torch.isfinite(together).all()
+        assert torch.equal(together, again)
+        # Few of the values of an untrained DINOv2 come from the image.
+        assert _apart(together[0], together[1]) > 1e-4
+        assert _apart(together, alone) <= 1e-5
+
+
+def test_pre_logits_is_timms_network_without_a_classifier(family: Family):
+    assert _apart(family.together[0], family.by_timm) <= 1e-6
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference, in units of the largest value."""
+    return float((one - other).abs().max() / torch.maximum(one, other).abs().max())
+
+
+# Layers
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("vit_small_patch16_dinov3", 5), ("vit_pwee_patch16_reg1_gap_256", 1)],
+)
+def test_tokens_before_those_of_the_image_are_no_part_of_its_mean(
+    store: Store, name: str, prefix: int
+):
+    text = f"timm:{name}:layer=features,weights=random:1,resize=64,crop=64"
+    cut = loading.load_together([resolved(store, text)])
+    batch = noise(2, 3, 64)
+    with torch.inference_mode():
+        tokens = cut.body.network.forward_features(batch)
+        assert tokens.shape[1] == prefix + 16
+        torch.testing.assert_close(cut(batch)[0], tokens[:, prefix:].mean(dim=1))
+
+
+def test_a_register_is_not_taken_for_a_class_token(store: Store):
+    small = "layer=features,pool=cls,weights=random:1,resize=64,crop=64"
+    first = loading.load(resolved(store, f"timm:vit_small_patch16_dinov3:{small}"))
+    assert first(noise(1, 3, 64)).shape == (1, 384)
+    without = resolved(store, f"timm:vit_pwee_patch16_reg1_gap_256:{small}")
+    with pytest.raises(InvalidSpec, match="has no class token"):
+        loading.load(without)
+
+
+def test_a_network_of_two_branches_has_no_features(store: Store):
+    text = "timm:crossvit_tiny_240:weights=random:0"
+    assert loading.load(resolved(store, text))(noise(1, 3, 240)).shape == (
+        1,
+        288,
+    )
+    with pytest.raises(InvalidSpec, match="does not give one output an image"):
+        loading.load(resolved(store, f"{text},layer=features"))
+
+
+def test_another_layer_is_refused_with_those_there_are(store: Store):
+    with pytest.raises(UnknownName, match="features, penultimate, pre_logits"):
+        resolved(store, "timm:resnet10t:layer=layer4,weights=random:1")
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet10t.c3_in1k",  # bicubic, all of the crop
+        "cspdarknet53.ra_in1k",  # bilinear, 0.887
+        "vit_small_patch14_dinov2.lvd142m",  # 518 pixels
+        "vit_base_patch16_clip_224.openai",
+        "dm_nfnet_f0.dm_in1k",  # squashed, 0.9
+    ],
+)
+def test_pixels_are_those_of_timms_own_transform(store: Store, name: str):
+    data = as_ppm(load_sample_images().images[0])
+    how = resolved(store, f"timm:{name}:weights=random:0").preprocess
+    config = resolve_data_config(
+        {}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict()
+    )
+    theirs = create_transform(**config, is_training=False)(_photo())
+    mean, std = (
+        torch.tensor(v).reshape(-1, 1, 1) for v in (config["mean"], config["std"])
+    )
+    found = torch.from_numpy(pixels(data, how).astype(np.float32)) / 255
+    assert (how.mean, how.std) == (tuple(config["mean"]), tuple(config["std"]))
+    off = (found - (theirs * std + mean)).abs() * 255
+    # roundings; cubic weights may enlarge the first of two
+    assert off.max() < (2.01 if how.interpolation == "bicubic" else 1.01)
+    assert off.mean() < 0.02
+
+
+def _photo() -> Image.Image:
+    return Image.fromarray(load_sample_images().images[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek_vit_412m.deepseek_v4_1_flash", "vit_base_patch16_sapiens2.fb"]
+)
+def test_what_cannot_be_expressed_is_refused(store: Store, name: str):
+    """A border around the photo; inputs that are not square."""
+    with pytest.raises(InvalidSpec, match=r"crop mode 'border'|only square RGB"):
+        resolved(store, f"timm:{name}:weights=random:0")
+
+
+def test_another_size_is_refused_where_the_network_has_one_only(store: Store):
+    text = "timm:mixer_s32_224:weights=random:0,resize=192,crop=192"
+    with pytest.raises(InvalidSpec, match="inputs of 224 pixels only, not 192"):
+        loading.load(resolved(store, text))
+
+
+# Weights
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of huggingface_hub."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(
+    hub: Path, repository: str, blob: str = "", **options: Any
+) -> torch.nn.Module:
+    """Put random weights where a download would: a blob, and a link to it."""
+    torch.manual_seed(3)
+    network = timm.create_model(repository.rpartition("/")[2], **options).eval()
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    for name in ("blobs", "refs", "snapshots/0123abc"):
+        (folder / name).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abc")
+    written = folder / "blobs" / "written"
+    save_file(network.state_dict(), written)
+    blob = blob or hashlib.sha256(written.read_bytes()).hexdigest()
+    written.rename(folder / "blobs" / blob)
+    link = folder / "snapshots" / "0123abc" / "model.safetensors"
+    link.symlink_to(Path("../../blobs") / blob)
+    return network
+
+
+def test_weights_in_the_cache_are_found_by_their_tag(store: Store, hub: Path):
+    """On timm's own transform of a photo, timm's own network says the same."""
+    network = cached(hub, "timm/resnet10t.c3_in1k")
+    found = [
+        resolved(store, text)
+        for text in ("timm:resnet10t", "timm:resnet10t.c3_in1k", "timm:resnet10t")
+    ]
+    encoder = found[0]
+    assert found == [encoder] * 3
+    file = encoder.weights.file
+    assert file is not None
+    theirs = huggingface_hub.try_to_load_from_cache(
+        "timm/resnet10t.c3_in1k", "model.safetensors", cache_dir=hub
+    )
+    assert str(file) == theirs
+    assert encoder.weights.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert encoder.label == "timm:resnet10t/pre_logits c3_in1k"
+
+    config = resolve_data_config({}, model=network)
+    photo = create_transform(**config, is_training=False)(_photo())
+    data = as_ppm(load_sample_images().images[0])
+    (ours,) = Forward([encoder])(np.stack([pixels(data, encoder.preprocess)]))
+    with torch.inference_mode():
+        bare = network.forward_head(
+            network.forward_features(photo[None]), pre_logits=True
+        )
+    assert torch.cosine_similarity(torch.from_numpy(ours), bare).item() > 0.9999
+
+
+def test_a_wrong_file_in_the_cache_is_refused(store: Store, hub: Path):
+    cached(hub, "timm/resnet10t.c3_in1k", blob="0" * 64)
+    with pytest.raises(WeightsError, match=r"not the published c3_in1k.*not 00000000"):
+        resolved(store, "timm:resnet10t")
+
+
+def test_missing_weights_say_what_to_put_where(store: Store, hub: Path):
+    with pytest.raises(WeightsError) as fault:
+        resolved(store, "timm:resnet10t")
+    place = timm_networks.place(
+        "https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors"
+    )
+    assert place.is_relative_to(hub)
+    for told in ("c3_in1k", str(place), "22 MB", "weights=FILE"):
+        assert told in str(fault.value)
+    place.parent.mkdir(parents=True)
+    state = timm.create_model("resnet10t").state_dict()
+    save_file(state, place)
+    assert resolved(store, "timm:resnet10t").weights.file == place
+
+
+def test_a_download_is_tried_only_for_what_is_missing(
+    store: Store, hub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, file: str) -> None:
+        asked.append((repository, file))
+        raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for text in ("timm:resnet10t:weights=random:0", "timm:resnet10t:weights=a.pth"):
+        resolution.fetch(EncoderSpec.parse(text), store)
+    assert asked == []
+    with pytest.raises(WeightsError, match="Download failed: offline"):
+        resolution.fetch(EncoderSpec.parse("timm:resnet10t"), store)
+    assert asked == [("timm/resnet10t.c3_in1k", "model.safetensors")]
+    cached(hub, "timm/resnet10t.c3_in1k")
+    resolution.fetch(EncoderSpec.parse("timm:resnet10t"), store)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "classes"), [("pth", 5), ("safetensors", 0), ("safetensors", 1000)]
+)
+def test_a_file_is_taken_whatever_its_classes(
+    store: Store, tmp_path: Path, ending: str, classes: int
+):
+    network = timm.create_model("resnet10t", num_classes=classes).eval()
+    file = tmp_path / f"tuned.{ending}"
+    write = save_file if ending == "safetensors" else torch.save
+    write(network.state_dict(), file)
+    small = f"timm:resnet10t:weights={file},resize=64,crop=64"
+    batch = noise(1, 3, 64)
+    with torch.inference_mode():
+        bare = network.forward_head(network.forward_features(batch), pre_logits=True)
+        torch.testing.assert_close(loading.load(resolved(store, small))(batch), bare)
+
+
+def test_weights_of_another_network_are_told_by_names(store: Store, tmp_path: Path):
+    file = tmp_path / "other.safetensors"
+    save_file(timm.create_model("convnext_atto").state_dict(), file)
+    with pytest.raises(WeightsError, match=r"timm:resnet10t: \d+ missing .* unknown"):
+        loading.load(resolved(store, f"timm:resnet10t:weights={file}"))
+
+
+def test_a_seed_draws_the_same_network_again(store: Store):
+    same, again, other = (
+        resolved(store, f"timm:resnet10t:weights=random:{seed},resize=64,crop=64")
+        for seed in (1, 1, 2)
+    )
+    assert same.key == again.key != other.key
+    batch = noise(1, 3, 64)
+    first, second, third = (loading.load(e)(batch) for e in (same, again, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    twin = resolution.untrained_twin(EncoderSpec.parse("timm:resnet10t.c3_in1k"), 1)
+    assert resolution.resolve(twin, store).weights.seed == 1
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("timm:resnet10", "Did you mean 'resnet10t'"),
+        ("timm:resnet10t.nosuch", "weights 'nosuch'.* Known: c3_in1k"),
+        ("timm:resnet10t:weights=nosuch", "weights 'nosuch'"),
+    ],
+)
+def test_unknown_names_are_told_with_those_there_are(
+    store: Store, text: str, told: str
+):
+    with pytest.raises(UnknownName, match=told):
+        resolved(store, text)
+
+
+def test_without_timm_one_is_told_how_to_install_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    with pytest.raises(InvalidSpec, match=r"pip install 'tl-pipeline\[timm\]'"):
+        resolved(store, "timm:resnet10t")
+
+
+def test_resolving_a_second_time_imports_neither_timm_nor_torch(
+    store: Store, tmp_path: Path
+):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"not read, only hashed")
+    spec = EncoderSpec.parse(f"timm:resnet10t:weights={file}")
+    here = resolution.resolve(spec, store).key
+    key, imported = resolved_elsewhere(spec, store)
+    assert key == here
+    assert imported.isdisjoint({"timm", "torch"})
+
+
+def test_a_network_of_timm_can_be_looked_into(capsys: pytest.CaptureFixture[str]):
+    from tl_pipeline.cli import backbone_commands
+
+    backbone_commands.show("timm:resnet10t")
+    shown = capsys.readouterr().out
+    for told in ("pre_logits", "512 values", "c3_in1k", "not on disk", "apache-2.0"):
+        assert told in shown
+    row = backbones.find_backbone("timm:resnet10t")
+    how = backbones.named_weights(row, row.weights).preprocess
+    shapes = {node.name: node.shape for node in networks.graph(row, how)}
+    assert shapes == {"pre_logits": (512,), "features": (512, 6, 6)}

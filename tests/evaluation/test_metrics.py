@@ -1,0 +1,237 @@
+"""Scores as scikit-learn has them; intervals as known values and resampling say."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+)
+
+from tl_pipeline.evaluation.metrics import Score, decision_scores, scores
+
+METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "log_loss",
+    "brier",
+    "ece",
+)
+
+
+def score(labels: np.ndarray, classes: list[str], probabilities, seed: int = 0):
+    found = scores(labels, classes, probabilities, seed)
+    assert tuple(s.metric for s in found) == METRICS
+    return {s.metric: s for s in found}
+
+
+def problem(seed: int, rows: int, k: int, skill: float = 1.0):
+    """Labels, class names, and probabilities that are right more often than not."""
+    chance = np.random.default_rng(seed)
+    classes = [f"c{i}" for i in range(k)]
+    truth = chance.integers(0, k, rows)
+    logits = chance.normal(size=(rows, k))
+    logits[np.arange(rows), truth] += skill
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return np.array(classes)[truth], classes, probabilities.astype(np.float32)
+
+
+problems = st.builds(
+    problem, st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 6)
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems)
+def test_scores_are_those_of_scikit_learn(case):
+    labels, classes, probabilities = case
+    predicted = np.array(classes)[probabilities.argmax(axis=1)]
+    # scikit-learn warns of predicted labels that are nowhere true, and of a single one
+    plain = set(predicted) <= set(labels) and len(set(labels)) > 1
+    found = score(labels, classes, probabilities)
+    assert found["accuracy"].value == pytest.approx(accuracy_score(labels, predicted))
+    assert found["macro_f1"].value == pytest.approx(
+        f1_score(labels, predicted, average="macro")
+    )
+    recalls = [np.mean(predicted[labels == name] == name) for name in set(labels)]
+    assert found["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
+    if plain:
+        assert found["balanced_accuracy"].value == pytest.approx(
+            balanced_accuracy_score(labels, predicted)
+        )
+    assert found["log_loss"].value == pytest.approx(
+        log_loss(labels, probabilities, labels=classes), rel=1e-4
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems, st.integers(1, 5))
+def test_a_label_that_the_head_cannot_name_is_an_error(case, strangers: int):
+    labels, classes, probabilities = case
+    labels = np.concatenate([labels, ["stranger"] * strangers])
+    extra = np.full((strangers, len(classes)), 1 / len(classes), np.float32)
+    probabilities = np.concatenate([probabilities, extra])
+    predicted = np.array(classes)[probabilities.argmax(axis=1)]
+    found = score(labels, classes, probabilities)
+    assert found["accuracy"].value == pytest.approx(accuracy_score(labels, predicted))
+    assert found["macro_f1"].value == pytest.approx(
+        f1_score(labels, predicted, average="macro")
+    )
+    recalls = [np.mean(predicted[labels == name] == name) for name in set(labels)]
+    assert found["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
+    known = log_loss(labels[:-strangers], probabilities[:-strangers], labels=classes)
+    worst = -np.log(np.finfo(np.float32).eps)
+    total = (known * (len(labels) - strangers) + worst * strangers) / len(labels)
+    assert found["log_loss"].value == pytest.approx(total, rel=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems)
+def test_every_score_is_inside_its_range_and_its_interval_is_ordered(case):
+    *others, ece = scores(*case, seed=0)
+    assert ece.low is ece.high is None
+    assert 0 <= ece.value <= 1
+    for found in others:
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= found.high
+        if found.metric in {"accuracy", "log_loss", "brier"}:
+            assert found.low <= found.value <= found.high
+        if found.metric not in {"log_loss", "brier"}:
+            assert found.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("right", "rows", "low", "high"),
+    [
+        (90, 100, 0.8256, 0.9448),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (1, 1, 0.2065, 1.0),
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I
+        (15, 148, 0.0624, 0.1605),
+    ],
+)
+def test_the_interval_of_accuracy_is_wilsons(right: int, rows: int, low, high):
+    labels = np.array(["a"] * right + ["b"] * (rows - right))
+    probabilities = np.tile(np.float32([0.9, 0.1]), (rows, 1))
+    found = score(labels, ["a", "b"], probabilities)["accuracy"]
+    assert found.value == pytest.approx(right / rows)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_multinomial_bootstrap_is_the_bootstrap_over_rows():
+    labels, classes, probabilities = problem(3, rows=600, k=4)
+    predicted = np.array(classes)[probabilities.argmax(axis=1)]
+    chance = np.random.default_rng(11)
+    drawn = {"balanced_accuracy": [], "macro_f1": []}
+    for _ in range(1000):
+        sample = chance.integers(0, len(labels), len(labels))
+        truth, given = labels[sample], predicted[sample]
+        drawn["balanced_accuracy"].append(balanced_accuracy_score(truth, given))
+        drawn["macro_f1"].append(f1_score(truth, given, average="macro"))
+    found = score(labels, classes, probabilities)
+    for metric, values in drawn.items():
+        low, high = np.quantile(values, [0.025, 0.975])
+        assert high - low > 0.05  # else 0.01 would say nothing
+        assert found[metric].low == pytest.approx(low, abs=0.01)
+        assert found[metric].high == pytest.approx(high, abs=0.01)
+
+
+def test_the_interval_of_log_loss_is_the_normal_one_of_a_mean():
+    labels, classes, probabilities = problem(5, rows=200, k=3)
+    column = np.searchsorted(classes, labels)
+    losses = -np.log(probabilities[np.arange(200), column].astype(np.float64))
+    margin = 1.959964 * losses.std(ddof=1) / np.sqrt(200)
+    found = score(labels, classes, probabilities)["log_loss"]
+    assert found.low == pytest.approx(losses.mean() - margin, rel=1e-5)
+    assert found.high == pytest.approx(losses.mean() + margin, rel=1e-5)
+
+
+def test_a_sure_and_wrong_head_has_a_finite_log_loss():
+    found = score(np.array(["a"]), ["a", "b"], np.float32([[0, 1]]))["log_loss"]
+    assert found.value == pytest.approx(-np.log(np.finfo(np.float32).eps))
+
+
+def test_intervals_depend_on_the_seed_alone():
+    case = problem(1, rows=100, k=3)
+    assert scores(*case, seed=4) == scores(*case, seed=4)
+    assert scores(*case, seed=4) != scores(*case, seed=5)
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    labels, classes, probabilities = problem(2, rows=80, k=3)
+    order = np.random.default_rng(0).permutation(80)
+    shuffled = scores(labels[order], classes, probabilities[order], seed=0)
+    for before, after in zip(
+        scores(labels, classes, probabilities, seed=0), shuffled, strict=True
+    ):
+        assert isinstance(after, Score)
+        assert after.value == pytest.approx(before.value, rel=1e-12)
+        if before.metric == "ece":
+            continue
+        assert (after.low, after.high) == pytest.approx((before.low, before.high))
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems)
+def test_the_brier_score_is_that_of_scikit_learn(case):
+    labels, classes, probabilities = case
+    # in float64, as scikit-learn wants the sum of a row to be
+    wide = probabilities.astype(np.float64)
+    wide /= wide.sum(axis=1, keepdims=True)
+    expected = brier_score_loss(labels, wide, labels=classes, scale_by_half=False)
+    assert score(labels, classes, wide)["brier"].value == pytest.approx(expected)
+
+
+def test_the_brier_score_of_a_label_that_the_head_cannot_name():
+    """Its own probability is 0: 0.6 squared + 0.4 squared + 1."""
+    found = score(np.array(["x"]), ["a", "b"], np.float32([[0.6, 0.4]]))["brier"]
+    assert found.value == pytest.approx(0.36 + 0.16 + 1)
+
+
+def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy_in_each_bin():
+    """Of four rows in one bin, at 0.62, three are right; one row at 0.9 is wrong."""
+    probabilities = np.float32([[0.62, 0.38]] * 4 + [[0.1, 0.9]])
+    found = score(np.array(list("aaaba")), ["a", "b"], probabilities)["ece"]
+    assert found.value == pytest.approx((4 * (0.75 - 0.62) + 0.9) / 5, abs=1e-6)
+
+
+def test_opposite_gaps_in_different_bins_do_not_cancel():
+    probabilities = np.float32([[0.6, 0.4]] * 10 + [[0.8, 0.2]] * 10)
+    labels = np.array(["a"] * 8 + ["b"] * 2 + ["a"] * 6 + ["b"] * 4)
+    assert score(labels, ["a", "b"], probabilities)["ece"].value == pytest.approx(0.2)
+
+
+def test_decisions_are_scored_as_they_are_counted():
+    right = np.array([True, True, False, False, True])
+    held = np.array([True, True, True, False, True])
+    accepted = np.array([True, True, True, False, False])
+    found = {
+        s.metric: s
+        for s in decision_scores(right, held, np.array([1, 1, 3, 2, 3]), accepted)
+    }
+    assert {name: s.value for name, s in found.items()} == pytest.approx(
+        {
+            "set_coverage": 0.8,
+            "set_size": 2,
+            "accepted": 0.6,
+            "error_of_accepted": 1 / 3,
+        }
+    )
+    wilson = stats.binomtest(1, 3).proportion_ci(method="wilson")
+    kept = found["error_of_accepted"]
+    assert (kept.low, kept.high) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_nothing_accepted_has_no_rate_of_error():
+    none = np.zeros(3, bool)
+    found = decision_scores(~none, ~none, np.ones(3), none)
+    assert [s.metric for s in found] == ["set_coverage", "set_size", "accepted"]
+    assert found[-1].value == 0

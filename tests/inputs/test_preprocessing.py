@@ -1,0 +1,200 @@
+"""What networks are fed: torchvision's own presets, or what is set."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model, get_model_weights
+from torchvision.transforms import v2
+
+from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.encoders import backbones, resolution
+from tl_pipeline.encoders.backbones import BACKBONES
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.inputs.pixels import pixels
+from tl_pipeline.store.artifacts import Store
+
+CLASSIFIERS = [n for n, row in BACKBONES.items() if row.origin == "torchvision"]
+DETECTORS = [n for n, row in BACKBONES.items() if row.weights == "COCO_V1"]
+# Smaller than the crop, between crop and resize, larger; portrait, landscape, odd.
+# 303 - 224 = 79 halves to 39.5: there rounding half to even shows.
+SIZES = [(17, 17), (37, 91), (224, 224), (225, 223), (256, 303), (303, 256), (500, 375)]
+
+
+def recorded(name: str, member: str) -> Preprocess:
+    """What we keep of the preset of a named member."""
+    return backbones.named_weights(BACKBONES[name], member).preprocess
+
+
+def one_member_per_preset() -> list[tuple[str, str]]:
+    """The first member with each different preprocessing, of all networks."""
+    found: dict[Preprocess, tuple[str, str]] = {}
+    for name in CLASSIFIERS:
+        for member in get_model_weights(name):
+            found.setdefault(recorded(name, member.name), (name, member.name))
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A photo-like picture: smooth colours and sharp noise."""
+    chance = np.random.default_rng(0)
+    coarse = chance.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+    noise = chance.integers(-20, 21, (480, 640, 3))
+    return Image.fromarray((np.asarray(smooth) + noise).clip(0, 255).astype(np.uint8))
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_member_is_recorded_field_by_field(name: str):
+    """No preset has a field that we do not keep: all are of one class, and square."""
+    for member in get_model_weights(name):
+        preset, how = member.transforms(), recorded(name, member.name)
+        assert type(preset).__name__ == "ImageClassification"
+        assert preset.resize_size == [how.resize]
+        assert preset.crop_size == [how.crop]
+        assert preset.interpolation.value == how.interpolation
+        assert (preset.antialias, how.grey) == (how.antialias, False)
+        assert (tuple(preset.mean), tuple(preset.std)) == (how.mean, how.std)
+
+
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize(("name", "member"), one_member_per_preset())
+def test_preprocessing_is_torchvisions_to_a_rounding(
+    name: str, member: str, size: tuple[int, int], photo: Image.Image
+):
+    image = photo.crop((20, 30, 20 + size[0], 30 + size[1]))
+    how = recorded(name, member)
+    mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (how.mean, how.std))
+    theirs = get_model_weights(name)[member].transforms()(image) * std + mean
+    exact = (theirs * 255).round().to(torch.int).numpy()
+    off = np.abs(pixels(_png(image), how).astype(int) - exact)
+    # two roundings in a row, of which cubic weights may enlarge the first
+    assert off.max() <= (2 if how.interpolation == "bicubic" else 1)
+    assert off.mean() < 0.02
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_is_fed_at_its_own_side_with_its_own_means(name: str):
+    transform = get_model(name, weights=None, weights_backbone=None).transform
+    how = recorded(name, "COCO_V1")
+    fixed = transform.fixed_size or (transform.min_size[-1],)
+    assert {how.resize, how.crop} == set(fixed)
+    assert list(how.mean) == transform.image_mean
+    assert list(how.std) == transform.image_std
+
+
+@pytest.mark.parametrize("size", [(8, 8), (33, 57), (500, 375)])
+def test_lenet5_sees_grey_32x32_in_minus_one_to_one(
+    size: tuple[int, int], photo: Image.Image
+):
+    image = photo.crop((0, 0, *size))
+    how = recorded("lenet5", "LETTERS")
+    expected = v2.Compose([v2.Grayscale(), v2.Resize(32), v2.CenterCrop(32)])(image)
+    off = pixels(_png(image), how)[0].astype(int) - np.asarray(expected)
+    assert np.abs(off).max() <= 1
+    assert (how.mean, how.std) == ((0.5,), (0.5,))
+
+
+def resolved(store: Store, **wish):
+    """A ResNet-18 with random weights, fed as ``wish`` says."""
+    spec = EncoderSpec.model_validate(
+        {"backbone": "resnet18", "weights": "random:0", **wish}
+    )
+    return resolution.resolve(spec, store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize": 232},
+        {"crop": 192},
+        {"interpolation": "bicubic"},
+        {"mean": "0.5/0.5/0.5"},
+        {"std": (0.5, 0.25, 0.5)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_override_changes_its_field_the_key_and_the_label(
+    store: Store, change: dict
+):
+    usual, other = resolved(store), resolved(store, **change)
+    before, after = (e.preprocess.model_dump() for e in (usual, other))
+    assert {name for name in before if before[name] != after[name]} == set(change)
+    assert other.key != usual.key
+    assert f"{next(iter(change))}=" in other.label
+
+
+def test_what_is_set_to_its_default_changes_nothing(store: Store):
+    same = resolved(store, resize=256, crop=224, interpolation="bilinear")
+    assert same == resolved(store)
+
+
+def test_the_defaults_are_those_of_the_weights(store: Store):
+    """An override changes one field; the others stay those of the named member."""
+    wish = {"weights": "random:0:IMAGENET1K_V2", "crop": 192, "backbone": "resnet50"}
+    how = resolved(store, **wish).preprocess
+    assert (how.resize, how.crop) == (232, 192)
+
+
+def test_the_twin_is_fed_as_the_weights_it_is_compared_with(store: Store):
+    """Else a part of the gain by transfer would be that of another input."""
+    wish = EncoderSpec.parse("vit_b_16:weights=IMAGENET1K_SWAG_E2E_V1,pool=cls+mean")
+    twin = resolution.untrained_twin(wish, 3)
+    found = resolution.resolve(twin, store)
+    assert found.preprocess == recorded("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
+    assert (found.preprocess.crop, found.pooling) == (384, "cls+mean")
+    assert found.weights.name == "random:3:IMAGENET1K_SWAG_E2E_V1"
+    by_default = resolution.untrained_twin(EncoderSpec(backbone="vit_b_16"), 3)
+    assert by_default.weights == "random:3"
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("resnet18:crop=299", "a crop of 299 is larger than .*resize=256. Set both"),
+        ("resnet18:mean=0.5", "mean must have 3 values"),
+        ("lenet5:std=0.5/0.5/0.5", "std must have 1 values"),
+    ],
+)
+def test_an_input_that_makes_no_sense_is_refused(store: Store, wish: str, said: str):
+    spec = EncoderSpec.parse(wish).model_copy(update={"weights": "random:0"})
+    with pytest.raises(InvalidSpec, match=said):
+        resolution.resolve(spec, store)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("resnet18:mean=123.7/116.8/103.9", "less than or equal to 1"),
+        ("resnet18:std=0/0/0", "greater than 0"),
+        ("resnet18:resize=4", "greater than or equal to 8"),
+        ("resnet18:resize=9999", "less than or equal to 2048"),
+        ("resnet18:crop=big", "valid integer"),
+        ("resnet18:interpolation=lanczos", "'bilinear', 'bicubic' or 'nearest'"),
+        ("resnet18:pool=max", "'gap', 'gem', 'flatten', 'cls' or 'cls"),
+    ],
+)
+def test_values_out_of_range_are_refused_where_they_are_parsed(wish: str, said: str):
+    with pytest.raises(InvalidSpec, match=said):
+        EncoderSpec.parse(wish)
+
+
+def test_the_short_form_reads_back():
+    text = (
+        "resnet50:layer=layer4,pool=gem,weights=IMAGENET1K_V2,resize=232,crop=224,"
+        "interpolation=bicubic,mean=0.5/0.5/0.5,std=0.25/0.25/0.25"
+    )
+    spec = EncoderSpec.parse(text)
+    assert spec.mean == (0.5, 0.5, 0.5)
+    assert spec.short() == text
+    assert EncoderSpec.parse(spec.short()) == spec

@@ -1,0 +1,109 @@
+"""The flow on a Prefect test server: states, names, failures."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.transfer_learning import transfer_learning
+from tl_pipeline.config.encoder_specs import parse_backbone
+from tl_pipeline.config.specs import HeadSpec, RunSpec
+from tl_pipeline.errors import UnknownName
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.store.artifacts import Store
+
+# Prefect's test server leaves sockets and streams to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::ResourceWarning",
+    "ignore::DeprecationWarning",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """One Prefect server with a database of its own for this file."""
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with (
+        prefect_test_harness(server_startup_timeout=90),
+        temporary_settings(quiet),
+    ):
+        yield
+
+
+def task_runs(flow_run_id) -> dict[str, TaskRun]:
+    """Those of a flow that has ended, once the server has heard of all they did."""
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    with get_client(sync_client=True) as client:
+        until = time.monotonic() + 60
+        while True:
+            runs = client.read_task_runs(flow_run_filter=chosen)
+            found = {run.name: run for run in runs}
+            ended = [run.state is not None and run.state.is_final() for run in runs]
+            if "register" in found and all(ended):  # the last one
+                return found
+            assert time.monotonic() < until, found
+            time.sleep(0.1)
+
+
+def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
+    """Each task says in its state whether it ran, and why."""
+    given = {
+        "dataset": str(folder),
+        "heads": ["logistic:C=0.1"],
+        "store": str(tmp_path / "store"),
+    }
+    first = transfer_learning(**given, return_state=True)
+    second = transfer_learning(**given, return_state=True)
+    ran = task_runs(first.state_details.flow_run_id)
+    cached = task_runs(second.state_details.flow_run_id)
+    assert set(ran) == set(cached) >= {"ingest", "embed 2 encoders", "register"}
+    assert {t.state.name for t in ran.values()} == {"Completed"}
+    assert ran["train logistic on lenet5/c5 LETTERS"].state.message.startswith("ran: ")
+    assert {t.state.name for t in cached.values()} == {"Cached"}
+    assert second.result().best == first.result().best
+
+
+def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
+    """The same wiring, whoever calls the stages; joint and averaged ones too."""
+    backbones = ["lenet5", "lenet5+lenet5:layer=f6"]
+    flow = transfer_learning(
+        str(folder),
+        backbones=backbones,
+        heads=["logistic:C=0.1"],
+        ensemble="average",
+        store=str(tmp_path / "a"),
+    )
+    spec = RunSpec(
+        dataset=str(folder),
+        backbones=tuple(map(parse_backbone, backbones)),
+        heads=(HeadSpec(name="logistic", params={"C": 0.1}),),
+        ensemble="average",
+    )
+    direct = wiring.run(wiring.prepare(spec, Store.open(tmp_path / "b")))
+    assert flow.results == direct.results
+    assert [s.subject for s in flow.steps] == [s.subject for s in direct.steps]
+
+
+def test_failure_is_the_first_error_itself(tmp_path: Path):
+    """Not a Prefect wrapper, and the state tells the message."""
+    store = str(tmp_path / "store")
+    with pytest.raises(UnknownName, match="unknown dataset 'digts'"):
+        transfer_learning("digts", store=store, catalog="data_catalog.yaml")
+    state = transfer_learning(
+        "digts", store=store, catalog="data_catalog.yaml", return_state=True
+    )
+    assert state.is_failed()
+    assert "Did you mean 'digits'" in state.message
+
+
+def test_parameters_name_the_choices_in_their_schema():
+    schema = transfer_learning.parameters.properties
+    assert "squeezenet1_0" in schema["backbones"]["items"]["pattern"]
+    assert "logistic" in schema["heads"]["items"]["pattern"]

@@ -1,0 +1,128 @@
+"""The quick probe: folds, the head, intervals with and without groups."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tl_pipeline.evaluation.comparison import paired_difference
+from tl_pipeline.studies.probe import accuracy, difference, divide, judge, probed
+
+
+def rows_of(units: int, each: int = 1, classes: int = 2):
+    """Rows of ``units`` units of ``each`` rows; units take turns in their class."""
+    labels = [f"c{unit % classes}" for unit in range(units) for _ in range(each)]
+    return divide(
+        labels, [f"u{unit:03d}" for unit in range(units) for _ in range(each)]
+    )
+
+
+assigned = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=4, max_size=60
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(assigned)
+def test_every_row_is_judged_once_and_never_beside_its_unit(pairs):
+    labels, units = [p[0] for p in pairs], [f"u{p[1]}" for p in pairs]
+    kept = probed(labels, units)
+    labels, units = [labels[i] for i in kept], [units[i] for i in kept]
+    if len(set(labels)) < 2:
+        with pytest.raises(ValueError, match="two classes"):
+            divide(labels, units)
+        return
+    rows = divide(labels, units)
+    judged = np.concatenate([fold[1] for fold in rows.folds])
+    assert sorted(judged) == list(range(len(labels)))
+    for learned, held in rows.folds:
+        assert not set(rows.units[learned]) & set(rows.units[held])
+    right = judge(np.random.default_rng(0).normal(size=(len(labels), 3)), rows)
+    assert right.shape == (len(labels),)
+
+
+def test_a_class_of_one_unit_cannot_be_probed():
+    labels, units = ["a", "a", "b", "b", "c"], ["1", "1", "2", "3", "4"]
+    assert probed(labels, units) == [2, 3]
+    with pytest.raises(ValueError, match="two units in each"):
+        divide(labels, units)
+
+
+def test_what_tells_the_classes_apart_is_found_and_noise_is_not():
+    rows, chance = rows_of(300, classes=3), np.random.default_rng(0)
+    noise = chance.normal(size=(300, 10))
+    telling = noise + 3 * np.eye(3, 10)[np.arange(300) % 3]
+    assert judge(telling, rows).mean() > 0.9
+    assert judge(noise, rows).mean() < 0.45
+
+
+def test_a_column_that_never_changes_is_no_trouble():
+    rows = rows_of(40)
+    vectors = np.c_[np.ones(40), np.arange(40) % 2].astype(np.float32)
+    assert judge(vectors, rows).all()
+
+
+def test_what_only_names_the_group_is_not_taken_for_knowledge():
+    """Each unit has features of its own: perfect by memory, worthless for new ones."""
+    rows = rows_of(40, each=10)
+    own = np.repeat(np.random.default_rng(1).normal(size=(40, 200)), 10, axis=0)
+    assert rows.grouped
+    assert judge(own, rows).mean() < 0.7
+    mixed = np.random.default_rng(2).permutation(400)
+    alone = divide(list(rows.labels[mixed]), [str(i) for i in range(400)])
+    assert judge(own[mixed], alone).mean() > 0.99
+
+
+@pytest.mark.parametrize("right", [0, 1, 17, 40])
+def test_without_groups_the_interval_is_wilsons(right: int):
+    found = accuracy(np.arange(40) < right, rows_of(40))
+    expected = stats.binomtest(right, 40).proportion_ci(0.95, method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.value == right / 40
+
+
+def test_rows_that_only_repeat_their_unit_narrow_nothing():
+    """20 units, copied five times, know as much as the 20."""
+    right = np.arange(20) % 3 > 0
+    one, copied = (
+        accuracy(right, rows_of(20)),
+        accuracy(np.repeat(right, 5), rows_of(20, 5)),
+    )
+    assert (copied.low, copied.high) == pytest.approx((one.low, one.high))
+
+
+def test_all_right_is_as_sure_as_there_are_units():
+    alone, copied = rows_of(20), rows_of(20, each=5)
+    one = accuracy(np.ones(20, bool), alone)
+    assert accuracy(np.ones(100, bool), copied) == pytest.approx(one)
+    assert one.high == 1
+    assert one.low < 0.9
+
+
+def test_without_groups_the_difference_is_the_paired_one():
+    first, second = np.arange(60) < 50, np.arange(60) % 4 > 0
+    assert difference(first, second, rows_of(60), 3) == paired_difference(
+        first, second, 3
+    )
+
+
+def test_the_difference_resamples_whole_groups():
+    chance = np.random.default_rng(0)
+    first = np.repeat(chance.random(30) < 0.8, 10)
+    second = np.repeat(chance.random(30) < 0.6, 10)
+    rows = rows_of(30, each=10)
+    found = difference(first, second, rows, seed=0)
+    apart = paired_difference(first, second, seed=0)
+    assert found.value == pytest.approx(first.mean() - second.mean())
+    assert found.high - found.low > 2 * (apart.high - apart.low)
+    # ten equal rows of each unit: the bootstrap of the thirty units
+    units = paired_difference(first[::10], second[::10], seed=0)
+    assert (found.low, found.high) == pytest.approx((units.low, units.high), abs=0.05)
+
+
+def test_equal_judgements_differ_by_nothing():
+    right = np.arange(50) % 2 == 0
+    for rows in (rows_of(50), rows_of(10, each=5)):
+        found = difference(right, right.copy(), rows, 0)
+        assert (found.value, found.low, found.high) == (0, 0, 0)

@@ -1,0 +1,282 @@
+"""What the command line prints: tables, live progress, the summary of a run."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from tl_pipeline.data import split_findings
+from tl_pipeline.data.split_report import SplitReport
+from tl_pipeline.runs.planning import Step
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.score import Score
+from tl_pipeline.store.timings import Timings
+
+# Where there is no terminal, tables are as wide as they need to be.
+_WIDTH = None if sys.stdout.isatty() else 160
+
+out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print ``document`` as JSON for a script."""
+    sys.stdout.write(json.dumps(document, indent=1, default=str, ensure_ascii=False))
+    sys.stdout.write("\n")
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print ``columns`` of ``rows`` as a table; numbers to the right."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        numeric = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(row[name])) for name in columns))
+    out.print(table)
+
+
+def percent(score: Score) -> str:
+    """``97.2 % [95.1, 98.4]``."""
+    text = _share(score)
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
+    """Print a finished run: its stages, its results, where to look."""
+    print_stages(record)
+    out.print()
+    _print_results(record)
+    _print_findings(record)
+    print_bottleneck(record)
+    for name, place in places.items():
+        out.print(f"{name:10} {place}")
+
+
+def print_stages(record: RunRecord) -> None:
+    """Print what each stage of a run did, and why."""
+    print_rows(
+        [
+            {
+                "stage": step.stage,
+                "subject": step.subject,
+                "time": _time(step),
+                "why": step.reason,
+            }
+            for step in record.steps
+        ],
+        ["stage", "subject", "time", "why"],
+    )
+
+
+def timing_rows(record: RunRecord) -> list[dict[str, Any]]:
+    """Where the seconds of each encoder went that embedded something."""
+    return [
+        {
+            "encoder": step.subject,
+            "images": step.units,
+            **{name: round(value, 2) for name, value in asdict(step.timings).items()},
+            "bottleneck": step.timings.bottleneck,
+        }
+        for step in record.steps
+        if step.timings
+    ]
+
+
+def print_bottleneck(record: RunRecord) -> None:
+    """Print in words what embedding waited for, if anything was embedded."""
+    done = [step for step in record.steps if step.timings]
+    spent = sum((step.timings for step in done if step.timings), start=Timings())
+    if not done:
+        return
+    embeddings = sum(step.units for step in done)
+    working = f"{spent.busy:.0%}".replace("%", " %")
+    out.print(
+        f"embedding: {embeddings:,} in {spent.elapsed:.1f} s; the network worked "
+        f"{working} of the time; in all threads reading took {spent.read:.1f} s, "
+        f"decoding {spent.decode:.1f} s, writing {spent.write:.1f} s. "
+        f"The bottleneck: {spent.bottleneck}"
+    )
+
+
+def would(step: Step) -> str:
+    """What a run would do with ``step``, in a word."""
+    if step.skipped:
+        return "skip"
+    return "cached" if step.cached else "run"
+
+
+def _time(step: Step) -> str:
+    if step.skipped:
+        return "skipped"
+    return "cached" if step.cached else f"{step.seconds:.1f} s"
+
+
+def _print_results(record: RunRecord) -> None:
+    folds = ["folds"] if any(result.folds for result in record.results) else []
+    print_rows(
+        [
+            {
+                "": {"best": "*", "control": "control"}.get(result.role, ""),
+                "encoder": result.encoder,
+                "head": result.head,
+                "folds": _share(result.folds) if result.folds else "",
+                "validation": _share(result.validation),
+                "test [95 % interval]": percent(result.test),
+            }
+            for result in record.results
+        ],
+        ["", "encoder", "head", *folds, "validation", "test [95 % interval]"],
+    )
+    if folds:
+        out.print(f"* chosen {_literal(record.chosen or '')}")
+
+
+def _print_findings(record: RunRecord) -> None:
+    best, entry = record.best, record.registered
+    out.print(
+        f"\n[bold]{record.dataset}: test accuracy {_literal(percent(best.test))}[/] on "
+        f"{best.test_images:,} images, with {best.head} on {best.encoder}"
+    )
+    if best.members:
+        said = [f"{m.times} x {m.head} on {m.encoder}" for m in best.members]
+        out.print(f"averaged: {_literal('; '.join(said))}")
+    if record.gain:
+        low, high = 100 * (record.gain.low or 0), 100 * (record.gain.high or 0)
+        out.print(
+            f"gain by transfer: {100 * record.gain.value:+.1f} points "
+            f"{_literal(f'[{low:+.1f}, {high:+.1f}]')} over the same network untrained"
+        )
+    if record.decisions:
+        out.print(_literal(record.decisions.sentence))
+        if record.decisions.shortage:
+            out.print(f"[yellow]{_literal(record.decisions.shortage)}[/]")
+    if record.quarantined or record.duplicates:
+        out.print(
+            f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
+            "files: `tl sql 'FROM quarantine'`, `tl sql 'FROM duplicates'`"
+        )
+    if record.split_report:
+        _print_split(record.split_report)
+    rank = "champion" if entry.champion else "not champion"
+    out.print(
+        f"model {entry.name} version {entry.version}, {rank}: {_literal(entry.reason)}"
+    )
+
+
+def _print_split(report: SplitReport) -> None:
+    """At most three lines: sizes and changes, leaks, the control of the split."""
+    out.print(f"split: {_literal(split_findings.summary(report))}")
+    leaks = split_findings.open_leaks(report)
+    closed = split_findings.closed_leaks(report)
+    said = [f"[yellow]leaks: {_literal('; '.join(leaks))}[/]"] if leaks else []
+    said += [f"leaks closed: {_literal('; '.join(closed))}"] if closed else []
+    if said:
+        out.print("; ".join(said))
+    if report.leakage:
+        sentence = _literal(split_findings.leakage(report.leakage))
+        colour = "yellow" if report.leakage.certain else "default"
+        out.print(f"[{colour}]{sentence}[/]")
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    empty: str = "",
+) -> None:
+    """Print ``rows`` whole as JSON, or their ``columns``, or that there are none."""
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_rows(rows, columns)
+    else:
+        out.print(empty)
+
+
+class LiveProgress:
+    """Progress bars with items/s and time left; plain lines without a terminal."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars.live.is_started:
+            self._bars.stop()
+
+    def start(self, task: str, total: int) -> None:
+        """Show a bar for ``task``; a ``total`` of 0 means unknown."""
+        self._started[task] = time.monotonic()
+        self._tasks[task] = self._bars.add_task(task, total=total or None)
+
+    def advance(self, task: str, done: int) -> None:
+        """Move the bar of ``task``."""
+        self._bars.advance(self._tasks[task], done)
+
+    def finish(self, task: str) -> None:
+        """Take the bar of ``task`` away."""
+        bar = self._tasks.pop(task)
+        done = self._bars._tasks[bar].completed  # noqa: SLF001 - no public reader by id
+        seconds = time.monotonic() - self._started[task]
+        self._bars.remove_task(bar)
+        if not err.is_terminal and seconds > 1:
+            rate = done / seconds
+            err.print(f"{task}: {done:,.0f} in {seconds:.1f} s ({rate:,.1f}/s)")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value[:8])) + ", ..." * (len(value) > 8)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _share(score: Score) -> str:
+    return f"{score.value:.1%}".replace("%", " %")
+
+
+def _literal(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,209 @@
+"""``tl``: its commands, and those that run. The one module that stands above ``flows``.
+
+Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from cyclopts import App
+
+from tl_pipeline.cli import (
+    backbone_commands,
+    catalog_commands,
+    few_shot_command,
+    head_command,
+    model_commands,
+    rank_command,
+    run_commands,
+    sql_command,
+    store_commands,
+)
+from tl_pipeline.cli.request import Json, Request, StoreOption
+from tl_pipeline.errors import InvalidSpec, TransferLearningError
+
+if TYPE_CHECKING:
+    from tl_pipeline.pipeline.wiring import Work
+    from tl_pipeline.store.artifacts import Store
+
+app = App(
+    name="tl",
+    help="Transfer learning on images: embed once, compare heads, register the best.",
+    suppress_keyboard_interrupt=False,  # main() says what was kept
+    version_flags=["--version"],
+)
+
+app.command(catalog_commands.app)
+app.command(backbone_commands.app)
+app.command(rank_command.rank)
+app.command(few_shot_command.few_shot)
+app.command(head_command.heads)
+app.command(model_commands.models)
+app.command(model_commands.predict)
+app.command(sql_command.sql)
+app.command(store_commands.app)
+app.command(run_commands.app)
+
+NOTHING = Request()
+
+
+@app.command
+def run(
+    request: Request = NOTHING,
+    *,
+    runner: Literal["prefect", "direct", "dask", "ray"] = "prefect",
+    address: str | None = None,
+    json: Json = False,
+) -> None:
+    """Run the whole pipeline on a dataset; only what changed is computed.
+
+    Args:
+        request: what to run.
+        runner: as a Prefect flow, or directly in this process; dask and ray are the
+            flow, with embed on the workers of a cluster.
+        address: of an existing cluster of dask or ray. Default: workers here.
+        json: print the run's record as JSON.
+    """
+    from tl_pipeline import progress, report
+    from tl_pipeline.cli import console
+    from tl_pipeline.pipeline import wiring
+
+    if runner == "direct" and address:
+        raise InvalidSpec("--address is of a cluster: give --runner dask or ray too")
+    work, store = _prepare(request, download=True)
+    with console.LiveProgress() as live, progress.reporting(live):
+        if runner == "direct":
+            record = wiring.run(work)
+        else:
+            from flows import launch
+
+            given = request.parameters(work.spec)
+            record = launch.run_here(given | _cluster(runner, address))
+    if json:
+        console.print_json(record.model_dump(mode="json"))
+        return
+    places = {
+        "report": report.path(store, record),
+        "catalogue": store.root / "catalog.duckdb",
+        "registry": store.root / "mlflow.db",
+        "model": store.root / "models" / record.registered.model,
+    }
+    console.summarise(record, places)
+
+
+@app.command
+def plan(request: Request = NOTHING, *, json: Json = False) -> None:
+    """Say what ``run`` would do and why; nothing is computed or written.
+
+    Args:
+        request: what would be run.
+        json: print the steps as JSON.
+    """
+    from dataclasses import asdict
+
+    from tl_pipeline.cli import console
+    from tl_pipeline.pipeline import wiring
+
+    work, _ = _prepare(request, download=False)
+    steps = wiring.plan(work)
+    if json:
+        console.print_json([asdict(step) for step in steps])
+        return
+    rows = [
+        {
+            "stage": step.stage,
+            "subject": step.subject,
+            "would": console.would(step),
+            "estimate": _estimate(step.estimated_seconds, step.estimated_bytes),
+            "why": step.reason,
+        }
+        for step in steps
+    ]
+    console.print_rows(rows, ["stage", "subject", "would", "estimate", "why"])
+    due = sum(not step.cached for step in steps)
+    able = sum(not step.skipped for step in steps)
+    console.out.print(f"\n{due} of {able} stages would run")
+
+
+@app.command
+def doctor(*, store: StoreOption = "tl_store", json: Json = False) -> None:
+    """Check versions, torch, the processor, the store and the catalogue."""
+    from dataclasses import asdict
+
+    from flows import launch
+    from tl_pipeline.cli import console
+    from tl_pipeline.cli import doctor as checks
+
+    found = checks.examine(store, launch.server_can_start)
+    rows = [asdict(check) for check in found]
+    shown = rows if json else [{**r, "ok": "ok" if r["ok"] else "FAULT"} for r in rows]
+    console.show(shown, ["ok", "check", "found", "cure"], as_json=json)
+    if not all(check.ok for check in found):
+        sys.exit(1)
+
+
+@app.command
+def serve(
+    request: Request = NOTHING,
+    *,
+    name: str = "served",
+    cron: str | None = None,
+    runner: Literal["prefect", "dask", "ray"] = "prefect",
+    address: str | None = None,
+) -> None:
+    """Serve the flow from this process: scheduled runs, and `prefect deployment run`.
+
+    Args:
+        request: the default parameters of its runs.
+        name: of the deployment: transfer-learning/NAME.
+        cron: when to run by itself, such as "0 2 * * *" (UTC).
+        runner: where its runs embed; see `tl run --help`.
+        address: of an existing cluster of dask or ray.
+    """
+    work, _ = _prepare(request, download=False)
+    from flows import launch
+
+    given = request.parameters(work.spec) | _cluster(runner, address)
+    launch.serve(name, cron, given)
+
+
+def main() -> None:
+    """The command ``tl``: errors become one message and an exit code."""
+    try:
+        app()
+    except TransferLearningError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; finished parts are kept, run again to go on\n")
+        sys.exit(130)
+
+
+def _prepare(request: Request = NOTHING, *, download: bool) -> "tuple[Work, Store]":
+    from tl_pipeline.pipeline import wiring
+    from tl_pipeline.store.artifacts import Store
+
+    store = Store.open(request.store)
+    work = wiring.prepare(
+        request.spec(),
+        store,
+        catalog_file=request.catalog,
+        verify=request.verify,
+        download=download,
+    )
+    return work, store
+
+
+def _cluster(runner: str, address: str | None) -> dict[str, str | None]:
+    """The parameters of the flow that say where embed runs."""
+    return {
+        "runner": "threads" if runner == "prefect" else runner,
+        "address": address,
+    }
+
+
+def _estimate(seconds: float | None, size: int | None) -> str:
+    if seconds is None or size is None or not seconds:
+        return ""
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"~{time}, {size / 1e6:.1f} MB"

@@ -1,0 +1,196 @@
+"""``tl rank``: which encoder is near the data, before the full pass is paid for."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tl_pipeline.cli.request import CatalogOption, Json, StoreOption
+from tl_pipeline.config.encoder_specs import EncoderSpec, JointSpec, parse_backbone
+from tl_pipeline.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from tl_pipeline.studies.ranking import Ranked, Ranking
+
+
+def rank(
+    dataset: str,
+    /,
+    *,
+    backbone: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    images: int = 1000,
+    seed: int = 0,
+    verify: Annotated[bool, Parameter(negative="")] = False,
+    store: StoreOption = "tl_store",
+    catalog: CatalogOption = None,
+    json: Json = False,
+) -> None:
+    """Rank encoders on a sample of the training images, with their cost.
+
+    The embeddings of the sample are kept: a later run does not compute them again.
+
+    Args:
+        dataset: a name in the data catalogue, or a folder of images.
+        backbone: NAME or NAME:layer=...,weights=...; repeat to compare.
+        images: the size of the sample; a larger one adds to a smaller one.
+        seed: of the bootstrap behind the intervals.
+        verify: read every input again instead of trusting size and time.
+        store: folder or URL of all artifacts.
+        catalog: the data catalogue.
+        json: print the ranking as JSON.
+    """
+    wishes = _wishes(backbone)
+    if images < 1:
+        raise InvalidSpec(f"--images must be at least 1, not {images}")
+
+    from tl_pipeline import progress
+    from tl_pipeline.cli import console
+    from tl_pipeline.encoders import concat
+    from tl_pipeline.pipeline import work
+    from tl_pipeline.store.artifacts import Store
+
+    opened = Store.open(store)
+    context, found = work.prepare_encoders(
+        dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
+    )
+    encoders = concat.flattened(found)
+
+    from tl_pipeline.studies import (
+        ranking,  # scikit-learn: after what may be refused at once
+    )
+
+    with console.LiveProgress() as live, progress.reporting(live):
+        ranked = ranking.rank(context, encoders, images)
+    if json:
+        console.print_json(_document(ranked))
+        return
+    rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
+    console.print_rows(rows, list(rows[0]))
+    console.out.print(f"\n{_sample(ranked)}\n{_conclusion(ranked)}", markup=False)
+
+
+def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:
+    """Those that can be ranked.
+
+    Raises:
+        InvalidSpec: there is none, or one is a joint.
+    """
+    if not backbones:
+        raise InvalidSpec(
+            "name the encoders to rank: --backbone NAME, once for each; "
+            "see `tl backbones`"
+        )
+    wishes = []
+    for wish in map(parse_backbone, backbones):
+        if isinstance(wish, JointSpec):
+            raise InvalidSpec(
+                f"{wish.short()}: encoders are ranked one by one; name each by itself"
+            )
+        wishes.append(wish)
+    return wishes
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``52 s``, ``1 min 40 s``, ``3 h 05 min``."""
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _row(place: int, row: "Ranked") -> dict[str, Any]:
+    from tl_pipeline.cli import console
+    from tl_pipeline.runs.records import Score
+
+    probe, cost = row.probe, row.cost
+    accuracy = Score(value=probe.value, low=probe.low, high=probe.high)
+    each, whole = "", ""
+    if cost.seconds_per_image is not None and cost.seconds is not None:
+        mark = " (remembered)" if cost.remembered else ""
+        each = f"{1000 * cost.seconds_per_image:.3g}{mark}"
+        size = row.bytes_per_image * cost.images / 1e6
+        whole = f"{duration(cost.seconds)}, {size:.1f} MB"
+    tie = ", not distinguishable" if row.tied else ""
+    return {
+        "rank": place,
+        "encoder": row.encoder,
+        "LogME": f"{row.logme.score:.3f}",
+        "probe [95 % interval]": console.percent(accuracy),
+        "points to the best": f"{_points(row)}{tie}" if row.behind else "",
+        "ms/image": each,
+        "full pass": whole,
+        "width": row.width,
+    }
+
+
+def _points(row: "Ranked") -> str:
+    """``-0.4 [-1.2, +0.3]``."""
+    behind = row.behind
+    if behind is None:
+        return ""
+    low, high = 100 * behind.low, 100 * behind.high
+    return f"{100 * behind.value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _sample(found: "Ranking") -> str:
+    said = (
+        f"{found.dataset}: {found.sampled:,} of {found.trained:,} training images "
+        f"sampled, {found.classes} classes"
+    )
+    if found.probed < found.sampled:
+        said += (
+            f"; {found.sampled - found.probed:,} left out: refused, or of a class with "
+            "one image or group"
+        )
+    if found.grouped:
+        said += "; whole groups are judged at a time"
+    slow = [row for row in found.rows if not row.logme.converged]
+    if slow:
+        names = ", ".join(row.encoder for row in slow)
+        said += f"; LogME did not converge for {names}"
+    return said
+
+
+def _conclusion(found: "Ranking") -> str:
+    """Which one, by how much, at which cost."""
+    pick, best = found.pick, found.rows[0]
+    cost = f"a full pass over {pick.cost.images:,} images costs{_price(pick)}"
+    ties = sum(row.tied for row in found.rows)
+    if pick is not best:
+        return (
+            f"{pick.encoder} is the cheapest of {ties} that cannot be told apart: "
+            f"{_points(pick)} points to {best.encoder}; {cost} instead of{_price(best)}"
+        )
+    if len(found.rows) == 1:
+        return f"{best.encoder} stands alone; {cost}"
+    if ties > 1:
+        return f"{best.encoder} is the best of {ties} that cannot be told apart; {cost}"
+    second = found.rows[1]
+    lead = _points(second).removeprefix("-").partition(" [")[0]
+    return f"{best.encoder} is the best, {lead} points before {second.encoder}; {cost}"
+
+
+def _price(row: "Ranked") -> str:
+    seconds = row.cost.seconds
+    return " an unknown time" if seconds is None else f" {duration(seconds)}"
+
+
+def _document(found: "Ranking") -> dict[str, Any]:
+    """The ranking for a script."""
+    rows = [
+        {
+            "rank": place,
+            **asdict(row),
+            "tied": row.tied,
+            "bytes_per_image": row.bytes_per_image,
+            "full_pass_seconds": row.cost.seconds,
+            "full_pass_bytes": row.bytes_per_image * row.cost.images,
+        }
+        for place, row in enumerate(found.rows, start=1)
+    ]
+    return {**asdict(found), "pick": found.pick.encoder, "rows": rows}

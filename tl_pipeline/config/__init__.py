@@ -1,0 +1,16 @@
+"""What a user wrote, validated: datasets, runs, encoders, locations.
+
+In: YAML, JSON and short forms of the command line. Out: frozen values, or one message
+that names every fault.
+"""
+
+__all__ = [
+    "catalog",
+    "catalog_entry",
+    "datasets",
+    "encoder_specs",
+    "locations",
+    "short_forms",
+    "specs",
+    "split_specs",
+]

@@ -1,0 +1,155 @@
+"""What is wanted, as frozen values: heads, how they are searched, a whole run.
+
+Pure: nothing here reads a file or knows which heads exist. Encoders stand in
+``encoder_specs``.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field
+
+from tl_pipeline.config.encoder_specs import BackboneField, EncoderSpec
+from tl_pipeline.config.short_forms import (
+    Scalar,
+    Spec,
+    checked,
+    number_or_text,
+    parse_short,
+    parsed,
+    short_form,
+    text_of,
+)
+
+# How the probabilities of several heads become one candidate, see ``averaging``.
+Ensemble = Literal["average", "greedy"]
+
+
+class HeadConfig(Spec):
+    """One head with one value for every parameter: one thing to train."""
+
+    name: str
+    params: dict[str, Scalar] = Field(default={})
+
+
+class HeadSpec(Spec):
+    """A head and its grid: a list of values for a parameter is searched."""
+
+    name: str
+    params: dict[str, Scalar | Annotated[list[Scalar], Field(min_length=1)]] = Field(
+        default={}
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``logistic`` or ``logistic:C=0.01/0.1``, a slash between grid values.
+
+        Raises:
+            InvalidSpec: the text has another form.
+        """
+        name, params = parse_short(text)
+        values = {
+            key: [number_or_text(part) for part in value.split("/")]
+            if "/" in value
+            else number_or_text(value)
+            for key, value in params.items()
+        }
+        return checked(cls, {"name": name, "params": values}, text)
+
+    def short(self) -> str:
+        """The text that ``parse`` reads back to this."""
+        shown = {
+            name: "/".join(map(text_of, value if isinstance(value, list) else [value]))
+            for name, value in self.params.items()
+        }
+        return short_form(self.name, shown)
+
+    def grid(self) -> Iterator[HeadConfig]:
+        """Every combination of the listed values, in the order they were given."""
+        lists = [v if isinstance(v, list) else [v] for v in self.params.values()]
+        for values in itertools.product(*lists):
+            params = dict(zip(self.params, values, strict=True))
+            yield HeadConfig(name=self.name, params=params)
+
+
+class SearchSpec(Spec):
+    """How one configuration of a head is chosen from its grid.
+
+    ``select``: by the validation images, or by cross-validation on the training images
+    with ``folds`` parts (whole groups, where there are some); then folds and validation
+    together compare heads. ``strategy``: the whole grid; ``random``: ``configurations``
+    of it by chance, where ``low..high`` stands for all numbers between; ``halving``:
+    all begin with few training images, and a third goes on with three times as many.
+    With ``refit`` the chosen one learns from training and validation images before it
+    meets test.
+    """
+
+    select: Literal["validation", "cross_validation"] = "validation"
+    strategy: Literal["grid", "random", "halving"] = "grid"
+    folds: int = Field(default=5, ge=2, le=100)
+    configurations: int = Field(default=20, ge=1, le=100_000)
+    refit: bool = False
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every configuration is fitted on all training images."""
+        return self.select == "validation" and self.strategy != "halving"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``cross_validation`` or ``validation:strategy=random,refit=true``.
+
+        Raises:
+            InvalidSpec: the text has another form, or an unknown parameter.
+        """
+        select, params = parse_short(text)
+        return checked(cls, {"select": select, **params}, text)
+
+    def short(self) -> str:
+        """The text that ``parse`` reads back to this."""
+        given = self.model_dump(exclude={"select"}, exclude_defaults=True)
+        return short_form(self.select, {name: text_of(v) for name, v in given.items()})
+
+
+def _search(value: Any) -> Any:
+    return parsed(SearchSpec.parse, value)
+
+
+def _head(value: Any) -> Any:
+    return parsed(HeadSpec.parse, value)
+
+
+Method = Literal["none", "temperature", "sigmoid", "isotonic"]
+ErrorRate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class RunSpec(Spec):
+    """One run of the pipeline: a dataset, the encoders and heads to compare.
+
+    With ``controls`` every backbone is also run with random weights and a majority
+    head is scored: without them a number says nothing about transfer.
+
+    ``calibration`` is learned from the validation images; so are the thresholds at
+    which label sets leave out the right label, and accepted predictions are wrong, at
+    most at the rate ``error``.
+    """
+
+    dataset: str
+    backbones: tuple[BackboneField, ...] = Field(
+        default=(EncoderSpec(backbone="lenet5"),), min_length=1
+    )
+    heads: tuple[Annotated[HeadSpec, BeforeValidator(_head)], ...] = Field(
+        default=(HeadSpec(name="logistic"), HeadSpec(name="mlp")), min_length=1
+    )
+    search: Annotated[SearchSpec, BeforeValidator(_search)] = SearchSpec()
+    ensemble: Ensemble | None = Field(
+        default=None, description="one candidate more, of the heads together"
+    )
+    calibration: Method = "temperature"
+    error: ErrorRate = 0.05
+    controls: bool = True
+    seed: int = 0
+    part_rows: int = Field(
+        default=512, ge=1, description="images per embedding part file"
+    )

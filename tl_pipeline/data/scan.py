@@ -1,0 +1,228 @@
+"""One look at a source: every input accepted, refused, or the copy of another.
+
+Inputs are Python objects a batch at a time and columns from then on, about 150 bytes
+an image, so that a million of them need no more memory than a network does.
+"""
+
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.data import splits
+from tl_pipeline.data.identity import Facts, Memo, image_id
+from tl_pipeline.inputs.images import RefusedImage
+from tl_pipeline.inputs.modalities import MODALITIES, ModalityRow
+from tl_pipeline.progress import track
+from tl_pipeline.sources import Entry, Source
+from tl_pipeline.store import tables
+from tl_pipeline.store.columns import Columns
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
+
+# Read before the console hears of it: telling of each would cost as much as reading.
+_BATCH = 256
+_SLICE = 65_536  # rows of a table that are put in order at a time
+
+# Which of several copies to keep: that in a test split, then validation, train. A score
+# must not be earned on an image that was also learned from.
+_RANKS = {splits.TEST: 0, splits.VALIDATION: 1}
+_RANK = 2
+
+_NO_LABEL = RefusedImage("no label", "the source tells no class for it")
+
+# Large strings, because the uris of many millions of images are more than 2 GB.
+_ACCEPTED = pa.schema(
+    {
+        "image_id": pa.large_string(),
+        "rank": pa.int8(),
+        "uri": pa.large_string(),
+        "label": pa.large_string(),
+        "split": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bytes": pa.int64(),
+        "group": pa.large_string(),
+        "weight": pa.float32(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The tables MANIFEST, QUARANTINE and DUPLICATES, each sorted by its key.
+
+    Every input of the source is in exactly one of them. An image stands in the manifest
+    with what the source says of the copy that is kept.
+    """
+
+    manifest: pa.Table
+    quarantine: pa.Table
+    duplicates: pa.Table
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs the source has."""
+        found = (self.manifest, self.quarantine, self.duplicates)
+        return sum(table.num_rows for table in found)
+
+
+def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
+    """Read what ``memo`` does not know of ``source`` and draw the splits."""
+    images, refused = _look(source, dataset, memo)
+    roles = _roles(images)
+    kept = _taken(images, roles.kept)
+    duplicates = _duplicates(images, roles)
+    conflicting = _conflicting(images, roles.conflicting)
+    refused.append(tables.from_rows(QUARANTINE, conflicting))
+    del images
+    sides = splits.assign(kept, dataset.split)
+    place = kept.column_names.index("split")
+    kept = kept.append_column("declared", kept["split"])
+    manifest = kept.set_column(place, "split", sides).select(MANIFEST.schema.names)
+    return Scan(
+        manifest.cast(MANIFEST.schema),
+        pa.concat_tables(refused).sort_by("uri"),
+        duplicates.sort_by("uri"),
+    )
+
+
+def _look(
+    source: Source, dataset: DatasetSpec, memo: Memo
+) -> tuple[pa.Table, list[pa.Table]]:
+    """The inputs that are images, in the order of the source, and those refused."""
+    accepted, modality = Columns(_ACCEPTED), MODALITIES[dataset.modality]
+    refused = [QUARANTINE.schema.empty_table()]
+    entries = source.entries()
+    with track(f"ingest {dataset.name}", total=0) as progress:
+        while batch := list(islice(entries, _BATCH)):
+            reasons: list[tuple[Entry, RefusedImage]] = []
+            facts = _facts(batch, source, modality, memo, reasons)
+            both = zip(batch, facts, strict=True)
+            accepted.extend(_row(e, f) for e, f in both if f and e.label)
+            if reasons:
+                refused.append(tables.from_rows(QUARANTINE, map(_refused, reasons)))
+            progress.advance(len(batch))
+    memo.save()
+    images = accepted.table()
+    # What the memo held is free, but not yet given back, and its size is needed next.
+    pa.default_memory_pool().release_unused()
+    return images.combine_chunks(), refused
+
+
+def _facts(
+    batch: Sequence[Entry],
+    source: Source,
+    modality: ModalityRow,
+    memo: Memo,
+    refused: list[tuple[Entry, RefusedImage]],
+) -> list[Facts | None]:
+    """What the bytes of each input say, None for no image; tells the ``refused``."""
+    now = time.time_ns()
+    facts = memo.get(batch)
+    read: list[tuple[Entry, Facts]] = []
+    for place, entry in enumerate(batch):
+        try:
+            if facts[place] is None:
+                facts[place] = found = _read(entry, source, modality)
+                read.append((entry, found))
+        except RefusedImage as refusal:
+            refused.append((entry, refusal))
+        else:  # last, so that what is no image at all is refused for that
+            if not entry.label:
+                refused.append((entry, _NO_LABEL))
+    memo.put(read, now)
+    return facts
+
+
+def _read(entry: Entry, source: Source, modality: ModalityRow) -> Facts:
+    try:
+        data = source.read(entry.uri)
+    except OSError as error:
+        raise RefusedImage("unreadable", f"{error}") from None
+    width, height = modality.probe(data)
+    return Facts(image_id(data), width, height, len(data))
+
+
+def _row(entry: Entry, facts: Facts) -> tuple[Any, ...]:
+    rank = _RANKS.get(entry.split or "", _RANK)
+    told = (facts.image_id, rank, entry.uri, entry.label, entry.split)
+    return (*told, *facts[1:], entry.group, entry.weight)
+
+
+class _Roles(NamedTuple):
+    """Rows of the accepted inputs; ``originals[i]`` is kept instead of ``copies[i]``.
+
+    ``kept`` is in the order of the ids. ``conflicting`` are copies of one image under
+    different labels, who is right being unknown.
+    """
+
+    kept: np.ndarray
+    copies: np.ndarray
+    originals: np.ndarray
+    conflicting: np.ndarray
+
+
+def _roles(images: pa.Table) -> _Roles:
+    keys = [(name, "ascending") for name in ("image_id", "rank", "uri")]
+    order = pc.sort_indices(images, sort_keys=keys).to_numpy()
+    ids = images["image_id"].take(pa.array(order))
+    first = np.ones(len(order), bool)  # of the copies of an image
+    first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy()
+    starts, image = np.flatnonzero(first), np.cumsum(first) - 1
+    encoded = images["label"].combine_chunks().dictionary_encode()
+    labels = encoded.indices.to_numpy()[order]
+    bounds = [bound.reduceat(labels, starts) for bound in (np.minimum, np.maximum)]
+    conflict = np.not_equal(*bounds)
+    copies = ~first & ~conflict[image]
+    return _Roles(
+        kept=order[starts[~conflict]],
+        copies=order[copies],
+        originals=order[starts[image[copies]]],
+        conflicting=order[conflict[image]],
+    )
+
+
+def _taken(images: pa.Table, rows: np.ndarray) -> pa.Table:
+    """These rows, in slices: no piece of a column outgrows Arrow's plain strings."""
+    slices = (rows[start : start + _SLICE] for start in range(0, len(rows), _SLICE))
+    parts = [images.take(pa.array(part)) for part in slices]
+    return pa.concat_tables([images.schema.empty_table(), *parts])
+
+
+def _duplicates(images: pa.Table, roles: _Roles) -> pa.Table:
+    names = ["uri", "image_id", "split"]
+    copies = _taken(images.select(names), roles.copies)
+    kept = _taken(images.select(["uri", "split"]), roles.originals)
+    columns = [copies["uri"], copies["image_id"], kept["uri"]]
+    columns += [copies["split"], kept["split"]]
+    return pa.table(columns, DUPLICATES.schema.names).cast(DUPLICATES.schema)
+
+
+def _conflicting(images: pa.Table, rows: np.ndarray) -> Iterator[dict[str, str]]:
+    told = _taken(images.select(["image_id", "uri", "label"]), rows)
+    copies = tables.values(told, *told.column_names)
+    for image, same in groupby(copies, key=itemgetter(0)):
+        told_labels = [(uri, label) for _, uri, label in same]
+        labels = ", ".join(sorted({label for _, label in told_labels}))
+        for uri, _ in told_labels:
+            yield {
+                "uri": uri,
+                "reason": "conflicting labels",
+                "detail": f"the same image is labelled {labels}",
+                "image_id": image,
+            }
+
+
+def _refused(refusal: tuple[Entry, RefusedImage]) -> dict[str, str]:
+    entry, why = refusal
+    return {"uri": entry.uri, "reason": why.reason, "detail": why.detail}

@@ -1,0 +1,286 @@
+"""The embedding loop: read, decode, forward and write at the same time.
+
+Pools of threads, each bounded in how far it is ahead of the next, so that no core is
+idle while another thing is awaited and memory does not grow with the data: some read
+what comes next, others decode and drive the networks, one writes. Without a GPU a core
+takes a batch from its bytes to its embeddings; a GPU is fed by as many threads that
+decode as there are cores, or decodes JPEGs itself where it has the hardware, and has
+processes read for it if there are many. Several encoders share read and decode.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tl_pipeline.data.reading import Image, Read, Refusal
+from tl_pipeline.embedding import readers
+from tl_pipeline.embedding.batch_loader import READ_AHEAD, Fed, Feeder
+from tl_pipeline.embedding.devices import cores, devices
+from tl_pipeline.embedding.forward import BATCH, Forward, Vectors
+from tl_pipeline.embedding.gpu import nvjpeg
+from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
+from tl_pipeline.embedding.prefetch import ahead, pool, single
+from tl_pipeline.embedding.readers import Readers
+from tl_pipeline.embedding.result import Embedded, Warm
+from tl_pipeline.embedding.workers import OF_A_GPU, Drivers
+from tl_pipeline.encoders.encoder import Encoder, shares_network
+from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.inputs.modalities import Input
+from tl_pipeline.inputs.nvjpeg_support import Sampling
+from tl_pipeline.progress import Track
+from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.timings import Clock
+
+# Shards that wait to be written; more would only hide a disk that is too slow.
+_UNWRITTEN = 2
+# Images from which on a GPU is given a recorded network.
+_LONG = 8192
+# And from which processes read for a GPU that decodes: they take a second to start.
+_VERY_LONG = 16_384
+# Networks of more bytes do not share a pass: they would crowd out the images.
+_TOGETHER = 3 << 30
+
+Load = Callable[[Sequence[Encoder], torch.device], Forward]
+
+
+class Job(NamedTuple):
+    """An encoder and where its embeddings go."""
+
+    encoder: Encoder
+    folder: EmbeddingFolder
+
+
+def embed(
+    jobs: Sequence[Job],
+    images: Sequence[Image],
+    read: Read,
+    part_rows: int,
+    track: Track,
+    load: Load = Forward,
+) -> list[Embedded]:
+    """Embed each of ``images`` under the encoder of each of ``jobs``.
+
+    The images are cut in their order into shards of ``part_rows``; each shard becomes
+    one part file when it is finished, so a broken run loses those that are under way.
+    An image that cannot be decoded is refused alone. ``track`` counts embeddings.
+    ``load`` gives the network of some encoders on a device.
+
+    Raises:
+        WeightsError: a network cannot be loaded.
+        DeviceError: there is a GPU that torch cannot use.
+        ValueError: a network gave values that are not finite.
+    """
+    if not (jobs and images):
+        return [Embedded() for _ in jobs]
+    done: dict[str, Embedded] = {}
+    where = devices()
+    for networks in _passes(jobs, where, load):
+        taken = _Pass(networks, {job.encoder.key: job.folder for job in jobs})
+        done |= taken.run(images, read, part_rows, track)
+    return [done[job.encoder.key] for job in jobs]
+
+
+def _passes(
+    jobs: Sequence[Job], where: Sequence[torch.device], load: Load
+) -> Iterator[list[list[Forward]]]:
+    """The networks of ``jobs`` on each device, as many at a time as fit together."""
+    found: list[list[Forward]] = [[] for _ in where]
+    size = 0
+    for group in sharing([job.encoder for job in jobs]):
+        loaded = [load(group, device) for device in where]
+        if size and size + loaded[0].bytes > _TOGETHER:
+            yield found
+            found, size = [[] for _ in where], 0
+        size += loaded[0].bytes
+        for forwards, forward in zip(found, loaded, strict=True):
+            forwards.append(forward)
+    yield found
+
+
+def sharing(wanted: Sequence[Encoder]) -> list[list[Encoder]]:
+    """``wanted`` in groups that one forward pass serves."""
+    groups: list[list[Encoder]] = []
+    for encoder in wanted:
+        for group in groups:
+            if shares_network(group[0], encoder):
+                group.append(encoder)
+                break
+        else:
+            groups.append([encoder])
+    return groups
+
+
+@dataclass
+class _Shard:
+    """What one encoder made of some images."""
+
+    ids: list[str] = field(default_factory=list)
+    blocks: Vectors = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def take(self, other: "_Shard") -> None:
+        self.ids += other.ids
+        self.blocks += other.blocks
+        self.refused += other.refused
+
+
+class _Pass:
+    """All images once through the networks, which lie there for each device."""
+
+    def __init__(
+        self,
+        networks: Sequence[Sequence[Forward]],
+        folders: Mapping[str, EmbeddingFolder],
+    ) -> None:
+        self._networks = networks
+        self._keys = [e.key for forward in networks[0] for e in forward.encoders]
+        self._folders = {key: folders[key] for key in self._keys}
+        inputs = [forward.encoders[0].preprocess for forward in networks[0]]
+        self._inputs: list[Input] = list(dict.fromkeys(inputs))
+        self._batch = BATCH[networks[0][0].device.type]
+        self._done = {key: Embedded() for key in self._keys}
+        self._clock = Clock()
+        self._warm = Warm(self._clock)
+
+    def run(
+        self, images: Sequence[Image], read: Read, part_rows: int, track: Track
+    ) -> dict[str, Embedded]:
+        """See ``embed``."""
+        started = time.perf_counter()
+        drivers = Drivers(self._networks)
+        self._hasten(len(images))
+        batches = _batches(images, part_rows, self._batch)
+        with ExitStack() as pools:
+            decoding = drivers.number if drivers.decode else cores()
+            feeder, enlist = self._feeder(images, read, decoding, pools)
+            if not drivers.decode:
+                decoders = pools.enter_context(pool("decode", decoding, enlist))
+                batches = ahead(decoders, feeder.begin, batches, decoding + 2)
+
+            def drive(batch: Any) -> dict[str, _Shard]:
+                begun = feeder.begin(batch) if drivers.decode else batch
+                return self._forward(drivers.mine(), feeder.finish(begun))
+
+            driving = pools.enter_context(
+                pool("forward", drivers.number, drivers.enlist)
+            )
+            embedded = ahead(driving, drive, batches, drivers.number + 1)
+            shards = self._shards(embedded, len(images), part_rows, track)
+            writing = pools.enter_context(pool("write", 1, finish=True))
+            for _ in ahead(writing, self._publish, shards, _UNWRITTEN):
+                pass
+        self._account(time.perf_counter() - started, drivers.number)
+        return self._done
+
+    def _feeder(
+        self, images: Sequence[Image], read: Read, decoding: int, pools: ExitStack
+    ) -> tuple[Feeder, Callable[[], None]]:
+        """What feeds the networks, and what each thread that decodes is to call."""
+        reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
+        given = (self._inputs, read, reading, self._clock)
+        hardware = self._hardware()
+        if not hardware:
+            return Feeder(*given), single
+        if len(images) < _VERY_LONG or not readers.suit(images):
+            return HardwareFeeder(*given, hardware), single
+        processes = Readers(read, hardware)
+        pools.callback(processes.close)
+
+        def enlist() -> None:
+            single()
+            processes.enlist()
+
+        return HardwareFeeder(*given, hardware, processes), enlist
+
+    def _hardware(self) -> frozenset[Sampling]:
+        """The JPEGs, by sampling, that all GPUs here decode themselves."""
+        devices = [forwards[0].device for forwards in self._networks]
+        if devices[0].type != "cuda" or not isinstance(self._inputs[0], Preprocess):
+            return frozenset()
+        judged = [nvjpeg.judge(device) for device in devices]
+        return frozenset.intersection(*(good for good, _ in judged))
+
+    def _hasten(self, images: int) -> None:
+        """Record the networks if there is so much to do that it is worth the second."""
+        for forwards in self._networks if images >= _LONG else ():
+            for forward in forwards:
+                forward.record(self._batch, OF_A_GPU)
+
+    def _forward(
+        self, networks: Sequence[Forward], fed: Mapping[Input, Fed]
+    ) -> dict[str, _Shard]:
+        made: dict[str, _Shard] = {}
+        for network in networks:
+            given = fed[network.encoders[0].preprocess]
+            keys = [encoder.key for encoder in network.encoders]
+            vectors: Vectors = []
+            if given.ids:
+                vectors = network(given.batch, self._clock)
+            for at, key in enumerate(keys):
+                blocks = [vectors[at]] if vectors else []
+                made[key] = _Shard(list(given.ids), blocks, list(given.refused))
+        return made
+
+    def _shards(
+        self,
+        embedded: Iterable[dict[str, _Shard]],
+        images: int,
+        part_rows: int,
+        track: Track,
+    ) -> Iterator[dict[str, _Shard]]:
+        """What belongs into one part file each, in order."""
+        shards = {key: _Shard() for key in self._keys}
+        seen = 0
+        for made in embedded:
+            for key, shard in made.items():
+                shards[key].take(shard)
+            one = next(iter(made.values()))
+            size = len(one.ids) + len(one.refused)
+            seen += size
+            self._warm.saw(size)
+            track.advance(size * len(made))
+            if seen % part_rows == 0 or seen == images:
+                yield shards
+                shards = {key: _Shard() for key in self._keys}
+
+    def _publish(self, shards: Mapping[str, _Shard]) -> None:
+        for key, shard in shards.items():
+            folder, done = self._folders[key], self._done[key]
+            with self._clock.time("write", key):
+                if shard.blocks:
+                    folder.add(shard.ids, np.concatenate(shard.blocks))
+                    done.width = shard.blocks[0].shape[1]
+                if shard.refused:
+                    folder.refuse(shard.refused)
+            done.images += len(shard.ids)
+            done.refused += len(shard.refused)
+
+    def _account(self, elapsed: float, drivers: int) -> None:
+        """Split what the pass took among its encoders."""
+        worked = 0.0
+        for key in self._keys:
+            own = self._clock.of("forward", key) + self._clock.of("transfer", key)
+            self._clock.add("elapsed", own / drivers, key)
+            worked += own
+        idle = max(0.0, elapsed * drivers - worked)
+        self._clock.add("idle", idle)
+        self._clock.add("elapsed", idle / drivers)
+        shares = self._warm.seconds_per_image(self._keys)
+        for key, timings in self._clock.split(self._keys).items():
+            self._done[key].timings = timings
+            self._done[key].seconds_per_image = shares.get(key)
+
+
+def _batches(
+    images: Sequence[Image], part_rows: int, size: int
+) -> Iterator[Sequence[Image]]:
+    """Batches that reach over the end of no shard."""
+    for start in range(0, len(images), part_rows):
+        shard = images[start : start + part_rows]
+        for at in range(0, len(shard), size):
+            yield shard[at : at + size]

@@ -1,0 +1,294 @@
+"""The forward pass: a batch of inputs through one frozen network. Imports torch."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from tl_pipeline.embedding import onednn_fusion, quantising
+from tl_pipeline.embedding.cuda_graphs import Recorded, recorded
+from tl_pipeline.embedding.devices import CPU, exact_float32, keep_freed_memory
+from tl_pipeline.encoders import loading
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.feature_extractor import Cut
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.inputs.calibration_images import photographs
+from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.store.timings import Clock
+
+# Images a batch. More leave the cache of a processor and are slower; ResNet-50 on a
+# GPU gains 3 % from twice as many, which take twice the memory all along the way.
+BATCH = {"cpu": 32, "cuda": 128}
+# Batches without a complaint after which one that was too large is tried again.
+_FORGIVEN = 16
+# How far packed weights may change embeddings, as a share of the largest value: by the
+# rounding of the sums that they are computed in.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+_NOT_FINITE = "{} gave values that are not finite"
+
+Vectors = list[np.ndarray]
+
+
+class Forward:
+    """A batch of n inputs -> float32 embeddings (n, width), one of each encoder.
+
+    Of images a batch is uint8 pixels (n, channels, crop, crop), an array or a tensor on
+    the device, else what a ``Batch`` of ``modalities`` gives. The encoders differ in
+    layer and pooling alone. ``bytes`` is what the weights take.
+
+    Raises:
+        WeightsError: the network cannot be loaded.
+        InvalidSpec: it is to compute in int8 and cannot.
+        ValueError: it gave values that are not finite.
+    """
+
+    def __init__(self, together: Sequence[Encoder], device: torch.device = CPU) -> None:
+        encoder = together[0]
+        self.encoders, self.device = tuple(together), device
+        keep_freed_memory()
+        exact_float32()
+        how = encoder.preprocess
+        self._feed: Callable[[Any], Any] = lambda batch: batch
+        if isinstance(how, Preprocess):
+            module = loading.load_together(together)
+            kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+            self._feed = _Normalised(how, device, kind)
+            self.bytes = _weigh(module)
+            if encoder.precision == "int8":
+                self._module = _in_integers(module, self._feed, how, encoder.label)
+            else:
+                self._module = _hastened(module, self._feed, how, encoder.label)
+        else:
+            module = loading.load(encoder).to(device)
+            self.bytes = _weigh(module)
+            self._module = lambda batch: (module(batch),)
+        self._most = _AsManyAsFit(device)
+        self._recorded: SimpleQueue[Recorded] = SimpleQueue()
+        self._thread = threading.local()
+
+    def __call__(self, batch: Any, clock: Clock | None = None) -> Vectors:
+        """Embed one batch; ``clock`` counts ``transfer`` and ``forward``."""
+        timed = partial(self._compute, clock=clock or Clock())
+        found = self._most(timed, batch)
+        for encoder, vectors in zip(self.encoders, found, strict=True):
+            if not np.isfinite(vectors).all():
+                raise ValueError(_NOT_FINITE.format(encoder.label))
+        return found
+
+    def record(self, batch: int, threads: int) -> None:
+        """Let so many threads compute each batch of ``batch`` images in one launch.
+
+        Only a GPU does, and only networks of images whose graph is known; others go on
+        as ever.
+        """
+        body, feed = getattr(self._module, "body", None), self._feed
+        if self.device.type != "cuda" or not isinstance(body, fx.GraphModule):
+            return
+        how = self.encoders[0].preprocess
+        assert isinstance(feed, _Normalised)  # noqa: S101 - a network of images
+        assert isinstance(how, Preprocess)  # noqa: S101
+        example = feed.moved(np.resize(_noise(how), (batch, *_noise(how).shape[1:])))
+        tolerance = _TOLERANCE[feed.kind]
+        for _ in range(threads):
+            found = recorded(lambda p: self._module(feed(p)), example, tolerance)
+            if found is None:
+                return
+            self._recorded.put(found)
+
+    def _mine(self, batch: Any) -> Recorded | None:
+        """What was recorded for the calling thread, if it is for such a batch."""
+        if not hasattr(self._thread, "recorded"):
+            empty = self._recorded.empty()
+            self._thread.recorded = None if empty else self._recorded.get()
+        found = self._thread.recorded
+        return found if found and found.suits(batch.shape) else None
+
+    @torch.inference_mode()
+    def _compute(self, batch: Any, clock: Clock) -> Vectors:
+        started = time.perf_counter()
+        mine = self._mine(batch)
+        if mine is None:
+            values = self._feed(batch)
+            fed = time.perf_counter()
+            outputs = self._module(values)
+        else:
+            assert isinstance(self._feed, _Normalised)  # noqa: S101 - see record
+            values = self._feed.moved(batch)
+            fed = time.perf_counter()
+            outputs = mine(values)
+        vectors = [found.float().cpu().numpy() for found in outputs]
+        ended = time.perf_counter()
+        for encoder in self.encoders:
+            clock.add("transfer", (fed - started) / len(vectors), encoder.key)
+            clock.add("forward", (ended - fed) / len(vectors), encoder.key)
+        return vectors
+
+
+class _Normalised:
+    """uint8 pixels to what a network of images takes, on its device."""
+
+    def __init__(
+        self, how: Preprocess, device: torch.device, kind: torch.dtype
+    ) -> None:
+        self.device, self.kind = device, kind
+        # For whole rows of pixels at a time: on three channels alone vectors are idle.
+        self._mean = torch.tensor(how.mean, device=device).repeat(how.crop)
+        self._std = torch.tensor(how.std, device=device).repeat(how.crop)
+
+    def __call__(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if self.device != CPU:
+            return self._there(self.moved(batch))
+        images, channels, height, width = batch.shape
+        # The memory of pixels has the channels last, as convolutions like it best.
+        rows = np.asarray(batch).transpose(0, 2, 3, 1)
+        rows = rows.reshape(images, height, width * channels)
+        values = self._normalised(torch.from_numpy(rows))
+        return values.view(images, height, width, channels).permute(0, 3, 1, 2)
+
+    def moved(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Pixels on the GPU."""
+        if isinstance(batch, torch.Tensor):
+            return batch
+        pinned = torch.from_numpy(batch).pin_memory()
+        return pinned.to(self.device, non_blocking=True)
+
+    def _there(self, batch: torch.Tensor) -> torch.Tensor:
+        """Pixels that are on the device already."""
+        values = batch.to(torch.float32)
+        channels = values.shape[1]
+        mean, std = (of[:channels, None, None] for of in (self._mean, self._std))
+        values = values.div_(255).sub_(mean).div_(std)
+        return values.to(self.kind, memory_format=torch.channels_last)
+
+    def _normalised(self, rows: torch.Tensor) -> torch.Tensor:
+        values = torch.empty(rows.shape, dtype=self.kind)
+        # One image fits into the cache of a processor, where a batch does not.
+        for image, normalised in zip(rows, values, strict=True):
+            normalised.copy_(self._scaled(image))
+        return values
+
+    def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        # The order of torchvision's preset: to [0, 1], then normalise.
+        values = rows.to(torch.float32)
+        return values.div_(255).sub_(self._mean).div_(self._std)
+
+
+class _AsManyAsFit:
+    """Halves batches that do not fit into the memory of a GPU, and grows them back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._most: int | None = None
+        self._good = 0
+
+    def __call__(self, compute: Callable[[Any], Vectors], batch: Any) -> Vectors:
+        if self._most is not None and len(batch) > self._most:
+            return self._halves(compute, batch)
+        try:
+            found = compute(batch)
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            self._grow()
+            return found
+        # Outside of the handler, whose traceback would keep the tensors alive.
+        if self._cuda:
+            torch.cuda.empty_cache()
+        self._most, self._good = len(batch) // 2, 0
+        return self._halves(compute, batch)
+
+    def _halves(self, compute: Callable[[Any], Vectors], batch: Any) -> Vectors:
+        half = (len(batch) + 1) // 2
+        parts = [self(compute, batch[:half]), self(compute, batch[half:])]
+        return [np.concatenate(vectors) for vectors in zip(*parts, strict=True)]
+
+    def _grow(self) -> None:
+        self._good += 1
+        if self._most is not None and self._good >= _FORGIVEN:
+            self._most, self._good = 2 * self._most, 0
+
+
+def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
+    """``cut`` on the device and in the type of ``feed``, as fast as we know how."""
+    graph = None
+    if isinstance(cut.body, fx.GraphModule):
+        cut.body = graph = onednn_fusion.inline(cut.body)
+        onednn_fusion.fold(graph)
+    batch = feed(_noise(how))
+    cut.to(batch.device, batch.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    packable = batch.device == CPU and onednn_fusion.can_pack(batch.dtype)
+    if graph is not None and packable:
+        # oneDNN makes zeros of what is no number, so it is looked for before.
+        expected = _trial(cut, batch)
+        if not expected.isfinite().all():
+            raise ValueError(_NOT_FINITE.format(label))
+        onednn_fusion.pack(graph, batch)
+        found = _trial(cut, batch)
+        tolerance = _TOLERANCE[batch.dtype] * expected.abs().max()
+        if not torch.allclose(found, expected, rtol=0, atol=float(tolerance)):
+            raise ValueError(
+                f"{label}: oneDNN gives other values than torch on this processor; "
+                "report it, and use precision=fp32 or another torch until it is mended"
+            )
+    return cut
+
+
+def _in_integers(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
+    """``cut`` computing in int8, calibrated on fixed photographs.
+
+    Raises:
+        InvalidSpec: it cannot, and why.
+    """
+    if feed.device != CPU:
+        raise InvalidSpec(
+            f"{label}: int8 is for processors; on a GPU use precision=bf16, or set "
+            "CUDA_VISIBLE_DEVICES= (to nothing)"
+        )
+    if not quantising.can_quantise():
+        raise InvalidSpec(
+            f"{label}: int8 needs oneDNN and a processor with VNNI (avx512_vnni or "
+            "avx_vnni); use precision=fp32 or bf16"
+        )
+    layers = 0
+    if isinstance(cut.body, fx.GraphModule):
+        cut.body = graph = onednn_fusion.inline(cut.body)
+        onednn_fusion.fold(graph)
+        cut.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        pixels = photographs(how, draw=1)
+        starts = range(0, len(pixels), BATCH["cpu"])
+        batches = [feed(pixels[at : at + BATCH["cpu"]]) for at in starts]
+        if not _trial(cut, batches[0]).isfinite().all():
+            raise ValueError(_NOT_FINITE.format(label))
+        layers = quantising.quantise(graph, batches)
+    if not layers:
+        raise InvalidSpec(
+            f"{label}: it has no convolution or linear layer that can be computed in "
+            "int8; use precision=fp32 or bf16"
+        )
+    return cut
+
+
+@torch.inference_mode()
+def _trial(cut: Cut, batch: torch.Tensor) -> torch.Tensor:
+    """The embeddings of two inputs under all layers, side by side."""
+    return torch.cat([values.flatten() for values in cut(batch[:2])])
+
+
+def _noise(how: Preprocess) -> np.ndarray:
+    """A batch of uint8 pixels as they come, (32, channels, crop, crop)."""
+    channels = 1 if how.grey else len(how.mean)
+    shape = (BATCH["cpu"], how.crop, how.crop, channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return pixels.transpose(0, 3, 1, 2)
+
+
+def _weigh(module: torch.nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,176 @@
+"""Batches for a GPU that decodes JPEGs by hardware of its own. Imports torch.
+
+Threads that would decode only read, or have processes read for them (``readers``): they
+hand on the bytes of what that hardware takes, and decode the rest as ever. Who drives
+the network has its GPU decode and resize. All that is done per image holds up every
+other thread, so there is as little as possible.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tl_pipeline.data.reading import Image, Read
+from tl_pipeline.embedding.batch_loader import Fed, Feeder, Gathering, Prepared
+from tl_pipeline.embedding.gpu.nvjpeg import HardwareJpegs
+from tl_pipeline.embedding.readers import Looked, Readers, look
+from tl_pipeline.inputs import pixels
+from tl_pipeline.inputs.images import Preprocess, RefusedImage
+from tl_pipeline.inputs.modalities import Input
+from tl_pipeline.inputs.nvjpeg_support import Sampling, Size
+from tl_pipeline.inputs.resizing import Resizer, can_resize
+from tl_pipeline.store.timings import Clock
+
+# What is decoded at once: images, and pixels of all.
+_MOST_IMAGES, _MOST_PIXELS = 128, 32_000_000
+# Images whose sides differ by less are decoded together, into memory for the largest.
+_ALIKE = 128
+# Bytes that may wait for the hardware; when there are more, processors decode as well.
+_WAITING = 1 << 30
+
+
+class _Encoded(NamedTuple):
+    """A JPEG for the hardware."""
+
+    data: bytes | memoryview
+    size: Size
+
+
+class HardwareFeeder(Feeder):
+    """See ``Feeder``; ``finish`` is for threads that drive a GPU, on their stream.
+
+    ``samplings`` are what its hardware may be given (``hardware_jpegs.judge``). Where
+    there are ``readers`` the threads that would read let them do it.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Input],
+        read: Read,
+        reading: ThreadPoolExecutor,
+        clock: Clock,
+        samplings: frozenset[Sampling],
+        readers: Readers | None = None,
+    ) -> None:
+        super().__init__(inputs, read, reading, clock)
+        self._samplings, self._readers = samplings, readers
+        self._ways = [how for how in inputs if isinstance(how, Preprocess)]
+        self._thread = threading.local()
+        self._lock, self._waiting = threading.Lock(), 0
+
+    def begin(self, images: Sequence[Image]) -> Any:
+        """``images`` read; what the hardware does not take is decoded."""
+        looked, seconds = self._looked(images)
+        self._clock.add("read", seconds)
+        with self._clock.time("decode"):
+            return [
+                (expected, self._encoded(one) or self._prepared(_whole(one.data)))
+                for (expected, _), one in zip(images, looked, strict=True)
+            ]
+
+    def finish(self, begun: Any) -> dict[Input, Fed]:
+        """Decode the others; batches are uint8 tensors (n, channels, crop, crop)."""
+        encoded = [(at, x) for at, (_, x) in enumerate(begun) if type(x) is _Encoded]
+        with self._clock.time("decode"):
+            chunks = list(_chunks(encoded))
+            made = [self._decoded([one for _, one in some]) for some in chunks]
+            with self._lock:
+                self._waiting -= sum(len(one.data) for _, one in encoded)
+            if len(made) == 1 and made[0] and len(encoded) == len(begun):
+                ids = [expected for expected, _ in begun]
+                return {how: Fed(list(ids), batch) for how, batch in made[0].items()}
+            prepared: list[tuple[str, Prepared]] = list(begun)
+            for some, batches in zip(chunks, made, strict=True):
+                for row, (at, one) in enumerate(some):
+                    found = (
+                        {how: batch[row] for how, batch in batches.items()}
+                        if batches
+                        else self._prepared(_whole(one.data))
+                    )
+                    prepared[at] = begun[at][0], found
+            batch = self._on_gpu if encoded else pixels.PixelBatch
+            gathering = Gathering(self._inputs, batch, len(begun))
+            for expected, found in prepared:
+                gathering.take(expected, found)
+            return gathering.whole()
+
+    def _looked(self, images: Sequence[Image]) -> tuple[list[Looked], float]:
+        if self._readers:
+            return self._readers(images)
+        started = time.perf_counter()
+        looked = [look(image, self._source, self._samplings) for image in images]
+        return looked, time.perf_counter() - started
+
+    def _encoded(self, image: Looked) -> _Encoded | None:
+        """``image`` for the hardware, if it is to be given it."""
+        data, size = image
+        if isinstance(data, RefusedImage) or size is None:
+            return None
+        if not all(can_resize(size, how) for how in self._ways):
+            return None
+        with self._lock:
+            if self._waiting + len(data) > _WAITING:
+                return None
+            self._waiting += len(data)
+        return _Encoded(data, size)
+
+    def _decoded(self, some: Sequence[_Encoded]) -> dict[Input, torch.Tensor] | None:
+        """A batch for each input; None where the hardware does not take them."""
+        decode, resizers = self._mine()
+        sizes = [one.size for one in some]
+        images = decode([one.data for one in some], sizes)
+        if images is None:
+            return None
+        batches = [resize(images, sizes) for resize in resizers]
+        return dict(zip(self._ways, batches, strict=True))
+
+    def _mine(self) -> tuple[HardwareJpegs, list[Resizer]]:
+        """What the calling thread decodes and resizes with."""
+        if not hasattr(self._thread, "own"):
+            device = torch.device("cuda", torch.cuda.current_device())
+            resizers = [Resizer(how, device) for how in self._ways]
+            self._thread.own = HardwareJpegs(device), resizers
+        return self._thread.own
+
+    def _on_gpu(self, most: int) -> "_OnGpu":
+        del most
+        return _OnGpu(self._mine()[0].device)
+
+
+class _OnGpu:
+    """A ``Batch`` of rows that are on a GPU and others that are not."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._rows: list[torch.Tensor] = []
+
+    def add(self, row: torch.Tensor | np.ndarray) -> None:
+        there = isinstance(row, torch.Tensor)
+        self._rows.append(row if there else torch.tensor(row).to(self._device))
+
+    def whole(self) -> torch.Tensor:
+        return torch.stack(self._rows)
+
+
+def _whole(data: bytes | memoryview | RefusedImage) -> bytes | RefusedImage:
+    return bytes(data) if isinstance(data, memoryview) else data
+
+
+def _chunks(
+    encoded: Sequence[tuple[int, _Encoded]],
+) -> Iterator[list[tuple[int, _Encoded]]]:
+    """What may be decoded at once, of about one size."""
+    alike: dict[Size, list[tuple[int, _Encoded]]] = {}
+    for at, one in encoded:
+        height, width = one.size
+        alike.setdefault((height // _ALIKE, width // _ALIKE), []).append((at, one))
+    for some in alike.values():
+        height, width = (max(one.size[axis] for _, one in some) for axis in (0, 1))
+        most = max(1, min(_MOST_IMAGES, _MOST_PIXELS // (height * width)))
+        for start in range(0, len(some), most):
+            yield some[start : start + most]

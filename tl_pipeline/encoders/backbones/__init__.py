@@ -1,0 +1,120 @@
+"""The pretrained networks: rows by family, and the providers that load them.
+
+``find_backbone`` is the way in. To add a network of torchvision: a name in a family of
+``classifiers`` or ``detectors``. To add another kind of network: a module with the
+names of ``Provider`` and a row in ``PROVIDERS``; with those of ``Sealed`` and a row in
+``SEALED`` if its weights come with it; with those of ``Embedder`` and a row in
+``EMBEDDERS`` if it takes no images. Nothing here imports torch before it is asked
+for weights or a network, so that listing and planning stay fast.
+"""
+
+import re
+
+from tl_pipeline.encoders.backbones import (
+    classifiers,
+    detectors,
+    exported,
+    lenet_weights,
+    onnx_files,
+    precomputed,
+    python_factory,
+    sentences,
+    timm_networks,
+)
+from tl_pipeline.encoders.backbones.backbone import (
+    Backbone,
+    Embedder,
+    Kind,
+    Layer,
+    NamedWeights,
+    Pooling,
+    Provider,
+    Published,
+    Sealed,
+)
+from tl_pipeline.encoders.backbones.torchvision_weights import checkpoint_folder
+from tl_pipeline.errors import UnknownName
+
+__all__ = [
+    "BACKBONES",
+    "BY_PREFIX",
+    "EMBEDDERS",
+    "PATTERN",
+    "PROVIDERS",
+    "SEALED",
+    "Backbone",
+    "Layer",
+    "NamedWeights",
+    "Pooling",
+    "Provider",
+    "Published",
+    "checkpoint_folder",
+    "find_backbone",
+    "kind",
+    "named_weights",
+    "outputs",
+]
+
+PROVIDERS: dict[str, Provider] = {
+    "ours": lenet_weights,
+    "torchvision": classifiers,
+    "torchvision detection": detectors,
+    "timm": timm_networks,
+}
+
+SEALED: dict[str, Sealed] = {
+    "python": python_factory,
+    "onnx": onnx_files,
+    "export": exported,
+}
+
+# Of inputs that are no images.
+EMBEDDERS: dict[str, Embedder] = {"text": sentences, "features": precomputed}
+
+# What is named by a prefix instead of in a table, as people write it.
+BY_PREFIX = (
+    "timm:NAME",
+    "python:MODULE:FACTORY",
+    "onnx:FILE",
+    "export:FILE.pt2",
+    "text:NAME",
+)
+
+_KINDS: dict[str, Kind] = {**PROVIDERS, **SEALED}
+
+BACKBONES: dict[str, Backbone] = {
+    name: row for provider in PROVIDERS.values() for name, row in provider.ROWS.items()
+}
+
+_PREFIXES = "|".join(name.partition(":")[0] for name in BY_PREFIX)
+_NAMES = "|".join(map(re.escape, [*BACKBONES, precomputed.CHOICE]))
+# Of one encoder or several (a+b), as far as names can be told without looking.
+PATTERN = rf"^(({_NAMES})(:.+=.+| *\+.+)?|({_PREFIXES}):.+)$"
+
+
+def find_backbone(name: str) -> Backbone:
+    """The network of that name.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    for each in (*_KINDS.values(), *EMBEDDERS.values()):
+        found = each.find(name)
+        if found is not None:
+            return found
+    raise UnknownName("backbone", name, [*BACKBONES, *BY_PREFIX, precomputed.CHOICE])
+
+
+def kind(backbone: Backbone) -> Kind:
+    """Who describes ``backbone``, a network of images."""
+    return _KINDS[backbone.origin]
+
+
+def named_weights(backbone: Backbone, name: str) -> NamedWeights:
+    """Look ``name`` up among the weights of ``backbone``; may import torchvision.
+
+    Raises:
+        UnknownName: the network has no weights of that name.
+        InvalidSpec, WeightsError: see the providers by prefix.
+    """
+    return kind(backbone).named_weights(backbone, name)

@@ -1,0 +1,250 @@
+"""torchvision's classification networks: a family is a list of names and its layers.
+
+A layer's node is a name of ``torchvision.models.feature_extraction``, where the name of
+a module stands for its last node. Names of layers are those of the papers: ``fc6`` and
+``fc7`` after the ReLU, ``pool5`` flattened (Donahue et al., "DeCAF", ICML 2014, section
+3), except where ``pool5`` is the name of the last average (GoogLeNet, ResNet in Caffe).
+``penultimate`` is everywhere what the last layer of the classifier sees.
+"""
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+from tl_pipeline.encoders.backbones import torchvision_weights
+from tl_pipeline.encoders.backbones.backbone import Backbone, Layer, NamedWeights
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.inputs.images import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE: str = "torchvision"
+Layers = Mapping[str, Layer]
+
+_FLATTEN, _MEAN = Layer("flatten"), Layer("mean")
+_AVGPOOL: Layers = {"avgpool": _FLATTEN, "penultimate": _FLATTEN}
+_MEANS: Layers = {"avgpool": _MEAN, "penultimate": _MEAN}
+_ALEXNET: Layers = {
+    "fc7": Layer("classifier.5"),
+    "fc6": Layer("classifier.2"),
+    "pool5": Layer("features.12", "flatten"),
+    "penultimate": Layer("classifier.5"),
+}
+_FIRE9 = Layer("features.12.cat", "mean")
+_CLS = Layer("encoder.ln", "cls")
+_PRE_LOGITS = Layer("classifier.1")
+_MAXVIT = Layer("classifier.4")
+
+
+def _stages(*nodes: str, name: str = "stage", first: int = 1) -> Layers:
+    """Spatial outputs of stages, ``stage1`` and so on, reduced to channel means."""
+    return {f"{name}{i}": Layer(node, "mean") for i, node in enumerate(nodes, first)}
+
+
+def _vgg(pool5: int) -> Layers:
+    return {
+        "fc6": Layer("classifier.1"),
+        "fc7": Layer("classifier.4"),
+        "pool5": Layer(f"features.{pool5}", "flatten"),
+        "penultimate": Layer("classifier.4"),
+    }
+
+
+_RESNET: Layers = {
+    **_AVGPOOL,
+    "pool5": _FLATTEN,
+    **_stages("layer1", "layer2", "layer3", "layer4", name="layer"),
+}
+_SWIN: Layers = {
+    **_AVGPOOL,
+    **_stages("features.1", "features.3", "features.5", "features.7"),
+}
+
+_FAMILIES: dict[str, Layers] = {
+    "alexnet": _ALEXNET,
+    "vgg11": _vgg(20),
+    "vgg11_bn": _vgg(28),
+    "vgg13": _vgg(24),
+    "vgg13_bn": _vgg(34),
+    "vgg16": _vgg(30),
+    "vgg16_bn": _vgg(43),
+    "vgg19": _vgg(36),
+    "vgg19_bn": _vgg(52),
+    "squeezenet1_0 squeezenet1_1": {"fire9": _FIRE9, "penultimate": _FIRE9},
+    "googlenet": {
+        **_AVGPOOL,
+        "pool5": _FLATTEN,
+        **{f"inception{i}": Layer(f"inception{i}.cat", "mean") for i in ("4e", "5b")},
+    },
+    "inception_v3": {
+        **_AVGPOOL,
+        "pool3": _FLATTEN,  # its name in TensorFlow's graph
+        **{f"Mixed_{i}": Layer(f"Mixed_{i}", "mean") for i in ("6e", "7c")},
+    },
+    "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d "
+    "resnext101_64x4d wide_resnet50_2 wide_resnet101_2": _RESNET,
+    "densenet121 densenet161 densenet169 densenet201": {
+        **_AVGPOOL,
+        **_stages(*(f"features.denseblock{i}" for i in range(1, 5)), name="denseblock"),
+    },
+    "mobilenet_v2": _AVGPOOL,
+    "mobilenet_v3_small mobilenet_v3_large": {
+        "avgpool": _FLATTEN,
+        "penultimate": Layer("classifier.1"),
+    },
+    "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3": _MEANS,
+    "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0": {
+        **_MEANS,
+        **_stages("stage2", "stage3", "stage4", first=2),
+    },
+    "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
+    "efficientnet_b5 efficientnet_b6 efficientnet_b7 "
+    "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l": _AVGPOOL,
+    "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf "
+    "regnet_x_16gf regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf "
+    "regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf regnet_y_128gf": {
+        **_AVGPOOL,
+        **_stages(*(f"trunk_output.block{i}" for i in range(1, 5)), name="block"),
+    },
+    "convnext_tiny convnext_small convnext_base convnext_large": {
+        "penultimate": _PRE_LOGITS,  # the mean after its LayerNorm
+        "avgpool": Layer("avgpool", "flatten"),
+        **_stages("features.1", "features.3", "features.5", "features.7"),
+    },
+    "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14": {"cls": _CLS, "penultimate": _CLS},
+    "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b": _SWIN,
+    "maxvit_t": {
+        "penultimate": _MAXVIT,
+        "avgpool": _PRE_LOGITS,
+        **_stages(*(f"blocks.{i}" for i in range(4))),
+    },
+}
+# The two networks without IMAGENET1K_V1: the trunk as it was pretrained, not tuned.
+_SWAG_ONLY = ("regnet_y_128gf", "vit_h_14")
+
+
+def _row(name: str, layers: Layers) -> Backbone:
+    swag = "IMAGENET1K_SWAG_LINEAR_V1"
+    return Backbone(
+        name,
+        layers,
+        weights=swag if name in _SWAG_ONLY else "IMAGENET1K_V1",
+        class_tokens=1 if name.startswith("vit_") else 0,
+    )
+
+
+ROWS: Mapping[str, Backbone] = {
+    name: _row(name, layers)
+    for names, layers in _FAMILIES.items()
+    for name in names.split()
+}
+
+
+# What torchvision publishes of weights it publishes of all its networks alike.
+published, place, fetch = (
+    torchvision_weights.published,
+    torchvision_weights.place,
+    torchvision_weights.fetch,
+)
+
+
+def find(name: str) -> Backbone | None:
+    """The network of that name, if torchvision has it."""
+    return ROWS.get(name)
+
+
+def named_weights(backbone: Backbone, name: str) -> NamedWeights:
+    """The member ``name`` of the weights, with its own preprocessing.
+
+    Raises:
+        UnknownName: see ``members.find_member``.
+    """
+    member = torchvision_weights.find_member(backbone, name)
+    return torchvision_weights.named(member, _recorded(member.value.transforms()))
+
+
+def build(
+    backbone: Backbone,
+    side: int,
+    state: "Mapping[str, torch.Tensor] | None" = None,
+) -> "torch.nn.Module":
+    """The network with the classes, auxiliary heads and input size of ``state``.
+
+    Weights of a fine-tuned network end in another number of classes, and are as good
+    an encoder.
+
+    Raises:
+        InvalidSpec: the network has no form for inputs of ``side`` pixels.
+    """
+    from torchvision.models import get_model
+
+    options = _options(backbone, side, state or {})
+    try:
+        network = get_model(backbone.name, weights=None, **options)
+    except (ValueError, AssertionError) as fault:
+        raise InvalidSpec(
+            f"{backbone.name} takes no inputs of {side} x {side}: {fault}"
+        ) from None
+    name, last = list(network.named_parameters())[-1]
+    given = (state or {}).get(name)
+    if given is not None and given.ndim and len(given) not in {0, len(last)}:
+        options["num_classes"] = len(given)
+        network = get_model(backbone.name, weights=None, **options)
+    if backbone.name.startswith("densenet"):
+        network.register_load_state_dict_pre_hook(_join_numbers)
+    return network
+
+
+def _options(
+    backbone: Backbone, side: int, state: "Mapping[str, torch.Tensor]"
+) -> dict[str, Any]:
+    if backbone.name in {"googlenet", "inception_v3"}:
+        # torchvision sets transform_input with its weights, which no file records. So
+        # it is set for every file, and for the untrained twin, which must see the same.
+        heads = ("aux1.", "AuxLogits.")
+        return {
+            "transform_input": True,
+            "aux_logits": any(name.startswith(heads) for name in state),
+            "init_weights": not state,
+        }
+    if backbone.name.startswith("vit_"):
+        return {"image_size": _image_size(state) or side}
+    if backbone.name == "maxvit_t":
+        return {"input_size": (side, side)}
+    return {}
+
+
+def _image_size(state: "Mapping[str, torch.Tensor]") -> int | None:
+    """For what inputs a vision transformer was trained: a position per patch."""
+    positions, patch = (
+        state.get(name) for name in ("encoder.pos_embedding", "conv_proj.weight")
+    )
+    if positions is None or patch is None or (positions.ndim, patch.ndim) != (3, 4):
+        return None
+    return isqrt(positions.shape[1] - 1) * patch.shape[-1] or None
+
+
+def _join_numbers(_: object, state: "dict[str, torch.Tensor]", *__: object) -> None:
+    """Rename ``norm.1`` to ``norm1``: DenseNet's published files are of torch 0.3."""
+    for name in list(state):
+        head, found, tail = name.partition("denselayer")
+        if not found:
+            continue
+        words = tail.split(".")
+        if len(words) > 3 and words[1] in {"norm", "conv"} and words[2] in {"1", "2"}:
+            joined = [words[0], words[1] + words[2], *words[3:]]
+            state[head + found + ".".join(joined)] = state.pop(name)
+
+
+def _recorded(preset: Any) -> Preprocess:
+    """The fields of torchvision's ``ImageClassification`` preset."""
+    (resize,), (crop,) = preset.resize_size, preset.crop_size
+    return Preprocess(
+        resize=resize,
+        crop=crop,
+        interpolation=preset.interpolation.value,
+        antialias=bool(preset.antialias),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )

@@ -1,0 +1,223 @@
+"""The networks of timm, ``timm:NAME`` or ``timm:NAME.TAG``, with timm's own weights.
+
+A tag (``lvd142m``, ``openai``) is what torchvision calls a member: it names weights and
+how they are fed. Weights are looked for where ``huggingface_hub`` keeps them, and are
+in timm's names of parameters; checkpoints of other projects, which timm renames while
+it loads them, are refused with the list of names that do not fit.
+
+Layers: ``pre_logits`` is what timm's classifier sees, the output of
+``create_model(NAME, num_classes=0)``; ``features`` the map or tokens before the head.
+"""
+
+import os
+from collections.abc import Mapping
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_pipeline.encoders.backbones.backbone import (
+    Backbone,
+    Layer,
+    NamedWeights,
+    Published,
+)
+from tl_pipeline.errors import InvalidSpec, UnknownName
+from tl_pipeline.inputs.images import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE: str = "timm"
+ROWS: Mapping[str, Backbone] = {}
+
+_PREFIX, _DEFAULT = "timm:", "DEFAULT"
+_LAYERS = {
+    "pre_logits": Layer("pre_logits"),
+    "features": Layer("features", "mean"),
+    "penultimate": Layer("pre_logits"),
+}
+_HUB = "https://huggingface.co"
+_FILE = "model.safetensors"
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
+def find(name: str) -> Backbone | None:
+    """``timm:NAME.TAG``, whether or not timm has it: only timm knows.
+
+    A tag becomes the default weights, so that both spellings mean one network.
+    """
+    if not name.startswith(_PREFIX):
+        return None
+    bare, _, tag = name.partition(".")
+    return Backbone(bare, _LAYERS, weights=tag or _DEFAULT, origin="timm")
+
+
+def named_weights(backbone: Backbone, name: str) -> NamedWeights:
+    """The weights that timm tags ``name``, fed as timm feeds them.
+
+    Raises:
+        UnknownName: timm has no such network, or no such weights of it.
+        InvalidSpec: its input cannot be expressed here.
+    """
+    known = _tags(backbone)
+    tag = next(iter(known)) if name == _DEFAULT else name
+    if tag not in known:
+        raise UnknownName(f"{backbone.name} weights", name, known)
+    url = _url(known[tag])
+    return NamedWeights(
+        name=tag,
+        file=place(url),
+        url=url,
+        megabytes=_parameters(backbone) * 4 / 1e6,
+        sha256_prefix="",
+        preprocess=_recorded(backbone, tag, known[tag]),
+    )
+
+
+def published(backbone: Backbone) -> list[Published]:
+    """Every tag of ``backbone``; timm tells no scores."""
+    parameters = _parameters(backbone)
+    return [
+        Published(
+            name=tag,
+            file=place(_url(about)),
+            megabytes=parameters * 4 / 1e6,
+            parameters=parameters,
+            score=None,
+            measure="",
+            licence=about.license or "none stated",
+        )
+        for tag, about in _tags(backbone).items()
+    ]
+
+
+def place(url: str) -> Path:
+    """Where huggingface_hub keeps the file from ``url``; its own rule."""
+    repository, _, file = url.removeprefix(f"{_HUB}/").partition("/resolve/main/")
+    home = os.environ.get("HF_HOME", _cache_home() / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub")).expanduser()
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text().strip()
+    except FileNotFoundError:
+        revision = "main"
+    return folder / "snapshots" / revision / file
+
+
+def fetch(named: NamedWeights) -> None:
+    """Download the file of ``named`` by huggingface_hub, unless HF_HUB_OFFLINE is set.
+
+    Raises:
+        OSError: it cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, _, file = named.url.removeprefix(f"{_HUB}/").partition("/resolve/main/")
+    try:
+        hf_hub_download(repository, file)
+    except Exception as fault:  # noqa: BLE001 - its errors share no class but this
+        raise OSError(str(fault).strip().partition("\n")[0]) from None
+
+
+def build(
+    backbone: Backbone,
+    side: int,
+    state: "Mapping[str, torch.Tensor] | None" = None,
+) -> "torch.nn.Module":
+    """The network, whose parameters have timm's names, with the classes of ``state``.
+
+    Raises:
+        InvalidSpec: it has no form for inputs of ``side`` pixels.
+    """
+    from tl_pipeline.encoders.backbones.timm_outputs import TimmOutputs
+
+    about = _tags(backbone)
+    usual = next(iter(about.values()))
+    options: dict[str, Any] = {}
+    if state:
+        options["num_classes"] = _classes(usual, state)
+    if usual.fixed_input_size and side != usual.input_size[-1]:
+        # Positions are those of the weights' own size; they are resampled in each call.
+        options["dynamic_img_size"] = True
+    try:
+        network = _create(backbone, **options)
+    except TypeError as fault:
+        if "dynamic_img_size" not in str(fault):
+            raise
+        raise InvalidSpec(
+            f"{backbone.name} takes inputs of {usual.input_size[-1]} pixels only, not "
+            f"{side}"
+        ) from None
+    return TimmOutputs(network)
+
+
+def _classes(about: Any, state: "Mapping[str, torch.Tensor]") -> int:
+    """How many classes ``state`` has; none if it was saved without a classifier."""
+    names = about.classifier
+    first = names if isinstance(names, str) or names is None else names[0]
+    last = state.get(f"{first}.weight")
+    return 0 if last is None else len(last)
+
+
+def _tags(backbone: Backbone) -> Mapping[str, Any]:
+    """What timm says of each tag of ``backbone``, the default first."""
+    try:
+        from timm.models import get_arch_pretrained_cfgs, is_model, list_models
+    except ImportError:
+        raise InvalidSpec(
+            f"{backbone.name} needs the package timm: pip install 'tl-pipeline[timm]'"
+        ) from None
+    bare = backbone.name.removeprefix(_PREFIX)
+    if not is_model(bare):
+        raise UnknownName("network of timm", bare, list_models())
+    found = get_arch_pretrained_cfgs(bare)
+    return {name.partition(".")[2]: about for name, about in found.items()}
+
+
+def _create(backbone: Backbone, **options: Any) -> "torch.nn.Module":
+    from timm import create_model
+
+    bare = backbone.name.removeprefix(_PREFIX)
+    return create_model(bare, pretrained=False, **options)
+
+
+def _parameters(backbone: Backbone) -> int:
+    import torch
+
+    with torch.device("meta"):
+        return sum(values.numel() for values in _create(backbone).parameters())
+
+
+def _url(about: Any) -> str:
+    """The address of the weights on the hub; "" of a tag that timm has no file of."""
+    if not about.hf_hub_id:
+        return ""
+    return f"{_HUB}/{about.hf_hub_id}/resolve/main/{about.hf_hub_filename or _FILE}"
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+
+
+def _recorded(backbone: Backbone, tag: str, about: Any) -> Preprocess:
+    """The resolved data configuration, as timm's evaluation transform reads it."""
+    from timm.data.config import resolve_data_config
+
+    config = resolve_data_config({}, pretrained_cfg=about.to_dict())
+    channels, height, width = config["input_size"]
+    said = f"{backbone.name} with {tag} takes "
+    if channels != 3 or height != width:
+        size = f"{channels} x {height} x {width}"
+        raise InvalidSpec(f"{said}inputs of {size}; only square RGB is known here")
+    if config["interpolation"] not in _INTERPOLATIONS:
+        raise InvalidSpec(f"{said}{config['interpolation']} resizing, not known here")
+    if config["crop_mode"] not in {"center", "squash"}:
+        raise InvalidSpec(f"{said}crop mode {config['crop_mode']!r}, not known here")
+    return Preprocess(
+        resize=floor(height / config["crop_pct"]),
+        crop=height,
+        squash=config["crop_mode"] == "squash",
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+    )

@@ -1,0 +1,67 @@
+"""What exactly makes an embedding: backbone, layer, weights by content, preprocessing.
+
+An ``Encoder`` is that identity, whose key names the folder of the embeddings.
+``wishes`` finds it, and ``encoder_networks`` the network that it means.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tl_pipeline.encoders.backbones import Pooling
+from tl_pipeline.encoders.weight_names import Weights
+from tl_pipeline.inputs.modalities import Input
+from tl_pipeline.store.artifacts import digest
+
+# Bump when the same identity must give other embeddings.
+VERSION = 1
+
+
+class Encoder(BaseModel):
+    """The identity of an embedding: equal keys mean interchangeable vectors.
+
+    ``variant`` says for people in what it differs from the usual; what makes it differ
+    stands in the other fields.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str
+    layer: str
+    node: str
+    pooling: Pooling
+    weights: Weights
+    preprocess: Input
+    precision: str
+    control: bool = Field(default=False, description="run only to be compared with")
+    variant: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the folder of this encoder's embeddings is named."""
+        fields = self.model_dump(
+            mode="json",
+            exclude={
+                "layer": True,
+                "control": True,
+                "variant": True,
+                "weights": {"name", "file", "seed"},
+            },
+        )
+        return digest({"encoder": fields, "version": VERSION})
+
+    @property
+    def label(self) -> str:
+        """The name people read: ``vgg16/fc6 IMAGENET1K_V1``."""
+        told = [self.variant] if self.variant else []
+        told += [self.precision] if self.precision != "fp32" else []
+        variant = f" ({' '.join(told)})" if told else ""
+        return f"{self.backbone}/{self.layer}{variant} {self.weights.name}"
+
+
+def shares_network(one: Encoder, other: Encoder) -> bool:
+    """Whether one forward pass gives both: they differ in layer and pooling alone."""
+    return (one.backbone, one.weights.sha256, one.preprocess, one.precision) == (
+        other.backbone,
+        other.weights.sha256,
+        other.preprocess,
+        other.precision,
+    )

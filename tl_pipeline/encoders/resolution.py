@@ -1,0 +1,249 @@
+"""What is wished for (``EncoderSpec``), and which encoder that is.
+
+Resolving a second time imports no torch: what torchvision said of a named member or a
+graph node, and the hash of an unchanged weights file, are remembered.
+"""
+
+from dataclasses import replace
+
+from tl_pipeline.config.encoder_specs import EncoderSpec
+from tl_pipeline.encoders import backbones, weight_names
+from tl_pipeline.encoders.backbones import (
+    EMBEDDERS,
+    SEALED,
+    Backbone,
+    Layer,
+    NamedWeights,
+    Pooling,
+)
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.weight_names import Weights
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.cache import Remembered
+
+# Names of poolings in a wish, where the identity has another.
+_POOLINGS: dict[str, Pooling] = {"gap": "mean"}
+_NODE = "node:"
+
+
+def resolve(
+    spec: EncoderSpec, store: Store, *, trust: bool = True, control: bool = False
+) -> Encoder:
+    """Find the weights and the preprocessing that ``spec`` means.
+
+    With ``trust=False`` remembered hashes of weights files are not believed. Where
+    ``spec`` leaves the precision to us it is fp32; ``precision.choose`` may better it.
+
+    Raises:
+        UnknownName: no such backbone, layer, or named weights.
+        WeightsError: the weights are not on disk, or not what their name promises.
+        InvalidSpec: ``random:SEED`` without a number; a preprocessing that the network
+            cannot be fed with; a layer that is no vector and that nothing makes one.
+    """
+    backbone = backbones.find_backbone(spec.backbone)
+    memo = Remembered(store, trust=trust)
+    if backbone.origin in EMBEDDERS:
+        return _whole(spec, backbone, memo, control)
+    asked = weight_names.parse(spec.weights, backbone)
+    backbone, named = _described(backbone, asked.member, memo)
+    name, usual = _layer(spec, backbone, memo)
+    weights = weight_names.find(asked, backbone, named, memo)
+    memo.save()
+    layer = _pooled(spec, usual, told=backbone.origin not in SEALED)
+    preprocess = _overridden(spec, named.preprocess)
+    return Encoder(
+        backbone=backbone.name,
+        layer=name,
+        node=layer.node,
+        pooling=layer.pooling,
+        weights=weights,
+        preprocess=preprocess,
+        precision=_precision(spec, fixed=backbone.origin in SEALED),
+        control=control,
+        variant=_variant(spec, layer != usual, preprocess != named.preprocess),
+    )
+
+
+def untrained_twin(spec: EncoderSpec, seed: int) -> EncoderSpec:
+    """The control of ``spec``: the same network, layer and input, random weights.
+
+    Raises:
+        InvalidSpec: there is none, see ``without_twin``.
+    """
+    why = without_twin(spec)
+    if why:
+        raise InvalidSpec(f"{spec.short()} has no untrained twin: {why}")
+    backbone = backbones.find_backbone(spec.backbone)
+    if backbone.origin in EMBEDDERS:
+        return spec.model_copy(update={"weights": f"random:{seed}"})
+    weights = weight_names.untrained(spec.weights, backbone, seed)
+    return spec.model_copy(update={"weights": weights})
+
+
+def without_twin(spec: EncoderSpec) -> str:
+    """Why ``spec`` has no untrained twin, or "" where it has one."""
+    origin = backbones.find_backbone(spec.backbone).origin
+    whole = SEALED.get(origin) or EMBEDDERS.get(origin)
+    return whole.NO_TWIN if whole else ""
+
+
+def check_names(spec: EncoderSpec, store: Store) -> Backbone:
+    """The backbone of ``spec``, if it has the layer and the input is in range.
+
+    Raises:
+        UnknownName: one of them is not there.
+        InvalidSpec: the layer is no vector and nothing makes one.
+    """
+    backbone = backbones.find_backbone(spec.backbone)
+    if backbone.origin in EMBEDDERS:
+        _seed(spec, backbone)
+        return backbone
+    asked = weight_names.parse(spec.weights, backbone)
+    memo = Remembered(store)
+    described, _ = _described(backbone, asked.member, memo)
+    _layer(spec, described, memo)
+    memo.save()
+    return backbone
+
+
+def fetch(spec: EncoderSpec, store: Store) -> None:
+    """Download the named weights of ``spec`` by their package's loader if missing.
+
+    Raises:
+        UnknownName, InvalidSpec: see ``check_names``.
+        WeightsError: they cannot be downloaded; says which file to put where.
+    """
+    backbone = check_names(spec, store)
+    embedder = EMBEDDERS.get(backbone.origin)
+    if embedder:
+        embedder.fetch(backbone)
+    else:
+        weight_names.fetch(spec.weights, backbone)
+
+
+def _whole(
+    spec: EncoderSpec, backbone: Backbone, memo: Remembered, control: bool
+) -> Encoder:
+    """The identity of an encoder whose inputs are no images."""
+    seed = _seed(spec, backbone)
+    found = EMBEDDERS[backbone.origin].identify(backbone, seed, memo.sha256)
+    memo.save()
+    name, layer = backbone.layer(spec.layer)
+    return Encoder(
+        backbone=backbone.name,
+        layer=name,
+        node=layer.node,
+        pooling=layer.pooling,
+        weights=Weights(
+            name=found.name, sha256=found.sha256, file=found.place, seed=seed
+        ),
+        preprocess=found.input,
+        precision=_precision(spec, fixed=True),
+        control=control,
+    )
+
+
+def _seed(spec: EncoderSpec, backbone: Backbone) -> int | None:
+    """The seed that ``spec`` asks for; nothing else can be set.
+
+    Raises:
+        UnknownName, InvalidSpec: something else is asked for.
+    """
+    backbone.layer(spec.layer)
+    known = {"backbone", "layer", "weights", "precision"}
+    odd = spec.model_dump(exclude=known, exclude_none=True)
+    if odd:
+        raise InvalidSpec(
+            f"{spec.short()}: {', '.join(odd)} is of images, and {backbone.name} takes "
+            "none; leave it out"
+        )
+    if spec.weights is None:
+        return None
+    seed = spec.weights.removeprefix("random:")
+    why = EMBEDDERS[backbone.origin].NO_TWIN
+    if why or seed == spec.weights or not seed.isdecimal() or int(seed) >= 2**64:
+        choice = f"nothing, {why}" if why else "random:SEED"
+        raise InvalidSpec(f"{spec.short()}: weights can be {choice}")
+    return int(seed)
+
+
+def _precision(spec: EncoderSpec, *, fixed: bool) -> str:
+    """``fixed``: the network computes as it was made to."""
+    if fixed and spec.precision in ("bf16", "int8"):
+        raise InvalidSpec(
+            f"{spec.short()}: the precision of {spec.backbone} is its own; leave "
+            "precision out"
+        )
+    return "fp32" if spec.precision == "auto" else spec.precision
+
+
+def _described(
+    backbone: Backbone, member: str, memo: Remembered
+) -> tuple[Backbone, NamedWeights]:
+    """What is said of ``member``; a network that brings its weights learns its layers.
+
+    Its file or code is not looked into before.
+    """
+    named = weight_names.find_named(backbone, member, memo)
+    layers = named.layers or backbone.layers
+    return replace(backbone, layers=layers), named
+
+
+def _layer(
+    spec: EncoderSpec, backbone: Backbone, memo: Remembered
+) -> tuple[str, Layer]:
+    """The layer that is asked for, by a listed name or by that of a graph node."""
+    name = spec.layer or backbone.default_layer
+    if name in backbone.layers or backbone.origin in SEALED:
+        return backbone.layer(name)
+    node = name.removeprefix(_NODE)
+    key = f"{weight_names.described_by(backbone)} {backbone.name} node {node}"
+    known = memo.get(key)
+    if known is None:
+        from tl_pipeline.encoders import networks  # noqa: PLC0415 - torch
+
+        named = weight_names.find_named(backbone, backbone.weights, memo)
+        shape = networks.input_shape(named.preprocess)
+        found = networks.layer_at(backbone.name, node, shape)
+        memo.put(key, {"pooling": found.pooling})
+        return node, found
+    return node, Layer(node, known["pooling"])
+
+
+def _pooled(spec: EncoderSpec, usual: Layer, *, told: bool) -> Layer:
+    """``told``: whether it is known by now that a layer without pooling is a vector."""
+    flat = told and usual.pooling == "none"
+    if spec.pool is None or (spec.pool == "flatten" and flat):
+        return usual  # a vector is flat already
+    return replace(usual, pooling=_POOLINGS.get(spec.pool, spec.pool))
+
+
+def _overridden(spec: EncoderSpec, usual: Preprocess) -> Preprocess:
+    """``usual`` with what ``spec`` sets itself."""
+    given = {
+        name: value
+        for name in ("resize", "crop", "interpolation", "mean", "std")
+        if (value := getattr(spec, name)) is not None
+    }
+    found = usual.model_copy(update=given)
+    for name in ("mean", "std"):
+        if len(getattr(found, name)) != len(usual.mean):
+            raise InvalidSpec(
+                f"{spec.short()}: {name} must have {len(usual.mean)} values, one for "
+                "each channel of the network, with slashes between"
+            )
+    if found.crop > found.resize:
+        raise InvalidSpec(
+            f"{spec.short()}: a crop of {found.crop} is larger than what it is cut "
+            f"from, resize={found.resize}. Set both"
+        )
+    return found
+
+
+def _variant(spec: EncoderSpec, pooled: bool, fed: bool) -> str:
+    changed = [name for name in ("pool",) if pooled]
+    changed += ["resize", "crop", "interpolation", "mean", "std"] if fed else []
+    given = spec.model_dump(include=set(changed), exclude_none=True)
+    return " ".join(f"{name}={text}" for name, text in EncoderSpec.texts(given).items())

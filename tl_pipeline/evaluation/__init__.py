@@ -1,0 +1,17 @@
+"""Numbers about predictions: scores, intervals, calibration, comparison, choice.
+
+In: class probabilities and labels as arrays or tables. Out: numbers, and the operating
+point of a model.
+"""
+
+__all__ = [
+    "averaging",
+    "choice",
+    "comparison",
+    "cross_fitting",
+    "decisions",
+    "metrics",
+    "operating_point",
+    "scored_rows",
+    "scoring",
+]

@@ -1,0 +1,16 @@
+"""Bytes to what a network takes: pixels, tokens, vectors.
+
+In: the bytes of one input and a ``Preprocess``. Out: arrays, or ``RefusedImage`` with
+the reason.
+"""
+
+__all__ = [
+    "calibration_images",
+    "images",
+    "modalities",
+    "nvjpeg_support",
+    "pixels",
+    "resizing",
+    "texts",
+    "vectors",
+]

@@ -1,0 +1,268 @@
+"""A run with every name resolved, before anything is computed or written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tl_pipeline import heads
+from tl_pipeline.config import catalog
+from tl_pipeline.config.catalog_entry import Modality
+from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.config.encoder_specs import (
+    BackboneSpec,
+    EncoderSpec,
+    members,
+    parse_backbone,
+)
+from tl_pipeline.config.specs import Ensemble, HeadSpec, RunSpec
+from tl_pipeline.embedding import precision
+from tl_pipeline.encoders import backbones, concat, resolution
+from tl_pipeline.encoders.concat import AnyEncoder
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.heads.search import candidates
+from tl_pipeline.runs import records
+from tl_pipeline.runs.planning import Context, Step
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
+
+MAJORITY = HeadSpec(name="majority")
+# What to write where an encoder of another modality was named.
+_CHOICES: dict[Modality, str] = {
+    "image": "a network of images, such as lenet5; see `tl backbones`",
+    "text": backbones.EMBEDDERS["text"].CHOICE,
+    "vector": backbones.EMBEDDERS["features"].CHOICE,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does: the heads to train on each encoder, candidates first.
+
+    ``eye`` is the encoder in whose embeddings near duplicates are looked for, None to
+    ignore them. ``skipped`` are the controls that were asked for and do not exist.
+    """
+
+    spec: RunSpec
+    context: Context
+    heads: list[tuple[AnyEncoder, list[HeadSpec]]]
+    eye: AnyEncoder | None
+    skipped: list[Step] = field(default_factory=list)
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """What is embedded: each encoder once, in the order of ``heads``."""
+        used = [encoder for encoder, _ in self.heads]
+        used += [self.eye] if self.eye else []
+        return concat.flattened(used)
+
+    @property
+    def leakage(self) -> tuple[AnyEncoder, list[HeadSpec]] | None:
+        """What is also run on a split image by image, where images belong together."""
+        if not (self.spec.controls and self.context.dataset.drawn_together):
+            return None
+        encoder, specs = self.heads[0]
+        return encoder, [head for head in specs if not heads.HEADS[head.name].control]
+
+
+def prepare(
+    spec: RunSpec,
+    store: Store,
+    *,
+    catalog_file: Path | None = None,
+    verify: bool = False,
+    download: bool = False,
+) -> Work:
+    """Resolve every name in ``spec``.
+
+    With ``download`` missing named weights are fetched by torchvision, and weights that
+    were never used in this store are tried on; with ``verify`` no memo of unchanged
+    files is trusted.
+
+    Raises:
+        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
+    """
+    dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
+    spec = _with_backbones(spec, dataset)
+    wanted = _complete(spec)
+    looker = _looker(spec, dataset)
+    asked = [*spec.backbones, *([looker] if looker else [])]
+    check_modality(dataset, asked)
+    found = resolve(asked, store, verify=verify, download=download)
+    work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
+    if spec.ensemble:
+        _check_ensemble(spec.ensemble, work)
+    skipped: list[Step] = []
+    if spec.controls:
+        work[0][1].append(MAJORITY)
+        work += _untrained(spec, store, wanted, [encoder for encoder, _ in work])
+        skipped = list(_without_twin(spec))
+    context = Context(
+        store=store,
+        dataset=dataset,
+        seed=spec.seed,
+        search=spec.search,
+        calibration=spec.calibration,
+        error=spec.error,
+        part_rows=spec.part_rows,
+        trust_memo=not verify,
+        previous=records.keys_used(records.latest(store, dataset.name)),
+    )
+    return Work(spec, context, work, found[-1] if looker else None, skipped)
+
+
+def prepare_encoders(
+    dataset: str,
+    asked: Sequence[BackboneSpec],
+    store: Store,
+    *,
+    catalog_file: Path | None,
+    seed: int,
+    verify: bool,
+) -> tuple[Context, list[AnyEncoder]]:
+    """What a command needs that embeds and is no run; weights are downloaded.
+
+    Raises:
+        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``prepare``.
+    """
+    entry = catalog.find(dataset, catalog_file)
+    check_modality(entry, asked)
+    context = Context(store=store, dataset=entry, seed=seed, trust_memo=not verify)
+    return context, resolve(asked, store, verify=verify, download=True)
+
+
+def _complete(spec: RunSpec) -> list[HeadSpec]:
+    """The heads of ``spec``, those of profiles among them, each once.
+
+    Raises:
+        UnknownName, InvalidSpec: one cannot be tried, or all of them are controls.
+    """
+    given = [head for profile in spec.heads for head in heads.expanded(profile)]
+    named = {head.short(): head for head in map(heads.complete, given)}
+    wanted = list(named.values())
+    for head in wanted:
+        candidates(head, spec.search, spec.seed)  # refuses what cannot be tried
+    if all(heads.HEADS[head.name].control for head in wanted):
+        raise InvalidSpec(
+            f"{', '.join(head.name for head in wanted)} is a control, run by itself; "
+            "name a head to compare with it"
+        )
+    return wanted
+
+
+def _looker(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:
+    """In whose embeddings near duplicates are looked for; None to ignore them."""
+    near = dataset.near_duplicates
+    looker = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
+    return None if near.action == "ignore" else looker
+
+
+def _check_ensemble(
+    ensemble: Ensemble, work: Sequence[tuple[AnyEncoder, list[HeadSpec]]]
+) -> None:
+    """Refuse to average what is one candidate alone."""
+    scored = {
+        (encoder.key, head.short())
+        for encoder, specs in work
+        for head in specs
+        if not heads.HEADS[head.name].control
+    }
+    if ensemble == "average" and len({key for key, _ in scored}) < 2:
+        raise InvalidSpec(
+            "ensemble average takes the best head of each encoder, and this run has "
+            "one encoder; add a backbone, or choose greedy"
+        )
+    if len(scored) < 2:
+        raise InvalidSpec(
+            f"ensemble {ensemble} averages heads, and this run has one; add a head or "
+            "a backbone"
+        )
+
+
+def check_modality(dataset: DatasetSpec, asked: Sequence[BackboneSpec]) -> None:
+    """Refuse an encoder that takes something else than ``dataset`` holds.
+
+    Raises:
+        UnknownName: there is no such backbone.
+        InvalidSpec: it takes something else.
+    """
+    for wish in (member for several in asked for member in members(several)):
+        takes = backbones.find_backbone(wish.backbone).modality
+        if takes != dataset.modality:
+            raise InvalidSpec(
+                f"{wish.backbone} takes {takes}s, but {dataset.name} holds "
+                f"{dataset.modality}s. Choose {_CHOICES[dataset.modality]}"
+            )
+
+
+def _with_backbones(spec: RunSpec, dataset: DatasetSpec) -> RunSpec:
+    """``spec`` with the backbone that is usual for ``dataset`` if it names none."""
+    if "backbones" in spec.model_fields_set or dataset.modality == "image":
+        return spec
+    if dataset.modality == "text":
+        raise InvalidSpec(
+            f"{dataset.name} holds texts: name a network, --backbone "
+            f"{_CHOICES['text']}; none comes with this package"
+        )
+    usual = EncoderSpec(backbone=_CHOICES[dataset.modality])
+    return spec.model_copy(update={"backbones": (usual,)})
+
+
+def resolve(
+    asked: Sequence[BackboneSpec],
+    store: Store,
+    *,
+    verify: bool = False,
+    download: bool = False,
+) -> list[AnyEncoder]:
+    """The encoders that are ``asked`` for, all names checked first; see ``prepare``.
+
+    Raises:
+        UnknownName, InvalidSpec, WeightsError: see ``errors``.
+    """
+    for wish in asked:
+        for member in members(wish):
+            resolution.check_names(member, store)
+
+    def one(wish: EncoderSpec) -> Encoder:
+        if download:
+            resolution.fetch(wish, store)
+        encoder = resolution.resolve(wish, store, trust=not verify)
+        if download and not EmbeddingFolder(store, encoder.key).begun():
+            from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch
+
+            loading.load(encoder)
+        if wish.precision == "auto":
+            return precision.choose(encoder, store)
+        if wish.precision == "int8":
+            precision.measure(encoder, store)
+        return encoder
+
+    return [concat.joined(list(map(one, members(wish))), wish) for wish in asked]
+
+
+def _untrained(
+    spec: RunSpec, store: Store, wanted: list[HeadSpec], found: list[AnyEncoder]
+) -> list[tuple[AnyEncoder, list[HeadSpec]]]:
+    """The untrained twin of every backbone, once."""
+    twins: dict[str, AnyEncoder] = {}
+    for wish, trained in zip(spec.backbones, found, strict=True):
+        if not concat.without_twin(wish):
+            encoder = concat.untrained_twin(wish, trained, spec.seed, store)
+            twins.setdefault(encoder.key, encoder)
+    known = {encoder.key for encoder in found}
+    return [(twin, wanted) for key, twin in twins.items() if key not in known]
+
+
+def _without_twin(spec: RunSpec) -> Iterator[Step]:
+    """That the untrained control of a backbone is missing, for people to read."""
+    for wish in spec.backbones:
+        if why := concat.without_twin(wish):
+            yield Step(
+                stage="embed",
+                subject=f"untrained twin of {wish.short()}",
+                cached=True,
+                reason=f"no such control: {why}",
+                keys={},
+                skipped=True,
+            )

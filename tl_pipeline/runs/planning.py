@@ -1,0 +1,147 @@
+"""What a stage would do and why: the vocabulary that stages, plan and flow share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.config.specs import SearchSpec
+from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.store.artifacts import Artifact, KeyDocument, Store, digest
+from tl_pipeline.store.timings import Timings
+
+OutputT = TypeVar("OutputT")
+# What embed gives: the embeddings of each encoder, by its key.
+EmbeddingsOf = Mapping[str, Artifact]
+BY_VALIDATION = SearchSpec()
+# What makes a control of a context: see ``Context.control``.
+ONE_BY_ONE = "split image by image"
+UNTRAINED = "untrained"
+LOST = "its artifact is missing or damaged"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage at work on one subject: what came, or would come, of it.
+
+    ``keys`` maps the label of each thing it stands for to its key. ``units`` counts the
+    images to embed or heads to train; the estimates are None where nothing is known.
+    What is ``skipped`` cannot be done at all, and the reason says why. ``timings`` tell
+    where the time of embedding went.
+    """
+
+    stage: str
+    subject: str
+    cached: bool
+    reason: str
+    keys: Mapping[str, str]
+    units: int = 0
+    seconds: float = 0.0
+    estimated_seconds: float | None = None
+    estimated_bytes: int | None = None
+    skipped: bool = False
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[OutputT]):
+    """A stage's output, small references, and the steps that led to it."""
+
+    output: OutputT
+    steps: tuple[Step, ...]
+
+    @property
+    def step(self) -> Step:
+        """The step of a stage that works on one subject."""
+        (step,) = self.steps
+        return step
+
+    def ran(self, seconds: float, **changes: Any) -> "Outcome[OutputT]":
+        """This plan once it has been carried out, in ``seconds``."""
+        step = replace(self.step, cached=False, seconds=seconds, **changes)
+        return replace(self, steps=(step,))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs to know of the run it belongs to.
+
+    ``previous`` maps (stage, subject) to the keys of the last finished run on this
+    dataset: only reasons come from it, never a decision. ``control`` names what makes
+    everything done in this context a control, such as ``ONE_BY_ONE``.
+    """
+
+    store: Store
+    dataset: DatasetSpec
+    seed: int = 0
+    search: SearchSpec = BY_VALIDATION
+    calibration: str = "temperature"
+    error: float = 0.05
+    part_rows: int = 512
+    trust_memo: bool = True
+    previous: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    control: str = ""
+
+    def named(self, encoder: str) -> str:
+        """The label of an encoder as people read it in this context."""
+        return f"{encoder} ({self.control})" if self.control else encoder
+
+
+def why_not_cached(
+    context: Context,
+    kind: str,
+    subject: str,
+    label: str,
+    document: KeyDocument,
+) -> str:
+    """Why ``label``, an artifact of ``kind`` with this ``document``, must be made.
+
+    It is compared with what the last run used under the same subject and label; if
+    that run used one other thing there, with that.
+    """
+    before = context.previous.get((document["stage"], subject), {})
+    others = list(before.values())
+    key = before.get(label) or (others[0] if len(others) == 1 else None)
+    if key is None:
+        return "new"
+    if key == digest(document):
+        return LOST
+    found = context.store.find(kind, key)
+    if found is None:
+        return "new"
+    try:
+        return "; ".join(changes(context.store.provenance(found), document)) or LOST
+    except DamagedArtifact:
+        return LOST
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How one key document differs from another, in words."""
+    said = []
+    if before["version"] != now["version"]:
+        said.append(f"{now['stage']} version {before['version']} -> {now['version']}")
+    said += field_changes(before["params"], now["params"])
+    said += [
+        f"{name} changed"
+        for name, fingerprint in now["inputs"].items()
+        if before["inputs"].get(name) != fingerprint
+    ]
+    return said
+
+
+def field_changes(before: Any, now: Any, path: str = "") -> list[str]:
+    """Each leaf that differs, as ``path: before -> now``."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            change
+            for name in sorted({*before, *now})
+            for change in field_changes(
+                before.get(name), now.get(name), f"{path}.{name}" if path else name
+            )
+        ]
+    return [] if before == now else [f"{path}: {_short(before)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:8]}..."

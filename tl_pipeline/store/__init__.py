@@ -1,0 +1,18 @@
+"""Artifacts, tables and embeddings, on a disk or, through a mirror, at a URL.
+
+In: key documents and the functions that write what they describe. Out: immutable
+folders found by key. ``remote`` is the object store.
+"""
+
+__all__ = [
+    "artifacts",
+    "cache",
+    "columns",
+    "duplicate_rows",
+    "embeddings",
+    "part_files",
+    "part_index",
+    "remote",
+    "tables",
+    "timings",
+]

@@ -1,0 +1,367 @@
+"""The store: finished, immutable folders named by what they depend on.
+
+A folder is built beside the others, described by ``provenance.json``, and published by
+one rename: it is either whole or absent. The store is the cache and the truth.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from tl_pipeline.config.locations import is_url
+from tl_pipeline.errors import DamagedArtifact, StoreError
+from tl_pipeline.store.remote.mirror import Mirror
+
+FORMAT = 1
+PROVENANCE = "provenance.json"
+LIBRARIES = (
+    "tl-pipeline",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "scikit-learn",
+    "torch",
+    "torchvision",
+)
+
+KeyDocument = Mapping[str, Any]
+_KEY = re.compile(r"\b[0-9a-f]{32}\b")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A reference to one finished folder: small enough to travel between tasks.
+
+    ``fingerprint`` stands for the content: two artifacts of one kind with the same
+    fingerprint are interchangeable for whatever is computed from them.
+    """
+
+    kind: str
+    key: str
+    fingerprint: str
+
+
+def digest(document: Any) -> str:
+    """Sha256 of the canonical JSON of ``document``: its first 128 bits, in hex."""
+    text = json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def keys_in(text: str) -> set[str]:
+    """Everything in ``text`` that looks like a key: a digest that is named is meant."""
+    return set(_KEY.findall(text))
+
+
+def key_document(
+    stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]
+) -> KeyDocument:
+    """Everything that the output of a stage depends on; its ``digest`` is the key.
+
+    ``inputs`` holds fingerprints of artifacts, ``params`` plain values.
+    """
+    return {
+        "stage": stage,
+        "version": version,
+        "params": dict(params),
+        "inputs": dict(inputs),
+    }
+
+
+class Store:
+    """The root folder of all artifacts.
+
+    Of a store in an object store it is the local mirror; ``mirror`` fetches and sends.
+    """
+
+    def __init__(
+        self, root: Path, *, scratch: Path | None = None, mirror: Mirror | None = None
+    ) -> None:
+        self.root = root
+        self._scratch = scratch
+        self.mirror = mirror or Mirror()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process, perhaps on a machine with a mirror of its own."""
+        self.__dict__.update(state)
+        self.root = self.mirror.root or self.root
+
+    @property
+    def uri(self) -> str:
+        """What ``open`` takes: the folder, or the URL."""
+        return self.mirror.url or str(self.root)
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str]) -> "Store":
+        """Open the store at ``uri``; nothing is written to it yet.
+
+        ``uri`` is a local folder, or a URL of an object store such as s3://BUCKET/NAME.
+
+        Raises:
+            StoreError: it is neither, or written by another format.
+        """
+        text = os.fspath(uri)
+        if is_url(text):
+            from tl_pipeline.store.remote.object_mirror import ObjectMirror  # noqa: PLC0415
+
+            mirror = ObjectMirror(text)
+            mirror.begin()
+            return cls._checked(mirror.root, mirror)
+        return cls._checked(Path(text).expanduser().resolve(), Mirror())
+
+    @classmethod
+    def _checked(cls, root: Path, mirror: Mirror) -> "Store":
+        if root.exists() and not root.is_dir():
+            raise StoreError(f"{root} is a file; a store is a folder")
+        marker = root / "store.json"
+        if marker.exists():
+            about = _read_json(marker)
+            about = about if isinstance(about, dict) else {}
+            found = about.get("format")
+            if found != FORMAT:
+                raise StoreError(
+                    f"{mirror.url or root} has store format {found}, this version "
+                    f"reads {FORMAT}: use the version that wrote it, or another --store"
+                )
+            if mirror.url is None and about and "id" in about:
+                raise StoreError(
+                    f"{root} is the mirror of a store in an object store; open that "
+                    "by its URL"
+                )
+        elif root.is_dir() and any(p for p in root.iterdir() if p.name[0] != "."):
+            raise StoreError(f"{root} holds files but is not a store; name another")
+        return cls(root, mirror=mirror)
+
+    def create(self) -> None:
+        """Make the folder and mark it as a store; a second time does nothing."""
+        marker = self.root / "store.json"
+        if marker.exists():
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_atomically(marker, self.mirror.claim(json.dumps({"format": FORMAT})))
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to the store {self.root}: {error}"
+            ) from None
+
+    @contextmanager
+    def overlay(self) -> Iterator["Store"]:
+        """A view of this store whose new artifacts vanish when the block ends.
+
+        Planning performs cheap stages for real in it and leaves no trace.
+        """
+        with tempfile.TemporaryDirectory(prefix="tl-plan-") as folder:
+            yield Store(self.root, scratch=Path(folder), mirror=self.mirror)
+
+    @property
+    def planning(self) -> bool:
+        """Whether this is an overlay: nothing may be written to the root."""
+        return self._scratch is not None
+
+    def path(self, artifact: Artifact) -> Path:
+        """The folder of ``artifact``."""
+        place = Path(artifact.kind, artifact.key)
+        # An overlay builds what the root has not, or has only damaged.
+        if self._scratch and (self._scratch / place).exists():
+            return self._scratch / place
+        return self.root / place
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The artifact of that key if it is there *and whole*, else None."""
+        found = self._find_here(kind, key)
+        if found is None and self._fetch(kind, key):
+            found = self._find_here(kind, key)
+        return found
+
+    def _find_here(self, kind: str, key: str) -> Artifact | None:
+        roots = [self.root] + ([self._scratch] if self._scratch else [])
+        for root in roots:
+            folder = root / kind / key
+            if provenance := _provenance_of_whole(folder):
+                if not self.planning:
+                    _mark_used(folder)
+                return Artifact(kind, key, provenance["fingerprint"])
+        return None
+
+    def _fetch(self, kind: str, key: str) -> bool:
+        """Bring an artifact into the mirror; False where there is none."""
+        if self.mirror.url is None:
+            return False
+        building = self.root / ".building" / uuid.uuid4().hex
+        try:
+            if not self.mirror.fetch_artifact(kind, key, building):
+                return False
+            self._publish(building, self.root / kind / key)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return True
+
+    def build(
+        self,
+        kind: str,
+        document: KeyDocument,
+        write: Callable[[Path], str | None],
+        extra: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Make the artifact of ``document``: temporary folder, then one rename.
+
+        ``write`` fills the folder and may return the fingerprint of what it wrote;
+        by default that is a hash over the files. ``extra`` goes into the provenance.
+        Of two builders of one key the first to finish wins, the other takes its result.
+        """
+        key, started = digest(document), time.time()
+        home = self._scratch or self.root
+        if home is self.root:
+            self.create()
+        building = home / ".building" / uuid.uuid4().hex
+        building.mkdir(parents=True)
+        try:
+            fingerprint = write(building)
+            files = {
+                str(p.relative_to(building)): _file_facts(p)
+                for p in sorted(building.rglob("*"))
+                if p.is_file()
+            }
+            provenance = {
+                **document,
+                "key": key,
+                "fingerprint": fingerprint or digest(files),
+                "files": files,
+                "libraries": library_versions(),
+                "host": platform.node(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.time() - started, 3),
+                **(extra or {}),
+            }
+            (building / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+            target = home / kind / key
+            sent = () if self._scratch else (target,)
+            with self.mirror.sending(*sent):
+                self._publish(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        made = self.find(kind, key)
+        if made is None:
+            raise DamagedArtifact(f"{home / kind / key} is not whole after its build")
+        return made
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See that artifacts of ``keys`` that are here are in the object store, too.
+
+        A collection on another machine may have removed them while we used them; no
+        other can afterwards if what reaches them is written: see ``Mirror.keep``.
+        """
+        if self.mirror.url is None:
+            return
+        kinds = [kind for kind in self.root.glob("[!.]*/") if kind.is_dir()]
+        folders = (kind / key for key in keys for kind in kinds)
+        self.mirror.keep(filter(_provenance_of_whole, folders))
+
+    def provenance(self, artifact: Artifact) -> dict[str, Any]:
+        """What ``provenance.json`` of ``artifact`` says.
+
+        Raises:
+            DamagedArtifact: there is none.
+        """
+        found = _read_json(self.path(artifact) / PROVENANCE)
+        if found is None:
+            raise DamagedArtifact(
+                f"{self.path(artifact)} has no {PROVENANCE}; run again"
+            )
+        return found
+
+    def _publish(self, building: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ours = self._scratch is not None and target.is_relative_to(self._scratch)
+        with nullcontext() if ours else self.lock("publish"):
+            if _provenance_of_whole(target):
+                return
+            if target.exists():
+                # Damaged: kept for whoever wants to know why.
+                aside = f".damaged-{target.name}-{uuid.uuid4().hex[:8]}"
+                target.rename(target.with_name(aside))
+            building.rename(target)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock ``name`` of this store; the kernel frees it if we die."""
+        with self._lock_file(name) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def lock_if_free(self, name: str) -> Iterator[bool]:
+        """Hold the lock ``name`` unless another does; says whether we hold it."""
+        with self._lock_file(name) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def _lock_file(self, name: str) -> TextIO:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("w")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` so that a reader sees the old or the new, whole."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """The installed versions of the libraries that results may depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as handle:
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _provenance_of_whole(folder: Path) -> dict[str, Any] | None:
+    """What ``provenance.json`` says if all files that it lists are there, else None."""
+    found = _read_json(folder / PROVENANCE)
+    files = found["files"].items() if found else ()
+    whole = all(_size(folder / name) == facts["bytes"] for name, facts in files)
+    return found if whole else None
+
+
+def _mark_used(folder: Path) -> None:
+    """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
+    with suppress(OSError):  # a store of somebody else is only read
+        os.utime(folder)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or no JSON
+        return None

@@ -1,0 +1,258 @@
+"""Per-image embeddings of one encoder: a folder of immutable part files.
+
+``embeddings/encoder=<key>/part-*.parquet`` holds one row per image, shared by every
+dataset that has the image; ``refused-*.parquet`` holds the images that could not be
+decoded. What is missing is an anti-join of ids, so a lost part costs only its images.
+A part counts only once all of it was read and found whole.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.store import duplicate_rows, part_files
+from tl_pipeline.store.artifacts import Store, write_atomically
+from tl_pipeline.store.part_files import IDS, PART, REFUSALS, REFUSED, Damaged
+from tl_pipeline.store.part_index import Looked, Verified
+
+# Reasons that say nothing about the image, so that it is tried again.
+RETRIED = ("unreadable", "changed")
+
+# Parts are merged while we read: as often as that begins a load anew.
+_TRIES = 20
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The vectors of some images under one encoder.
+
+    ``vectors`` is float32 of shape (n_images, width), row i belonging to
+    ``image_ids[i]``.
+    """
+
+    encoder_key: str
+    image_ids: list[str]
+    vectors: np.ndarray
+
+
+class EmbeddingFolder:
+    """Reads and adds to the embeddings of one encoder.
+
+    With ``trust=False`` files that were found whole before are read through again.
+    """
+
+    def __init__(self, store: Store, encoder_key: str, *, trust: bool = True) -> None:
+        self._store = store
+        self.encoder_key = encoder_key
+        self.path = store.root / "embeddings" / f"encoder={encoder_key}"
+        place = (store, self.path)
+        self._parts = Verified(
+            *place,
+            PART,
+            IDS,
+            part_files.read_ids,
+            glance=part_files.glance_ids,
+            trust=trust,
+        )
+        self._refused = Verified(
+            *place, REFUSED, REFUSALS, part_files.read_refusals, trust=trust
+        )
+
+    def describe(self, identity: str) -> None:
+        """Write the encoder's identity (JSON) beside the parts, once."""
+        file = self.path / "encoder.json"
+        self._store.mirror.listing(self.path)  # what is gone there goes here, too
+        if not file.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._store.mirror.sending(file):
+                write_atomically(file, identity)
+
+    def begun(self) -> bool:
+        """Whether any part was ever published here."""
+        known = map(self.path.joinpath, self._store.mirror.listing(self.path))
+        return any(file.name.startswith(f"{PART}-") for file in known) or any(
+            self.path.glob(f"{PART}-*.parquet")
+        )
+
+    def embedded(self) -> set[str]:
+        """Ids of all images that have an embedding here; damaged parts do not count."""
+        self._mark_used()
+        return self._embedded()
+
+    def parts(self) -> Looked:
+        """The ids (``image_id``) of every whole part, and what is wrong with others."""
+        return self._parts.look()
+
+    def refused(self) -> dict[str, tuple[str, str]]:
+        """Image id -> (reason, detail) of every image that could not be decoded."""
+        rows = self.refusals().items()
+        return {i: (row["reason"], row["detail"]) for i, row in rows}
+
+    def refusals(self) -> dict[str, dict[str, Any]]:
+        """Image id -> ``image_id, reason, detail, first_seen``.
+
+        ``first_seen`` is when the image was first refused for that reason, None where
+        an older version did not note it. Of several refusals of an image the last one
+        counts, and none if it was embedded later.
+        """
+        rows: list[dict[str, Any]] = []
+        for table in self._refused.look().whole.values():
+            rows += table.to_pylist()
+        rows.sort(key=lambda row: (row["first_seen"] is not None, row["first_seen"]))
+        # All ids are read only where a second try may have gone well.
+        again = any(row["reason"] in RETRIED for row in rows)
+        embedded = self._embedded() if again else set()
+        return {r["image_id"]: r for r in rows if r["image_id"] not in embedded}
+
+    def refusal_files(self) -> Looked:
+        """The rows of every whole table of refused images, and what is wrong."""
+        return self._refused.look()
+
+    def add(self, image_ids: list[str], vectors: np.ndarray) -> None:
+        """Publish one part: ``vectors`` is float32 of shape (len(image_ids), width)."""
+        file = part_files.named(self.path, PART, image_ids)
+        with self._store.mirror.sending(file):
+            part_files.write_part(self.path, image_ids, vectors)
+
+    def refuse(self, rows: list[tuple[str, str, str]]) -> None:
+        """Publish (image_id, reason, detail) of images that could not be decoded."""
+        known, now = self.refusals(), datetime.now(UTC)
+        records: list[dict[str, Any]] = []
+        for image_id, reason, detail in rows:
+            before = known.get(image_id, {})
+            seen = before["first_seen"] if before.get("reason") == reason else now
+            values = (image_id, reason, detail, seen)
+            records.append(dict(zip(REFUSALS.names, values, strict=True)))
+        table = pa.Table.from_pylist(records, schema=REFUSALS)
+        ids = table["image_id"].to_pylist()
+        file = part_files.named(self.path, REFUSED, ids)
+        with self._store.mirror.sending(file):
+            part_files.write_refusals(self.path, table)
+
+    def gather(self, most: int | None = None) -> None:
+        """Bring the parts to this machine, for those who read files themselves.
+
+        ``most`` is how many of them are enough.
+
+        Raises:
+            DamagedArtifact: parts vanish faster than they come.
+        """
+
+        def fetch() -> None:
+            self._store.mirror.fetch(list(self.parts().whole)[:most])
+
+        self._while_merged(fetch)
+
+    def load(self, wanted: Iterable[str]) -> Embeddings:
+        """The embeddings of ``wanted`` that are here, sorted by id.
+
+        All pages that are read are checked, whatever was found before.
+
+        Raises:
+            DamagedArtifact: a part cannot be read; it has been set aside, and the next
+                run computes its images again.
+        """
+        ids = set(wanted)
+        return self._while_merged(lambda: self._load(ids))
+
+    def _while_merged(self, read: Callable[[], _Read]) -> _Read:
+        """What ``read`` gives, again where a part was merged after it was listed."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                return read()
+            self._store.mirror.forget(self.path)
+        raise DamagedArtifact(f"{self.path}: parts vanish while they are read")
+
+    def _load(self, wanted: set[str]) -> Embeddings:
+        parts = duplicate_rows.largest_first(self._parts.look().whole)
+        found = {file: wanted.intersection(_ids(rows)) for file, rows in parts.items()}
+        ids = sorted(set().union(*found.values()))
+        place = {image_id: row for row, image_id in enumerate(ids)}
+        vectors = np.empty((0, 0), np.float32)
+        files = [file for file, some in found.items() if some]
+        self._store.mirror.fetch(files)
+        for file in files:
+            if place.keys().isdisjoint(found[file]):
+                continue
+            for some, values in self._blocks(file):
+                if not len(vectors):
+                    vectors = np.empty((len(ids), values.shape[1]), np.float32)
+                # Of an image in two parts the first one counts.
+                rows_of = [place.pop(image_id, -1) for image_id in some]
+                at = np.array(rows_of)
+                vectors[at[at >= 0]] = values[at >= 0]
+        if place:
+            raise DamagedArtifact(
+                f"{self.path}: {len(place)} embeddings are not where they were listed"
+            )
+        return Embeddings(self.encoder_key, ids, vectors)
+
+    def _blocks(self, file: Path) -> Iterator[tuple[list[str], np.ndarray]]:
+        for again in (False, True):
+            try:
+                for ids, values in part_files.blocks(file):
+                    yield ids.to_pylist(), values
+            except Damaged as error:
+                if not again and self._store.mirror.fetch_again(file):
+                    continue  # rows that were read stay as they are
+                (aside,) = self._set_aside({file: str(error)})
+                raise DamagedArtifact(
+                    f"{file}: {error}. It was set aside as {aside.name}; run again to "
+                    "compute its images anew"
+                ) from None
+            return
+
+    def _set_aside(self, damaged: Mapping[Path, str]) -> list[Path]:
+        self._store.mirror.fetch(damaged)
+        with self._store.mirror.changing(self.path):
+            return [part_files.set_aside(file, why) for file, why in damaged.items()]
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer on this machine, and put in order what a killed one left.
+
+        Unfinished files are deleted, damaged ones set aside, and rows that stand in
+        two parts (see ``overlaps``) taken out of one.
+        """
+        with self._store.lock(f"encoder-{self.encoder_key}"):
+            self.sweep()
+            for look in (self._parts.look, self._refused.look):
+                if damaged := look().damaged:
+                    self._set_aside(damaged)
+            if doubled := duplicate_rows.doubled(self._parts.look().whole):
+                self._store.mirror.fetch(doubled)
+                with self._store.mirror.changing(self.path):
+                    duplicate_rows.remove(doubled)
+            yield
+
+    def sweep(self) -> None:
+        """Delete what writers who died left unfinished; only while none writes.
+
+        In an object store, also look again at what other machines wrote.
+        """
+        self._store.mirror.forget(self.path)
+        for left in self.path.glob(".writing-*"):
+            left.unlink(missing_ok=True)
+
+    def _embedded(self) -> set[str]:
+        return set().union(*(_ids(rows) for rows in self._parts.look().whole.values()))
+
+    def _mark_used(self) -> None:
+        """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
+        if not self._store.planning:
+            self._store.mirror.mark_used(self.path)
+            with contextlib.suppress(OSError):  # not there yet, or only read
+                os.utime(self.path)
+
+
+def _ids(rows: pa.Table) -> list[str]:
+    return rows["image_id"].to_pylist()

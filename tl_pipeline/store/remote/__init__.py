@@ -1,0 +1,6 @@
+"""A store in an object store, and the local mirror that is kept in step with it.
+
+In: the paths of finished files. Out: the same files as objects, and back.
+"""
+
+__all__ = ["artifact_objects", "gc_lease", "mirror", "object_mirror"]

@@ -1,0 +1,178 @@
+"""How heads do that learn from a few images of each class: n draws of k.
+
+Training images are drawn, validation images score; test is not looked at. The
+embeddings are the ordinary ones, and each draw of each configuration is a trial: asking
+for more draws or another k computes only what is new.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from tl_pipeline import heads
+from tl_pipeline.config.specs import HeadSpec
+from tl_pipeline.data.splits import TRAIN, VALIDATION
+from tl_pipeline.encoders import concat
+from tl_pipeline.encoders.concat import AnyEncoder
+from tl_pipeline.errors import DatasetError
+from tl_pipeline.evaluation.metrics import LEVEL
+from tl_pipeline.heads.search import ranked
+from tl_pipeline.pipeline import fits
+from tl_pipeline.pipeline.labels import TrainingRows, labels_of
+from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.trials import Trials
+from tl_pipeline.progress import track
+from tl_pipeline.runs.planning import Context
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """One head on one encoder with ``shots`` images of each class.
+
+    ``accuracy`` is the mean over ``draws`` of the configuration that is the best of
+    ``tried`` (on the same validation images: the more were tried, the more it
+    flatters); ``low`` and ``high`` bound Student's 95 % interval of that mean over
+    draws, None for one draw. ``images`` is how many a draw has at most.
+    """
+
+    encoder: str
+    head: str
+    tried: int
+    shots: int
+    draws: int
+    images: int
+    accuracy: float
+    low: float | None
+    high: float | None
+    deviation: float | None
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class FewShots:
+    """All rows, and how many of the ``classes`` have fewer images than ``most``."""
+
+    dataset: str
+    classes: int
+    most: int
+    short: int
+    validation: int
+    rows: tuple[FewShot, ...]
+
+
+def few_shots(
+    context: Context,
+    encoders: Sequence[AnyEncoder],
+    wanted: Sequence[HeadSpec],
+    shots: Sequence[int],
+    draws: int,
+) -> FewShots:
+    """Learn ``wanted`` complete heads from each of ``shots``, ``draws`` times.
+
+    All encoders and heads learn from the same draws; with more shots a draw holds what
+    it holds with fewer.
+
+    Raises:
+        DatasetError: fewer than two classes have a training image, or no image is in
+            validation.
+        WeightsError: a network cannot be loaded.
+    """
+    manifest = ingest.run(context).output
+    embedded = embed.run(context, manifest, concat.flattened(encoders)).output
+    found: list[FewShot] = []
+    total = len(encoders) * len(wanted) * len(shots) * draws
+    sizes: dict[str, int] = {}
+    scored = 0
+    with track("few-shot", total) as progress:
+        for encoder in encoders:
+            made = concat.embeddings_of(embedded, encoder)
+            held = labels_of(context.store, manifest, made, VALIDATION)
+            if not held:
+                raise DatasetError(
+                    f"{context.dataset.name}: no validation image could be embedded, "
+                    "and they are what scores; see the quarantine table"
+                )
+            rows = fits.rows_of(context, manifest, made, TRAIN)
+            fits.check(context, rows)
+            sizes, scored = _sizes(rows), len(held)
+            trials = Trials(context, made, held, folds=0)
+            for head in wanted:
+                for k in shots:
+                    parts = [drawn(rows, k, context.seed, at) for at in range(draws)]
+                    found.append(_row(trials, encoder, head, k, parts))
+                    progress.advance(draws)
+    return FewShots(
+        dataset=context.dataset.name,
+        classes=len(sizes),
+        most=max(shots),
+        short=sum(size < max(shots) for size in sizes.values()),
+        validation=scored,
+        rows=tuple(found),
+    )
+
+
+def drawn(rows: TrainingRows, shots: int, seed: int, number: int) -> TrainingRows:
+    """``shots`` images of each class, or all that it has; the draw ``number``.
+
+    Of different groups, as long as there are some.
+    """
+    ids = sorted(rows.labels)
+    order = np.random.default_rng([seed, number]).permutation(len(ids))
+    classes: dict[str, list[str]] = defaultdict(list)
+    for at in order:
+        classes[rows.labels[ids[at]]].append(ids[at])
+    chosen: list[str] = []
+    for members in classes.values():
+        turns: dict[str, int] = defaultdict(int)
+        ordered = []
+        for place, image_id in enumerate(members):
+            unit = rows.groups.get(image_id, image_id)
+            ordered.append((turns[unit], place, image_id))
+            turns[unit] += 1
+        chosen += [image_id for _, _, image_id in sorted(ordered)[:shots]]
+    return rows.part(chosen)
+
+
+def _row(
+    trials: Trials,
+    encoder: AnyEncoder,
+    head: HeadSpec,
+    shots: int,
+    parts: Sequence[TrainingRows],
+) -> FewShot:
+    configs = list(heads.grid(head))
+    tried = [trials.of(configs, part) for part in parts]  # (draws, configurations)
+    accuracy = np.array([[one.accuracy for one in draw] for draw in tried])
+    loss = np.array([[one.log_loss for one in draw] for draw in tried]).mean(axis=0)
+    means = accuracy.mean(axis=0)
+    best = ranked(list(zip(means.tolist(), loss.tolist(), strict=True)))[0]
+    own, number = accuracy[:, best], len(parts)
+    low = high = deviation = None
+    if number > 1:
+        deviation = float(own.std(ddof=1))
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, number - 1))
+        half = reach * deviation / number**0.5
+        low, high = max(means[best] - half, 0.0), min(means[best] + half, 1.0)
+    return FewShot(
+        encoder=encoder.label,
+        head=heads.label(configs[best]),
+        tried=len(configs),
+        shots=shots,
+        draws=number,
+        images=max(len(part.labels) for part in parts),
+        accuracy=float(means[best]),
+        low=low,
+        high=high,
+        deviation=deviation,
+        log_loss=float(loss[best]),
+    )
+
+
+def _sizes(rows: TrainingRows) -> dict[str, int]:
+    sizes: dict[str, int] = defaultdict(int)
+    for label in rows.labels.values():
+        sizes[label] += 1
+    return sizes

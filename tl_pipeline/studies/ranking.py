@@ -1,0 +1,243 @@
+"""Which encoder is worth the full pass: LogME, a quick probe, and the cost.
+
+A sample of the training images is embedded under every encoder; the embeddings are the
+ordinary ones of the store, so a later run finds them. Validation and test images are
+not looked at.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_pipeline.data.sampling import Drawable, stratified
+from tl_pipeline.data.splits import TRAIN
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.errors import DatasetError, InvalidSpec
+from tl_pipeline.evaluation.comparison import Difference
+from tl_pipeline.evaluation.metrics import Score
+from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.progress import track
+from tl_pipeline.runs.planning import Context
+from tl_pipeline.store import tables
+from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.tables import MANIFEST
+from tl_pipeline.studies import probe
+from tl_pipeline.studies.transferability import LogME, logme
+
+IMAGES = 1000
+# Costs that differ by less are taken for equal: so much they vary by themselves.
+_SAME_COST = 1.1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an encoder costs on this machine.
+
+    ``seconds_per_image`` was measured on the sample just now, or, if ``remembered``,
+    when this encoder last embedded images, perhaps those of another dataset; it is None
+    where nothing was ever measured. ``missing`` of the dataset's ``images`` still have
+    no embedding.
+    """
+
+    seconds_per_image: float | None
+    remembered: bool
+    images: int
+    missing: int
+
+    @property
+    def seconds(self) -> float | None:
+        """What all images of the dataset take."""
+        each = self.seconds_per_image
+        return None if each is None else each * self.images
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One encoder; ``behind`` is its accuracy minus that of the best, None for that."""
+
+    encoder: str
+    key: str
+    width: int
+    logme: LogME
+    probe: Score
+    behind: Difference | None
+    cost: Cost
+
+    @property
+    def bytes_per_image(self) -> int:
+        """What an embedding takes in the store, without its id."""
+        return 4 * self.width
+
+    @property
+    def tied(self) -> bool:
+        """Whether it cannot be told apart from the best; the best is tied with itself.
+
+        The interval is one of 95 % for this pair alone.
+        """
+        return self.behind is None or self.behind.high >= 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Encoders from the best to the worst in the probe.
+
+    ``probed`` rows of ``sampled`` images are judged: classes with one image, or one
+    group, are left out. ``grouped`` tells that whole groups were judged at a time.
+    """
+
+    dataset: str
+    images: int
+    trained: int
+    sampled: int
+    probed: int
+    classes: int
+    grouped: bool
+    rows: tuple[Ranked, ...]
+
+    @property
+    def pick(self) -> Ranked:
+        """The cheapest that cannot be told apart from the best.
+
+        Among those of about that cost, the first in the ranking.
+        """
+        tied = [row for row in self.rows if row.tied]
+        least = min(_seconds(row) for row in tied)
+        return next(row for row in tied if _seconds(row) <= _SAME_COST * least)
+
+
+def _seconds(row: Ranked) -> float:
+    each = row.cost.seconds_per_image
+    return math.inf if each is None else each
+
+
+class _Looked(NamedTuple):
+    encoder: Encoder
+    width: int
+    logme: LogME
+    right: np.ndarray
+    cost: Cost
+
+
+def rank(context: Context, encoders: Sequence[Encoder], images: int) -> Ranking:
+    """Embed a sample of ``images`` training images under each of ``encoders``.
+
+    An encoder that stands there twice is ranked once. All are judged on the same rows:
+    an image that one of them refuses is left out for all.
+
+    Raises:
+        InvalidSpec: a sample too small for its classes.
+        DatasetError: no two classes that could be judged; or see ``stages.ingest``.
+        WeightsError: a network cannot be loaded.
+    """
+    manifest = ingest.run(context).output
+    rows = tables.read(MANIFEST, context.store.path(manifest)).to_pylist()
+    trained = [row for row in rows if row["split"] == TRAIN]
+    drawn = stratified(
+        [Drawable(row["image_id"], row["label"], row["group"]) for row in trained],
+        images,
+    )
+    wanted = {encoder.key: encoder for encoder in encoders}
+    every = embed.images_of(context, manifest)
+    costs = {key: _cost(context, wanted[key], drawn, every) for key in wanted}
+    refused = set[str]().union(
+        *(EmbeddingFolder(context.store, key).refused() for key in wanted)
+    )
+    usable = [image for image in drawn if image.image_id not in refused]
+    kept = probe.probed([i.label for i in usable], [i.unit for i in usable])
+    judged = [usable[row] for row in kept]
+    _check(context, judged, drawn, len(trained))
+    cut = probe.divide([i.label for i in judged], [i.unit for i in judged])
+    with track("probe", len(wanted)) as progress:
+        found = []
+        for key, encoder in wanted.items():
+            found.append(_look(context, encoder, judged, cut, costs[key]))
+            progress.advance()
+    return Ranking(
+        dataset=context.dataset.name,
+        images=len(rows),
+        trained=len(trained),
+        sampled=len(drawn),
+        probed=len(judged),
+        classes=len({image.label for image in judged}),
+        grouped=cut.grouped,
+        rows=_sorted(found, cut, context.seed),
+    )
+
+
+def _cost(
+    context: Context,
+    encoder: Encoder,
+    drawn: Sequence[Drawable],
+    every: Sequence[tuple[str, str]],
+) -> Cost:
+    """Embed what is missing of the sample, and tell what that costs an image."""
+    folder = EmbeddingFolder(context.store, encoder.key)
+    ids = {image.image_id for image in drawn}
+    sample = [image for image in every if image[0] in ids]
+    measured = None
+    if embed.unsettled(folder, sample):
+        measured = embed.fill(context, [encoder], sample)[encoder.key].speed
+    speed = measured or embed.known_speed(folder)
+    return Cost(
+        seconds_per_image=1 / speed.images_per_second if speed else None,
+        remembered=measured is None,
+        images=len(every),
+        missing=len(embed.unsettled(folder, every)),
+    )
+
+
+def _check(
+    context: Context,
+    judged: Sequence[Drawable],
+    drawn: Sequence[Drawable],
+    trained: int,
+) -> None:
+    classes = len({image.label for image in judged})
+    if classes > 1:
+        return
+    said = (
+        f"{context.dataset.name}: among {len(drawn):,} sampled training images "
+        f"{classes} classes have two images (or groups) that could be embedded; a "
+        "probe needs two such classes"
+    )
+    if len(drawn) < trained:
+        raise InvalidSpec(f"{said}. Give more --images")
+    raise DatasetError(f"{said}. Add images, or see the quarantine table")
+
+
+def _look(
+    context: Context,
+    encoder: Encoder,
+    judged: Sequence[Drawable],
+    cut: probe.Rows,
+    cost: Cost,
+) -> _Looked:
+    ids = [image.image_id for image in judged]
+    found = EmbeddingFolder(context.store, encoder.key).load(ids)
+    assert found.image_ids == ids  # noqa: S101 - both are sorted, all are embedded
+    score = logme(found.vectors, cut.labels)
+    right = probe.judge(found.vectors, cut)
+    return _Looked(encoder, found.vectors.shape[1], score, right, cost)
+
+
+def _sorted(found: Sequence[_Looked], cut: probe.Rows, seed: int) -> tuple[Ranked, ...]:
+    """By accuracy in the probe; LogME decides between equal ones."""
+    order = sorted(found, key=lambda f: (f.right.sum(), f.logme.score), reverse=True)
+    best = order[0]
+    return tuple(
+        Ranked(
+            encoder=one.encoder.label,
+            key=one.encoder.key,
+            width=one.width,
+            logme=one.logme,
+            probe=probe.accuracy(one.right, cut),
+            behind=None
+            if one is best
+            else probe.difference(one.right, best.right, cut, seed),
+            cost=one.cost,
+        )
+        for one in order
+    )
