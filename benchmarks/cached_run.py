@@ -16,7 +16,7 @@ from pathlib import Path
 from results import machine, record
 
 HERE = Path(__file__).parent
-TL = (sys.executable, "-m", "tl_pipeline.cli.main")
+TL = (sys.executable, "-m", "tl_pipeline.cli")
 EMPTY_FLOW = "from prefect import flow; flow(lambda: None, name='empty')()"
 COMMANDS = {
     "tl --help": (*TL, "--help"),

@@ -64,7 +64,7 @@ def in_its_own_process(place: Path, **more: str) -> Tl:
 
     def tl(*words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tl_pipeline.cli.main", *map(str, words)],
+            [sys.executable, "-m", "tl_pipeline.cli", *map(str, words)],
             cwd=place,
             env={**kept, "PYTHONPATH": str(REPOSITORY), **_environment(place, more)},
             capture_output=True,

@@ -40,7 +40,7 @@ LONG = (
     "test_mirror.py",
     "test_cli.py",
     "test_deployment.py",
-    "test_source_remote.py",
+    "test_remote.py",
     "test_neural_heads.py",
     "test_store_commands.py",
     "test_flow.py",

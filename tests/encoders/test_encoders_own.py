@@ -593,7 +593,7 @@ def test_a_run_says_that_there_is_no_twin_and_its_model_predicts_again(
     tl = [
         sys.executable,
         "-m",
-        "tl_pipeline.cli.main",
+        "tl_pipeline.cli",
         "predict",
         folder.name,
         str(image),

@@ -87,7 +87,7 @@ def test_documented_options_and_commands_exist():
     """A command of the README that was renamed is found here."""
     told = set(re.findall(r"\btl ([a-z]+)", README))
     shown = subprocess.run(
-        [sys.executable, "-m", "tl_pipeline.cli.main", "--help"],
+        [sys.executable, "-m", "tl_pipeline.cli", "--help"],
         capture_output=True,
         text=True,
         check=True,

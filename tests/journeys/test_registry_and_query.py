@@ -69,7 +69,7 @@ def test_a_deleted_database_is_made_again_from_the_folders(folder: Path, store: 
             *(
                 sys.executable,
                 "-m",
-                "tl_pipeline.cli.main",
+                "tl_pipeline.cli",
                 "run",
                 folder,
                 "--no-controls",

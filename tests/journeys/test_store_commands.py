@@ -33,7 +33,7 @@ DAY = 86_400
 
 def command(place: Path, *arguments: object) -> list[str]:
     return [
-        *(sys.executable, "-m", "tl_pipeline.cli.main", *map(str, arguments)),
+        *(sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)),
         *("--store", str(place)),
     ]
 

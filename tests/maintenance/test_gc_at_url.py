@@ -108,7 +108,7 @@ def tl(
 ) -> subprocess.CompletedProcess[str]:
     """The real command, on the machine with that ``cache``."""
     done = subprocess.run(
-        [sys.executable, "-m", "tl_pipeline.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -253,7 +253,7 @@ def test_a_collection_killed_on_the_way_leaves_a_whole_store(
     before = object_server.objects(used).keys()
     at("A")
     gc = ("store", "gc", "--keep-runs", "1", "--store", used)
-    command = [sys.executable, "-m", "tl_pipeline.cli.main", *gc]
+    command = [sys.executable, "-m", "tl_pipeline.cli", *gc]
     assert killed(object_server, deletions, command, "DELETE")
     assert_whole(object_server, used)
     left = object_server.objects(used).keys()

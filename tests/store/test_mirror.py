@@ -707,7 +707,7 @@ def test_the_flow_runs_on_a_url_and_every_command_takes_it(
     few = ("digits", "--no-controls", "--head", "logistic:C=0.1", "--store", url)
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "A"))
-    command = [sys.executable, "-m", "tl_pipeline.cli.main", "run", *few, "--json"]
+    command = [sys.executable, "-m", "tl_pipeline.cli", "run", *few, "--json"]
     done = subprocess.run(command, capture_output=True, check=True)
     first = RunRecord.model_validate_json(done.stdout)
     assert len(ran(first)) == 6

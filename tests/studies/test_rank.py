@@ -43,7 +43,7 @@ def tl(tmp_path: Path) -> Tl:
 
     def call(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "tl_pipeline.cli.main", *map(str, arguments)],
+            [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
             cwd=tmp_path,
             env={
                 **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
