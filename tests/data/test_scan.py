@@ -24,8 +24,9 @@ from tl_pipeline.data.scan import Scan, scan
 from tl_pipeline.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 from tl_pipeline.inputs.images import RefusedImage, probe
 from tl_pipeline.sources import Entry
-from tl_pipeline.store import columns, tables
-from tl_pipeline.store.artifacts import Store, digest
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.keys import digest
 
 Row = dict[str, Any]
 
@@ -183,7 +184,7 @@ def test_columns_hold_what_a_loop_over_rows_finds(entries, how, size):
         tempfile.TemporaryDirectory() as folder,
         patch.multiple(scanning, _BATCH=size, _SLICE=size),
         patch.multiple(tables, _STEP=size),
-        patch.multiple(columns, _STEP=size),
+        patch.multiple(tables, _STEP=size),
         patch.multiple(identity, _STEP=size),
     ):
         store = Store.open(folder)

@@ -18,7 +18,8 @@ from tl_pipeline.evaluation.averaging import Said, averaged, greedy
 from tl_pipeline.pipeline.stages import average
 from tl_pipeline.runs.planning import Context
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store, key_document
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.keys import key_document
 from tl_pipeline.store.tables import MANIFEST, METRICS, PREDICTIONS
 
 NAMES = ["ant", "bee"]

@@ -11,7 +11,7 @@ from tl_pipeline.config.specs import HeadConfig, HeadSpec
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads import HEADS
 from tl_pipeline.heads.parameters import CHOICES, MEANINGS, PREPARATION, SHARES, domain
-from tl_pipeline.store.artifacts import digest
+from tl_pipeline.store.keys import digest
 
 
 def sample(name: str, parameter: str):

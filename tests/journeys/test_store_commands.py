@@ -24,8 +24,9 @@ from tl_pipeline.maintenance import garbage
 from tl_pipeline.maintenance.gc_roots import Retention
 from tl_pipeline.runs import records as runs
 from tl_pipeline.store import part_files
-from tl_pipeline.store.artifacts import Store, key_document
+from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.keys import key_document
 
 Tl = Callable[..., subprocess.CompletedProcess]
 DAY = 86_400

@@ -28,8 +28,9 @@ from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
 from tl_pipeline.runs import records as runs
 from tl_pipeline.runs.records import RunRecord
-from tl_pipeline.store.artifacts import Store, key_document, keys_in
+from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.keys import key_document, keys_in
 from tl_pipeline.store.remote import gc_lease
 
 At = Callable[[str], Store]

@@ -34,7 +34,6 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import TypeAdapter, ValidationError
 
-from tl_pipeline import storage
 from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import ArchiveSpec, DatasetSpec, TableSpec
 from tl_pipeline.config.locations import StorageSpec
@@ -43,7 +42,7 @@ from tl_pipeline.data.scan import scan
 from tl_pipeline.errors import CatalogError, DatasetError
 from tl_pipeline.sources import Source, open_source
 from tl_pipeline.sources.tar_members import TarMembers
-from tl_pipeline.storage import Storage
+from tl_pipeline.storage import Storage, places
 from tl_pipeline.store.artifacts import Store
 
 Images = list[tuple[bytes, str]]
@@ -215,7 +214,7 @@ def web(serve: Callable[[], Web]) -> Web:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(places, "_WAITS", (0.0, 0.0))
 
 
 # The same images in every form: (type, path, fields), made below a folder.
@@ -596,7 +595,7 @@ def test_a_folder_without_a_name_is_one_row_that_cannot_be_read(
             assert detail
             return infos[folder]
 
-    monkeypatch.setattr(storage, "connect", lambda *_: Listed())
+    monkeypatch.setattr(places, "connect", lambda *_: Listed())
     source = open_source(entry("image_folder", "gs://b"))
     odd, image = source.entries()
     assert (odd.uri, odd.label, image.uri) == ("gs://b/a//", "a", "gs://b/a/1.jpg")
@@ -1124,7 +1123,7 @@ def test_local_sources_connect_to_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("connected")
 
-    monkeypatch.setattr(storage, "connect", refuse)
+    monkeypatch.setattr(places, "connect", refuse)
     shutil.make_archive(str(folder), "zip", folder)
     for spec in (
         entry("image_folder", folder),

@@ -30,14 +30,8 @@ from tl_pipeline.pipeline.stages import (
     shuffle,
     train,
 )
-from tl_pipeline.store.artifacts import (
-    LIBRARIES,
-    PROVENANCE,
-    Artifact,
-    Store,
-    digest,
-    key_document,
-)
+from tl_pipeline.store.artifacts import LIBRARIES, PROVENANCE, Artifact, Store
+from tl_pipeline.store.keys import digest, key_document
 
 INTENDED = "you are about to invalidate every cache: intended?"
 DOCUMENT = key_document("ingest", 1, {"dataset": "d"}, {"images": "i"})
@@ -195,7 +189,7 @@ def test_every_field_of_a_key_document_is_in_the_key(field: str):
 
 def test_a_digest_is_independent_of_the_hash_seed():
     code = (
-        "from tl_pipeline.store.artifacts import digest\n"
+        "from tl_pipeline.store.keys import digest\n"
         "print(digest({k: list({k}) for k in {'one', 'two', 'drei', 'quattro'}}))"
     )
     found = {

@@ -33,8 +33,9 @@ from tl_pipeline.registry import index, versions
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import duplicate_rows
-from tl_pipeline.store.artifacts import Artifact, Store, key_document
+from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.keys import key_document
 
 LOGISTIC = HeadSpec(name="logistic", params={"C": [0.1]})
 RIDGE = HeadSpec(name="ridge")

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from tl_pipeline.data.splits import SPLITS
 from tl_pipeline.errors import DamagedArtifact
-from tl_pipeline.store import columns, tables
-from tl_pipeline.store.artifacts import digest
-from tl_pipeline.store.columns import Columns
-from tl_pipeline.store.tables import DUPLICATES, MANIFEST, TABLES, Table
+from tl_pipeline.store import tables
+from tl_pipeline.store.keys import digest
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, TABLES, Columns, Table
 
 every_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.file)
 
@@ -219,7 +218,7 @@ def test_columns_values_and_fingerprints_do_not_depend_on_the_step(rows, step):
     """NaN and the infinities among them, which are JSON to Python."""
     schema = pa.schema({"a": pa.string(), "b": pa.int64(), "c": pa.float64()})
     rows = [(a, None if b is None else b % 2**62, c) for a, b, c in rows]
-    with patch.object(tables, "_STEP", step), patch.object(columns, "_STEP", step):
+    with patch.object(tables, "_STEP", step):
         collected = Columns(schema)
         collected.extend(rows[:2])
         collected.extend(rows[2:])

@@ -101,7 +101,7 @@ def _show_whole(row: "Backbone", *, json: bool) -> None:
 def _without_graph(row: "Backbone") -> dict[str, Any]:
     """What there is to say of a network that takes no images: it is whole."""
     from tl_pipeline.encoders import backbones
-    from tl_pipeline.store.cache import file_sha256
+    from tl_pipeline.store.files import file_sha256
 
     found = backbones.EMBEDDERS[row.origin].identify(row, None, file_sha256)
     return {

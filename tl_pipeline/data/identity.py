@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.columns import Columns
+from tl_pipeline.store.tables import Columns
 
 # A file changed again within the clock tick of its last change keeps its modification
 # time, so a file this young is not trusted to a memo (git calls it "racily clean").

@@ -26,8 +26,7 @@ from tl_pipeline.inputs.modalities import MODALITIES, ModalityRow
 from tl_pipeline.progress import track
 from tl_pipeline.sources import Entry, Source
 from tl_pipeline.store import tables
-from tl_pipeline.store.columns import Columns
-from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE, Columns
 
 # Read before the console hears of it: telling of each would cost as much as reading.
 _BATCH = 256

@@ -17,8 +17,9 @@ from tl_pipeline.config.encoder_specs import BackboneSpec, members
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.store.artifacts import Artifact, Store, digest
+from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, Embeddings
+from tl_pipeline.store.keys import digest
 
 # Bump when the same members must give other embeddings.
 VERSION = 1

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tl_pipeline.encoders.backbones import Pooling
 from tl_pipeline.encoders.weight_names import Weights
 from tl_pipeline.inputs.modalities import Input
-from tl_pipeline.store.artifacts import digest
+from tl_pipeline.store.keys import digest
 
 # Bump when the same identity must give other embeddings.
 VERSION = 1

@@ -14,7 +14,7 @@ from tl_pipeline.encoders.feature_extractor import Cut, Single
 from tl_pipeline.encoders.weight_files import read_state
 from tl_pipeline.errors import WeightsError
 from tl_pipeline.inputs.images import Preprocess
-from tl_pipeline.store.cache import file_sha256
+from tl_pipeline.store.files import file_sha256
 
 
 def load(encoder: Encoder) -> nn.Module:

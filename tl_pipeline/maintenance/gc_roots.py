@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tl_pipeline.registry import index, versions
-from tl_pipeline.store.artifacts import Store, keys_in
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.keys import keys_in
 
 _DAY = 86_400
 

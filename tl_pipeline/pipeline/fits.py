@@ -15,7 +15,8 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.heads import HEADS
 from tl_pipeline.pipeline.labels import TrainingRows, training_rows
 from tl_pipeline.runs.planning import Context
-from tl_pipeline.store.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 
 if TYPE_CHECKING:
     from tl_pipeline.heads.fitted import FittedHead

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from tl_pipeline.data import splits
 from tl_pipeline.encoders import concat
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store, digest
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.keys import digest
 from tl_pipeline.store.tables import MANIFEST
 
 

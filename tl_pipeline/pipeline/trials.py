@@ -20,7 +20,8 @@ from tl_pipeline.pipeline import fits
 from tl_pipeline.pipeline.labels import TrainingRows
 from tl_pipeline.runs.planning import Context
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import TRIAL
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from tl_pipeline.heads.fitted import load as load_head
 from tl_pipeline.registry import mlflow_index, promotion, versions
 from tl_pipeline.registry.mlflow_index import CHAMPION, Index, Indexed
 from tl_pipeline.registry.versions import Version
-from tl_pipeline.store.artifacts import Artifact, Store, write_atomically
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.files import write_atomically
 
 # The format of ``model.json`` where there are several encoders or heads.
 SEVERAL = 2

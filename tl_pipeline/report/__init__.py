@@ -15,7 +15,8 @@ from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store, write_atomically
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.tables import PREDICTIONS
 
 __all__ = ["path", "render", "write"]

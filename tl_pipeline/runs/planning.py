@@ -7,7 +7,8 @@ from typing import Any, Generic, TypeVar
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import SearchSpec
 from tl_pipeline.errors import DamagedArtifact
-from tl_pipeline.store.artifacts import Artifact, KeyDocument, Store, digest
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.keys import KeyDocument, digest
 from tl_pipeline.store.timings import Timings
 
 OutputT = TypeVar("OutputT")

@@ -20,7 +20,9 @@ from tl_pipeline.evaluation.decisions import Decisions
 from tl_pipeline.runs.planning import ONE_BY_ONE, Step
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store, keys_in, write_atomically
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.files import write_atomically
+from tl_pipeline.store.keys import keys_in
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, METRICS, PREDICTIONS
 
 

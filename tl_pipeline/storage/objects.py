@@ -14,8 +14,8 @@ from typing import IO, Any, TypeVar
 
 from tl_pipeline.config.locations import StorageSpec, is_url, parts, scheme
 from tl_pipeline.errors import DatasetError, StoreError
-from tl_pipeline.storage import Storage
 from tl_pipeline.storage.connection import connect
+from tl_pipeline.storage.places import Storage
 from tl_pipeline.storage.ranges import Ranges
 from tl_pipeline.storage.stamps import UNKNOWN, Held, Stamp, held_of, stamp_of
 

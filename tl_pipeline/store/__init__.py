@@ -7,9 +7,10 @@ folders found by key. ``remote`` is the object store.
 __all__ = [
     "artifacts",
     "cache",
-    "columns",
     "duplicate_rows",
     "embeddings",
+    "files",
+    "keys",
     "part_files",
     "part_index",
     "remote",

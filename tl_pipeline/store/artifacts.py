@@ -4,27 +4,27 @@ A folder is built beside the others, described by ``provenance.json``, and publi
 one rename: it is either whole or absent. The store is the cache and the truth.
 """
 
-import fcntl
-import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DamagedArtifact, StoreError
+from tl_pipeline.store import locks
+from tl_pipeline.store.files import file_sha256, write_atomically
+from tl_pipeline.store.keys import KeyDocument, digest
 from tl_pipeline.store.remote.mirror import Mirror
 
 FORMAT = 1
@@ -39,9 +39,6 @@ LIBRARIES = (
     "torchvision",
 )
 
-KeyDocument = Mapping[str, Any]
-_KEY = re.compile(r"\b[0-9a-f]{32}\b")
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -54,34 +51,6 @@ class Artifact:
     kind: str
     key: str
     fingerprint: str
-
-
-def digest(document: Any) -> str:
-    """Sha256 of the canonical JSON of ``document``: its first 128 bits, in hex."""
-    text = json.dumps(
-        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def keys_in(text: str) -> set[str]:
-    """Everything in ``text`` that looks like a key: a digest that is named is meant."""
-    return set(_KEY.findall(text))
-
-
-def key_document(
-    stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]
-) -> KeyDocument:
-    """Everything that the output of a stage depends on; its ``digest`` is the key.
-
-    ``inputs`` holds fingerprints of artifacts, ``params`` plain values.
-    """
-    return {
-        "stage": stage,
-        "version": version,
-        "params": dict(params),
-        "inputs": dict(inputs),
-    }
 
 
 class Store:
@@ -299,35 +268,17 @@ class Store:
                 target.rename(target.with_name(aside))
             building.rename(target)
 
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold the lock ``name`` of this store; the kernel frees it if we die."""
-        with self._lock_file(name) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        return locks.held(self._locks, name)
 
-    @contextmanager
-    def lock_if_free(self, name: str) -> Iterator[bool]:
+    def lock_if_free(self, name: str) -> AbstractContextManager[bool]:
         """Hold the lock ``name`` unless another does; says whether we hold it."""
-        with self._lock_file(name) as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return locks.held_if_free(self._locks, name)
 
-    def _lock_file(self, name: str) -> TextIO:
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / name).open("w")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a reader sees the old or the new, whole."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    beside.write_text(text)
-    beside.replace(path)
+    @property
+    def _locks(self) -> Path:
+        return self.root / ".locks"
 
 
 @cache
@@ -337,9 +288,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _provenance_of_whole(folder: Path) -> dict[str, Any] | None:

@@ -1,17 +1,11 @@
 """A disposable memo in the store: named weights, graph nodes, hashes of files."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from tl_pipeline.store.artifacts import Store, write_atomically
-
-
-def file_sha256(file: Path) -> str:
-    """The hash of the bytes of ``file``, in hex."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.files import file_sha256, write_atomically
 
 
 class Remembered:

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.store import duplicate_rows, part_files
-from tl_pipeline.store.artifacts import Store, write_atomically
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.part_files import IDS, PART, REFUSALS, REFUSED, Damaged
 from tl_pipeline.store.part_index import Looked, Verified
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tl_pipeline.errors import StoreError
-from tl_pipeline.store.artifacts import digest, write_atomically
+from tl_pipeline.store.files import write_atomically
+from tl_pipeline.store.keys import digest
 
 PART, REFUSED = "part", "refused"
 ROW_GROUP = 16_384

@@ -33,13 +33,8 @@ from tl_pipeline.runs.planning import (
     why_not_cached,
 )
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import (
-    Artifact,
-    KeyDocument,
-    Store,
-    digest,
-    key_document,
-)
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 # Bump when the same inputs must give other rows.

@@ -27,13 +27,8 @@ from tl_pipeline.evaluation.scored_rows import Scored, metric_rows, predictions
 from tl_pipeline.pipeline.labels import groups_of, units
 from tl_pipeline.runs.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import (
-    Artifact,
-    KeyDocument,
-    Store,
-    digest,
-    key_document,
-)
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:

@@ -26,8 +26,10 @@ from tl_pipeline.runs.planning import (
 )
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, digest, write_atomically
+from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder
+from tl_pipeline.store.files import write_atomically
+from tl_pipeline.store.keys import digest
 from tl_pipeline.store.tables import MANIFEST
 from tl_pipeline.store.timings import Timings
 

@@ -26,7 +26,8 @@ from tl_pipeline.errors import DatasetError, TooManyRefused
 from tl_pipeline.runs.planning import LOST, Context, Outcome, Step
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import digest, key_document
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 
 # Bump when the same inputs must give other rows.

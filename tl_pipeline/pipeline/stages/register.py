@@ -26,7 +26,8 @@ from tl_pipeline.evaluation.choice import Candidate, Tally
 from tl_pipeline.registry import versions
 from tl_pipeline.runs.planning import Context, Outcome, Step, why_not_cached
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import METRICS
 
 # Bump when the same inputs must give another model folder.

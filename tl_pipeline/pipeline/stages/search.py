@@ -31,7 +31,8 @@ from tl_pipeline.runs.planning import (
     why_not_cached,
 )
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, KeyDocument, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import SEARCH
 
 # Bump when the same inputs must give another choice.

@@ -15,7 +15,8 @@ import pyarrow as pa
 from tl_pipeline.data import splits
 from tl_pipeline.runs.planning import Context, Outcome, Step
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import digest, key_document
 from tl_pipeline.store.tables import MANIFEST
 
 # Bump when the same inputs must give other rows.

@@ -24,7 +24,8 @@ from tl_pipeline.runs.planning import (
     Step,
     why_not_cached,
 )
-from tl_pipeline.store.artifacts import Artifact, KeyDocument, digest
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import KeyDocument, digest
 
 VERSION = fits.VERSION
 

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from tl_pipeline.store.files import write_atomically
 
 # Made from the rest, or about one machine: not in the object store.
 _OF_HERE = {"speed.json"}
@@ -67,9 +68,7 @@ def files(folder: Path) -> Iterator[Path]:
 def write(file: Path, data: bytes) -> None:
     """Make or replace ``file`` so that a reader sees the old or the new, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    beside.write_bytes(data)
-    beside.replace(file)
+    write_atomically(file, data)
 
 
 def _cache() -> Path:
