@@ -140,7 +140,7 @@ HEADS: dict[str, Head] = {
         Head(
             "softmax",
             "one softmax layer by small steps, early stopping on a part of train",
-            "neural:softmax",
+            "neural.classifiers:softmax",
             {
                 "learning_rate": 1e-3,
                 "weight_decay": 1e-4,
@@ -152,7 +152,7 @@ HEADS: dict[str, Head] = {
         Head(
             "mlp",
             "one hidden layer with dropout, early stopping on a part of train",
-            "neural:NeuralHead",
+            "neural.classifiers:NeuralHead",
             {
                 "hidden": 256,
                 "dropout": 0.5,
@@ -171,7 +171,7 @@ HEADS: dict[str, Head] = {
         Head(
             "cosine",
             "the learned class direction that is nearest, early stopping likewise",
-            "neural:cosine",
+            "neural.classifiers:cosine",
             {
                 "learning_rate": 3e-3,
                 "weight_decay": 1e-4,
