@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tl_pipeline.config.datasets import DigitsSpec, ImageFolderSpec
+from tl_pipeline.config.datasets import DigitsSpec
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.data import reading
 from tl_pipeline.data.identity import image_id
@@ -17,7 +17,6 @@ from tl_pipeline.embedding.devices import CPU
 from tl_pipeline.embedding.forward import Forward
 from tl_pipeline.embedding.gpu import nvjpeg
 from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
-from tl_pipeline.embedding.readers import Readers
 from tl_pipeline.encoders import loading, resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import WeightsError
@@ -25,7 +24,6 @@ from tl_pipeline.inputs.pixels import decode, pixels
 from tl_pipeline.inputs.resizing import Resizer
 from tl_pipeline.progress import reporting, track
 from tl_pipeline.sources.digits import Digits
-from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -262,20 +260,20 @@ def test_weights_that_cannot_be_loaded_are_an_error_before_any_image_is_read(
 class Hardware:
     """As HardwareJpegs, on the processor."""
 
-    device = CPU
+    device, decoded = CPU, 0
 
     def __call__(
-        self, some: Sequence[bytes | memoryview], sizes: Sequence[tuple[int, int]]
+        self, some: Sequence[bytes], sizes: Sequence[tuple[int, int]]
     ) -> torch.Tensor:
-        assert {type(data) for data in some} == {memoryview}
+        self.decoded += len(some)
         height, width = np.max(sizes, axis=0)
         found = torch.zeros((len(some), 3, height, width), dtype=torch.uint8)
         for place, data, (rows, columns) in zip(found, some, sizes, strict=True):
-            place[:, :rows, :columns] = decode(bytes(data))
+            place[:, :rows, :columns] = decode(data)
         return found
 
 
-def test_a_long_run_on_a_gpu_is_read_by_processes(
+def test_a_gpu_that_decodes_embeds_as_a_processor_does(
     lenet: Encoder,
     folder: Path,
     store: Store,
@@ -292,27 +290,20 @@ def test_a_long_run_on_a_gpu_is_read_by_processes(
         forward.device = device
         return forward
 
-    usual, began = Readers.__call__, []
-    monkeypatch.setattr(
-        Readers,
-        "__call__",
-        lambda self, some: began.append(len(some)) or usual(self, some),
-    )
-    monkeypatch.setattr(engine, "_VERY_LONG", len(images))
     monkeypatch.setattr(engine, "devices", lambda: [torch.device("cuda", 0)])
     every = frozenset({(1, 1), (1, 2), (2, 2)})
     monkeypatch.setattr(nvjpeg, "judge", lambda _: (every, ""))
-    mine = Hardware(), [Resizer(lenet.preprocess, CPU)]
+    hardware = Hardware()
+    mine = hardware, [Resizer(lenet.preprocess, CPU)]
     monkeypatch.setattr(HardwareFeeder, "_mine", lambda _: mine)
     for name in ("set_device", "set_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: None)
     there = EmbeddingFolder(store, "there")
-    read = ImageFolder(ImageFolderSpec(name="some", path=folder)).read
     with track("embed", len(images)) as progress:
         (done,) = engine.embed(
-            [engine.Job(lenet, there)], images, read, 7, progress, load
+            [engine.Job(lenet, there)], images, read_file, 7, progress, load
         )
-    assert done.images == sum(began) == len(images)
+    assert done.images == hardware.decoded == len(images)
     assert done.timings.read > 0
     found = there.load(expected.image_ids)
     np.testing.assert_allclose(found.vectors, expected.vectors, atol=2e-2)

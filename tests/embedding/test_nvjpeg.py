@@ -5,8 +5,7 @@ import ctypes
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tl_pipeline.config.datasets import ImageFolderSpec
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import devices
@@ -25,13 +23,11 @@ from tl_pipeline.embedding.batch_loader import Feeder
 from tl_pipeline.embedding.forward import Forward
 from tl_pipeline.embedding.gpu import batch_loader, nvjpeg
 from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
-from tl_pipeline.embedding.readers import Readers
 from tl_pipeline.encoders import resolution
 from tl_pipeline.errors import DeviceError
 from tl_pipeline.inputs import nvjpeg_support, pixels
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.resizing import Resizer, can_resize
-from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.timings import Clock
 
@@ -155,7 +151,7 @@ class Hardware:
     device, given = devices.CPU, 0
 
     def __call__(
-        self, some: Sequence[bytes | memoryview], sizes: Sequence[tuple[int, int]]
+        self, some: Sequence[bytes], sizes: Sequence[tuple[int, int]]
     ) -> torch.Tensor | None:
         Hardware.given += len(some)
         if 64 in dict(sizes):
@@ -163,7 +159,7 @@ class Hardware:
         height, width = np.max(sizes, axis=0)
         found = torch.full((len(some), 3, height, width), 99, dtype=torch.uint8)
         for place, data, (rows, columns) in zip(found, some, sizes, strict=True):
-            place[:, :rows, :columns] = pixels.decode(bytes(data))
+            place[:, :rows, :columns] = pixels.decode(data)
         return found
 
 
@@ -205,20 +201,6 @@ def test_a_folder_is_fed_alike_whoever_decodes(folder: dict[str, bytes]):
     found = fed(HardwareFeeder, folder, EVERY)
     assert_same(found, fed(Feeder, folder))
     assert isinstance(found[COLOUR].batch, torch.Tensor)
-    assert Hardware.given == 6
-
-
-def test_a_folder_is_fed_alike_where_processes_read(
-    folder: dict[str, bytes], tmp_path: Path
-):
-    files = {str(tmp_path / name): data for name, data in folder.items()}
-    for name, data in files.items():
-        Path(name).write_bytes(data)
-    read = ImageFolder(ImageFolderSpec(name="some", path=tmp_path)).read
-    with closing(Readers(read, EVERY)) as readers:
-        readers.enlist()
-        found = fed(HardwareFeeder, files, EVERY, readers)
-    assert_same(found, fed(Feeder, files))
     assert Hardware.given == 6
 
 
@@ -321,7 +303,7 @@ def test_a_batch_is_decoded_into_the_upper_left_of_what_all_share(library: Libra
     decode = nvjpeg.HardwareJpegs(devices.CPU)
     sizes = [(50, 75), (75, 50), (9, 9)]
     some = [encoded(photo(width, height)) for height, width in sizes]
-    images = decode([some[0], memoryview(bytearray(some[1])), some[2]], sizes)
+    images = decode(some, sizes)
     assert images is not None
     assert images.shape == (3, 3, 75, 75)
     for data, image, (height, width) in zip(some, images, sizes, strict=True):

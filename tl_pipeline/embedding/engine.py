@@ -4,8 +4,8 @@ Pools of threads, each bounded in how far it is ahead of the next, so that no co
 idle while another thing is awaited and memory does not grow with the data: some read
 what comes next, others decode and drive the networks, one writes. Without a GPU a core
 takes a batch from its bytes to its embeddings; a GPU is fed by as many threads that
-decode as there are cores, or decodes JPEGs itself where it has the hardware, and has
-processes read for it if there are many. Several encoders share read and decode.
+decode as there are cores, or decodes JPEGs itself where it has the hardware. Several
+encoders share read and decode.
 """
 
 import time
@@ -18,14 +18,12 @@ import numpy as np
 import torch
 
 from tl_pipeline.data.reading import Image, Read, Refusal
-from tl_pipeline.embedding import readers
 from tl_pipeline.embedding.batch_loader import READ_AHEAD, Fed, Feeder
 from tl_pipeline.embedding.devices import cores, devices
 from tl_pipeline.embedding.forward import BATCH, Forward, Vectors
 from tl_pipeline.embedding.gpu import nvjpeg
 from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
-from tl_pipeline.embedding.prefetch import ahead, pool, single
-from tl_pipeline.embedding.readers import Readers
+from tl_pipeline.embedding.prefetch import ahead, pool
 from tl_pipeline.embedding.result import Embedded, Warm
 from tl_pipeline.embedding.workers import OF_A_GPU, Drivers
 from tl_pipeline.encoders.encoder import Encoder, shares_network
@@ -40,8 +38,6 @@ from tl_pipeline.store.timings import Clock
 _UNWRITTEN = 2
 # Images from which on a GPU is given a recorded network.
 _LONG = 8192
-# And from which processes read for a GPU that decodes: they take a second to start.
-_VERY_LONG = 16_384
 # Networks of more bytes do not share a pass: they would crowd out the images.
 _TOGETHER = 3 << 30
 
@@ -157,9 +153,9 @@ class _Pass:
         batches = _batches(images, part_rows, self._batch)
         with ExitStack() as pools:
             decoding = drivers.number if drivers.decode else cores()
-            feeder, enlist = self._feeder(images, read, decoding, pools)
+            feeder = self._feeder(read, decoding, pools)
             if not drivers.decode:
-                decoders = pools.enter_context(pool("decode", decoding, enlist))
+                decoders = pools.enter_context(pool("decode", decoding))
                 batches = ahead(decoders, feeder.begin, batches, decoding + 2)
 
             def drive(batch: Any) -> dict[str, _Shard]:
@@ -177,25 +173,12 @@ class _Pass:
         self._account(time.perf_counter() - started, drivers.number)
         return self._done
 
-    def _feeder(
-        self, images: Sequence[Image], read: Read, decoding: int, pools: ExitStack
-    ) -> tuple[Feeder, Callable[[], None]]:
-        """What feeds the networks, and what each thread that decodes is to call."""
+    def _feeder(self, read: Read, decoding: int, pools: ExitStack) -> Feeder:
+        """What feeds the networks."""
         reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
         given = (self._inputs, read, reading, self._clock)
         hardware = self._hardware()
-        if not hardware:
-            return Feeder(*given), single
-        if len(images) < _VERY_LONG or not readers.suit(images):
-            return HardwareFeeder(*given, hardware), single
-        processes = Readers(read, hardware)
-        pools.callback(processes.close)
-
-        def enlist() -> None:
-            single()
-            processes.enlist()
-
-        return HardwareFeeder(*given, hardware, processes), enlist
+        return HardwareFeeder(*given, hardware) if hardware else Feeder(*given)
 
     def _hardware(self) -> frozenset[Sampling]:
         """The JPEGs, by sampling, that all GPUs here decode themselves."""

@@ -1,13 +1,11 @@
 """Batches for a GPU that decodes JPEGs by hardware of its own. Imports torch.
 
-Threads that would decode only read, or have processes read for them (``readers``): they
-hand on the bytes of what that hardware takes, and decode the rest as ever. Who drives
-the network has its GPU decode and resize. All that is done per image holds up every
-other thread, so there is as little as possible.
+Decoding threads only read: they hand on the bytes of what that hardware takes, and
+decode the rest on the processor. The thread that drives the network lets its GPU
+decode and resize. Work per image holds up all other threads, so it is kept small.
 """
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tl_pipeline.data.reading import Image, Read
+from tl_pipeline.data.reading import Image, Read, checked
 from tl_pipeline.embedding.batch_loader import Fed, Feeder, Gathering, Prepared
 from tl_pipeline.embedding.gpu.nvjpeg import HardwareJpegs
-from tl_pipeline.embedding.readers import Looked, Readers, look
-from tl_pipeline.inputs import pixels
+from tl_pipeline.inputs import nvjpeg_support, pixels
 from tl_pipeline.inputs.images import Preprocess, RefusedImage
 from tl_pipeline.inputs.modalities import Input
 from tl_pipeline.inputs.nvjpeg_support import Sampling, Size
@@ -37,15 +34,14 @@ _WAITING = 1 << 30
 class _Encoded(NamedTuple):
     """A JPEG for the hardware."""
 
-    data: bytes | memoryview
+    data: bytes
     size: Size
 
 
 class HardwareFeeder(Feeder):
     """See ``Feeder``; ``finish`` is for threads that drive a GPU, on their stream.
 
-    ``samplings`` are what its hardware may be given (``hardware_jpegs.judge``). Where
-    there are ``readers`` the threads that would read let them do it.
+    ``samplings`` are what its hardware may be given (``nvjpeg.judge``).
     """
 
     def __init__(
@@ -55,22 +51,21 @@ class HardwareFeeder(Feeder):
         reading: ThreadPoolExecutor,
         clock: Clock,
         samplings: frozenset[Sampling],
-        readers: Readers | None = None,
     ) -> None:
         super().__init__(inputs, read, reading, clock)
-        self._samplings, self._readers = samplings, readers
+        self._samplings = samplings
         self._ways = [how for how in inputs if isinstance(how, Preprocess)]
         self._thread = threading.local()
         self._lock, self._waiting = threading.Lock(), 0
 
     def begin(self, images: Sequence[Image]) -> Any:
         """``images`` read; what the hardware does not take is decoded."""
-        looked, seconds = self._looked(images)
-        self._clock.add("read", seconds)
+        with self._clock.time("read"):
+            looked = [self._looked(image) for image in images]
         with self._clock.time("decode"):
             return [
-                (expected, self._encoded(one) or self._prepared(_whole(one.data)))
-                for (expected, _), one in zip(images, looked, strict=True)
+                (expected, self._encoded(data, size) or self._prepared(data))
+                for (expected, _), (data, size) in zip(images, looked, strict=True)
             ]
 
     def finish(self, begun: Any) -> dict[Input, Fed]:
@@ -90,7 +85,7 @@ class HardwareFeeder(Feeder):
                     found = (
                         {how: batch[row] for how, batch in batches.items()}
                         if batches
-                        else self._prepared(_whole(one.data))
+                        else self._prepared(one.data)
                     )
                     prepared[at] = begun[at][0], found
             batch = self._on_gpu if encoded else pixels.PixelBatch
@@ -99,16 +94,18 @@ class HardwareFeeder(Feeder):
                 gathering.take(expected, found)
             return gathering.whole()
 
-    def _looked(self, images: Sequence[Image]) -> tuple[list[Looked], float]:
-        if self._readers:
-            return self._readers(images)
-        started = time.perf_counter()
-        looked = [look(image, self._source, self._samplings) for image in images]
-        return looked, time.perf_counter() - started
+    def _looked(self, image: Image) -> tuple[bytes | RefusedImage, Size | None]:
+        """The bytes of an image or why not, and its size if it is for the hardware."""
+        try:
+            data = checked(image, self._source)
+        except RefusedImage as refusal:
+            return refusal, None
+        return data, nvjpeg_support.size(data, self._samplings)
 
-    def _encoded(self, image: Looked) -> _Encoded | None:
-        """``image`` for the hardware, if it is to be given it."""
-        data, size = image
+    def _encoded(
+        self, data: bytes | RefusedImage, size: Size | None
+    ) -> _Encoded | None:
+        """What the hardware is to be given, if it is to be given ``data``."""
         if isinstance(data, RefusedImage) or size is None:
             return None
         if not all(can_resize(size, how) for how in self._ways):
@@ -155,10 +152,6 @@ class _OnGpu:
 
     def whole(self) -> torch.Tensor:
         return torch.stack(self._rows)
-
-
-def _whole(data: bytes | memoryview | RefusedImage) -> bytes | RefusedImage:
-    return bytes(data) if isinstance(data, memoryview) else data
 
 
 def _chunks(

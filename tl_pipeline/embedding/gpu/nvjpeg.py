@@ -57,7 +57,7 @@ class HardwareJpegs:
             self._do("JpegStateCreate", self._handle, self._state)
 
     def __call__(
-        self, encoded: Sequence[bytes | memoryview], sizes: Sequence[Size]
+        self, encoded: Sequence[bytes], sizes: Sequence[Size]
     ) -> torch.Tensor | None:
         """Decode all."""
         number = len(encoded)
@@ -75,7 +75,7 @@ class HardwareJpegs:
         ) or self._call(
             "DecodeBatched",
             *(self._handle, self._state),
-            (ctypes.c_char_p * number)(*map(_place, encoded)),
+            (ctypes.c_char_p * number)(*encoded),
             (ctypes.c_size_t * number)(*map(len, encoded)),
             places.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream),
@@ -100,13 +100,6 @@ class HardwareJpegs:
                 f"{gpu}: nvjpeg{name} fails with status {code}; where the package "
                 "nvidia-nvjpeg is missing, processors decode"
             )
-
-
-def _place(data: bytes | memoryview) -> bytes | int:
-    """``data`` as a pointer to it is made of."""
-    if isinstance(data, bytes):
-        return data
-    return ctypes.addressof(ctypes.c_char.from_buffer(data))
 
 
 def _give_back(
