@@ -68,9 +68,8 @@ class EncoderSpec(Spec):
     ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
     path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
     ``std`` of values in [0, 1], one per channel. ``precision`` is that of the network's
-    computing: ``auto`` chooses fp32 or bf16 (``precision.choose``), int8 must be asked
-    for and is for processors. What is left out takes the default of the backbone, layer
-    or weights.
+    computing: ``auto`` chooses fp32 or bf16 (``precision.choose``). What is left out
+    takes the default of the backbone, layer or weights.
     """
 
     backbone: str
@@ -82,7 +81,7 @@ class EncoderSpec(Spec):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     mean: _Means | None = None
     std: _Deviations | None = None
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from tl_pipeline.embedding import onednn_fusion, quantising
+from tl_pipeline.embedding import onednn_fusion
 from tl_pipeline.embedding.cuda_graphs import Recorded, recorded
 from tl_pipeline.embedding.devices import CPU, exact_float32, keep_freed_memory
 from tl_pipeline.encoders import loading
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.feature_extractor import Cut
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.inputs.calibration_images import photographs
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.timings import Clock
 
@@ -27,6 +26,7 @@ from tl_pipeline.store.timings import Clock
 BATCH = {"cpu": 32, "cuda": 128}
 # Batches without a complaint after which one that was too large is tried again.
 _FORGIVEN = 16
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # How far packed weights may change embeddings, as a share of the largest value: by the
 # rounding of the sums that they are computed in.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -44,7 +44,7 @@ class Forward:
 
     Raises:
         WeightsError: the network cannot be loaded.
-        InvalidSpec: it is to compute in int8 and cannot.
+        InvalidSpec: its precision is none that is computed here.
         ValueError: it gave values that are not finite.
     """
 
@@ -57,13 +57,9 @@ class Forward:
         self._feed: Callable[[Any], Any] = lambda batch: batch
         if isinstance(how, Preprocess):
             module = loading.load_together(together)
-            kind = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
-            self._feed = _Normalised(how, device, kind)
+            self._feed = _Normalised(how, device, _dtype(encoder))
             self.bytes = _weigh(module)
-            if encoder.precision == "int8":
-                self._module = _in_integers(module, self._feed, how, encoder.label)
-            else:
-                self._module = _hastened(module, self._feed, how, encoder.label)
+            self._module = _hastened(module, self._feed, how, encoder.label)
         else:
             module = loading.load(encoder).to(device)
             self.bytes = _weigh(module)
@@ -215,6 +211,15 @@ class _AsManyAsFit:
             self._most, self._good = 2 * self._most, 0
 
 
+def _dtype(encoder: Encoder) -> torch.dtype:
+    if encoder.precision not in _DTYPES:  # of a model that an older version made
+        raise InvalidSpec(
+            f"{encoder.label}: precision={encoder.precision} is not computed any more; "
+            f"run again with one of {', '.join(_DTYPES)}"
+        )
+    return _DTYPES[encoder.precision]
+
+
 def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
     """``cut`` on the device and in the type of ``feed``, as fast as we know how."""
     graph = None
@@ -237,41 +242,6 @@ def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut
                 f"{label}: oneDNN gives other values than torch on this processor; "
                 "report it, and use precision=fp32 or another torch until it is mended"
             )
-    return cut
-
-
-def _in_integers(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
-    """``cut`` computing in int8, calibrated on fixed photographs.
-
-    Raises:
-        InvalidSpec: it cannot, and why.
-    """
-    if feed.device != CPU:
-        raise InvalidSpec(
-            f"{label}: int8 is for processors; on a GPU use precision=bf16, or set "
-            "CUDA_VISIBLE_DEVICES= (to nothing)"
-        )
-    if not quantising.can_quantise():
-        raise InvalidSpec(
-            f"{label}: int8 needs oneDNN and a processor with VNNI (avx512_vnni or "
-            "avx_vnni); use precision=fp32 or bf16"
-        )
-    layers = 0
-    if isinstance(cut.body, fx.GraphModule):
-        cut.body = graph = onednn_fusion.inline(cut.body)
-        onednn_fusion.fold(graph)
-        cut.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        pixels = photographs(how, draw=1)
-        starts = range(0, len(pixels), BATCH["cpu"])
-        batches = [feed(pixels[at : at + BATCH["cpu"]]) for at in starts]
-        if not _trial(cut, batches[0]).isfinite().all():
-            raise ValueError(_NOT_FINITE.format(label))
-        layers = quantising.quantise(graph, batches)
-    if not layers:
-        raise InvalidSpec(
-            f"{label}: it has no convolution or linear layer that can be computed in "
-            "int8; use precision=fp32 or bf16"
-        )
     return cut
 
 

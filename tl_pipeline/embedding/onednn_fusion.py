@@ -47,12 +47,12 @@ def fold(graph: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):
-        norm = module_of(graph, node)
+        norm = _module_of(graph, node)
         if type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
             continue
         before: fx.Node = node.args[0]
-        convolution = module_of(graph, before)
-        alone = len(before.users) == 1 and calls(graph, before.target) == 1
+        convolution = _module_of(graph, before)
+        alone = len(before.users) == 1 and _calls(graph, before.target) == 1
         if type(convolution) is nn.Conv2d and alone:
             folded = fuse_conv_bn_eval(convolution, norm)
             graph.set_submodule(str(before.target), folded)
@@ -83,12 +83,12 @@ def pack(graph: fx.GraphModule, batch: torch.Tensor) -> None:
     packed: dict[str, _Packed] = {}
     for node in list(graph.graph.nodes):
         layer = _packed(
-            module_of(graph, node), shape_of(node.args[0] if node.args else 0)
+            _module_of(graph, node), _shape_of(node.args[0] if node.args else 0)
         )
-        if layer is not None and calls(graph, node.target) == 1:
+        if layer is not None and _calls(graph, node.target) == 1:
             graph.set_submodule(node.target, layer)
             packed[node.target] = layer
-    fuse(graph, packed)
+    _fuse(graph, packed)
     graph.recompile()
 
 
@@ -98,7 +98,7 @@ def _pool_as_it_is(graph: fx.GraphModule) -> None:
     torch turns the map into float32 first, which takes up to five times as long.
     """
     for node in list(graph.graph.nodes):
-        if _averages(graph, node) and len(shape_of(node.args[0]) or ()) == len("nchw"):
+        if _averages(graph, node) and len(_shape_of(node.args[0]) or ()) == len("nchw"):
             with graph.graph.inserting_before(node):
                 new = graph.graph.call_function(_average, (node.args[0],))
             new.meta = dict(node.meta)
@@ -111,7 +111,7 @@ def _averages(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function":
         whole = node.target is functional.adaptive_avg_pool2d and len(node.args) == 2
         return whole and not node.kwargs and node.args[1] in _WHOLE
-    module = module_of(graph, node)
+    module = _module_of(graph, node)
     return type(module) is nn.AdaptiveAvgPool2d and module.output_size in _WHOLE
 
 
@@ -119,19 +119,7 @@ def _average(values: torch.Tensor) -> torch.Tensor:
     return functional.avg_pool2d(values, values.shape[2:])
 
 
-class Fused(nn.Module):
-    """A layer that takes what follows it along: ``activation`` after the sum.
-
-    ``sums`` says whether it can add another tensor of its own shape, ``takes`` which
-    activations it can do.
-    """
-
-    sums = False
-    takes: tuple[str, ...] = tuple(name for name, _ in _ACTIVATIONS.values())
-    activation: tuple[str, list[float]] = _NONE
-
-
-def fuse(graph: fx.GraphModule, layers: Mapping[str, Fused]) -> None:
+def _fuse(graph: fx.GraphModule, layers: Mapping[str, "_Packed"]) -> None:
     """Let ``layers``, by their names in ``graph``, do the sums and activations."""
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target in _SUMS:
@@ -141,8 +129,16 @@ def fuse(graph: fx.GraphModule, layers: Mapping[str, Fused]) -> None:
             _take_activation(graph, node, layers[node.target])
 
 
-class _Packed(Fused):
-    """A layer in oneDNN's order; ``activation`` follows it, or the sum before that."""
+class _Packed(nn.Module):
+    """A layer in oneDNN's order; ``activation`` follows it, or the sum before that.
+
+    ``sums`` says whether it can add another tensor of its own shape, ``takes`` which
+    activations it can do.
+    """
+
+    sums = False
+    takes: tuple[str, ...] = tuple(name for name, _ in _ACTIVATIONS.values())
+    activation: tuple[str, list[float]] = _NONE
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, weight: torch.Tensor) -> None:
         super().__init__()
@@ -179,7 +175,7 @@ class _Convolution(_Packed):
 
 
 class _Linear(_Packed):
-    takes = tuple(name for name in Fused.takes if name != "hardtanh")
+    takes = tuple(name for name in _Packed.takes if name != "hardtanh")
 
     def __init__(self, layer: nn.Linear, shape: torch.Size) -> None:
         rows = shape[:-1].numel()
@@ -204,7 +200,7 @@ def _packed(layer: nn.Module | None, shape: torch.Size | None) -> _Packed | None
 
 
 def _take_sum(
-    graph: fx.GraphModule, node: fx.Node, layers: Mapping[str, Fused]
+    graph: fx.GraphModule, node: fx.Node, layers: Mapping[str, "_Packed"]
 ) -> None:
     """Let a layer that is summed with a tensor of its own shape do the sum."""
     if len(node.args) != 2 or node.kwargs:
@@ -219,7 +215,7 @@ def _take_sum(
             and layers[str(taken.target)].sums
             and len(taken.users) == 1
             and len(taken.args) == 1
-            and shape_of(taken) == shape_of(other)
+            and _shape_of(taken) == _shape_of(other)
             and not _used_between(taken, node)
         ):
             with graph.graph.inserting_before(node):
@@ -241,7 +237,7 @@ def _used_between(taken: fx.Node, node: fx.Node) -> bool:
     return False
 
 
-def _take_activation(graph: fx.GraphModule, node: fx.Node, layer: Fused) -> None:
+def _take_activation(graph: fx.GraphModule, node: fx.Node, layer: _Packed) -> None:
     users = list(node.users)
     found = _activation(graph, users[0]) if len(users) == 1 else None
     if found is None or found[0] not in layer.takes:
@@ -255,30 +251,30 @@ def _activation(graph: fx.GraphModule, node: fx.Node) -> tuple[str, list[float]]
     """How oneDNN calls the activation that ``node`` is, if it is one."""
     if node.op == "call_function":
         return _ACTIVATIONS[nn.ReLU] if node.target in _RELU else None
-    module = module_of(graph, node)
+    module = _module_of(graph, node)
     return None if module is None else _ACTIVATIONS.get(type(module))
 
 
 def _idle(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_function" and node.target is stochastic_depth:
         return True
-    return isinstance(module_of(graph, node), _IDLE)
+    return isinstance(_module_of(graph, node), _IDLE)
 
 
-def module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
+def _module_of(graph: fx.GraphModule, node: Any) -> nn.Module | None:
     """The module that ``node`` calls, None where it calls none."""
     if isinstance(node, fx.Node) and node.op == "call_module":
         return graph.get_submodule(str(node.target))
     return None
 
 
-def calls(graph: fx.GraphModule, target: Any) -> int:
+def _calls(graph: fx.GraphModule, target: Any) -> int:
     """How often the module named ``target`` is called."""
     nodes = graph.graph.nodes
     return sum(n.op == "call_module" and n.target == target for n in nodes)
 
 
-def shape_of(node: Any) -> torch.Size | None:
+def _shape_of(node: Any) -> torch.Size | None:
     """The shape that was found for the tensor ``node``, None where it is none."""
     about = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return getattr(about, "shape", None)

@@ -2,19 +2,16 @@
 
 bfloat16 keeps 8 bits of a number. On processors and GPUs with hardware for it networks
 run several times as fast, and embeddings hardly change; how little is measured here
-before ``precision=auto`` relies on it. int8 is faster still and changes more: it is
-never chosen, and what it changes is measured and said.
+before ``precision=auto`` relies on it.
 """
 
 import platform
-import warnings
 from typing import Any
 
 import numpy as np
 
 from tl_pipeline.encoders.backbones import PROVIDERS, find_backbone
 from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.inputs.calibration_images import photographs
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.cache import Remembered
@@ -23,11 +20,7 @@ from tl_pipeline.store.embeddings import EmbeddingFolder
 # Embeddings in bfloat16 must point where those in float32 do: the cosine of the two, on
 # average and for the worst image of the probe.
 MEAN, WORST = 0.999, 0.99
-# Less than this, and int8 embeddings are other embeddings.
-POOR = 0.99
-_NEIGHBOURS = 5
-# By encoder key; a first run measures before there is a store to remember it.
-_measured: dict[str, dict[str, Any]] = {}
+_IMAGES = 64
 # Networks of fewer bytes take no longer than the work around them.
 _SMALL = 1 << 20
 
@@ -69,90 +62,32 @@ def _probe(encoder: Encoder, half: Encoder) -> dict[str, Any]:
     if exact.bytes < _SMALL:
         return {"good": False}
     assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - see choose
-    batch = photographs(encoder.preprocess)
+    batch = probe_images(encoder.preprocess)
     (left,), (right,) = exact(batch), Forward([half], device)(batch)
     alike = cosines(left, right)
     mean, worst = float(alike.mean()), float(alike.min())
     return {"good": mean >= MEAN and worst >= WORST, "mean": mean, "worst": worst}
 
 
-def measure(encoder: Encoder, store: Store) -> None:
-    """Find out what int8 does to the embeddings of ``encoder``, once for a store.
+def probe_images(how: Preprocess) -> np.ndarray:
+    """Crops of scikit-learn's two photographs: uint8 (64, channels, crop, crop).
 
-    Of 64 photographs other than those that it was calibrated with: the cosine of each
-    embedding with that in float32, and how many of the five nearest neighbours stay. It
-    is warned of a poor one, and used all the same, because it was asked for.
-
-    Raises:
-        InvalidSpec: the network cannot be computed in int8, or not on this machine.
-        WeightsError: it cannot be loaded.
+    They are the same everywhere and every time.
     """
-    known = _known(encoder, store) or _drift(encoder)
-    _measured[encoder.key] = known
-    memo = Remembered(store)
-    memo.put(_int8_key(encoder), known)
-    memo.save()
-    if known["mean"] < POOR:
-        warnings.warn(
-            f"{encoder.label}: int8 changes these embeddings a lot: {_said(known)}. "
-            "precision=bf16 or fp32 keeps them",
-            stacklevel=2,
-        )
+    import torch  # noqa: PLC0415
+    from sklearn.datasets import load_sample_images  # noqa: PLC0415
 
+    from tl_pipeline.inputs import pixels  # noqa: PLC0415 - torch
 
-def told(encoder: Encoder, store: Store) -> str:
-    """What ``measure`` found for ``encoder``, in words; "" where it was not asked."""
-    known = _known(encoder, store)
-    return "" if known is None else f"int8: {_said(known)}"
-
-
-def _known(encoder: Encoder, store: Store) -> dict[str, Any] | None:
-    return Remembered(store).get(_int8_key(encoder)) or _measured.get(encoder.key)
-
-
-def _int8_key(encoder: Encoder) -> str:
-    return f"int8 drift {encoder.key}"
-
-
-def _drift(encoder: Encoder) -> dict[str, float]:
-    from tl_pipeline.embedding import devices  # noqa: PLC0415 - torch
-    from tl_pipeline.embedding.forward import Forward  # noqa: PLC0415
-
-    assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - see encoders
-    batch = photographs(encoder.preprocess)
-    device = devices.devices()[0]
-    (right,) = Forward([encoder], device)(batch)
-    exact = encoder.model_copy(update={"precision": "fp32"})
-    (left,) = Forward([exact], device)(batch)
-    alike = cosines(left, right)
-    return {
-        "mean": float(alike.mean()),
-        "worst": float(alike.min()),
-        "neighbours": kept_neighbours(left, right),
-    }
-
-
-def _said(known: dict[str, Any]) -> str:
-    return (
-        f"cosine with fp32 {known['mean']:.4f} on average and {known['worst']:.4f} at "
-        f"worst, {100 * known['neighbours']:.0f} % of the {_NEIGHBOURS} nearest "
-        "neighbours the same, over 64 photographs"
-    )
-
-
-def kept_neighbours(left: np.ndarray, right: np.ndarray) -> float:
-    """The share of the five nearest rows (n, width) by cosine that both have."""
-    one, other = (_nearest(rows) for rows in (left, right))
-    kept = [len(set(a) & set(b)) for a, b in zip(one, other, strict=True)]
-    return float(np.mean(kept)) / _NEIGHBOURS
-
-
-def _nearest(rows: np.ndarray) -> list[list[int]]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.maximum(lengths, 1e-12)
-    alike = unit @ unit.T
-    np.fill_diagonal(alike, -np.inf)
-    return np.argsort(-alike, axis=1, kind="stable")[:, :_NEIGHBOURS].tolist()
+    chance, rows = np.random.default_rng(0), []
+    photos = load_sample_images().images
+    for at in range(_IMAGES):
+        photo = photos[at % len(photos)]
+        side = int(chance.integers(160, min(photo.shape[:2]) + 1))
+        top, left = (int(chance.integers(0, n - side + 1)) for n in photo.shape[:2])
+        crop = np.array(photo[top : top + side, left : left + side])
+        rows.append(pixels.preprocess(torch.from_numpy(crop).permute(2, 0, 1), how))
+    return pixels.stack(rows)
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -171,7 +171,7 @@ def _seed(spec: EncoderSpec, backbone: Backbone) -> int | None:
 
 def _precision(spec: EncoderSpec, *, fixed: bool) -> str:
     """``fixed``: the network computes as it was made to."""
-    if fixed and spec.precision in ("bf16", "int8"):
+    if fixed and spec.precision == "bf16":
         raise InvalidSpec(
             f"{spec.short()}: the precision of {spec.backbone} is its own; leave "
             "precision out"

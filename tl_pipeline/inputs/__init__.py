@@ -5,7 +5,6 @@ the reason.
 """
 
 __all__ = [
-    "calibration_images",
     "images",
     "modalities",
     "nvjpeg_support",

@@ -234,8 +234,6 @@ def resolve(
             loading.load(encoder)
         if wish.precision == "auto":
             return precision.choose(encoder, store)
-        if wish.precision == "int8":
-            precision.measure(encoder, store)
         return encoder
 
     return [concat.joined(list(map(one, members(wish))), wish) for wish in asked]

@@ -13,7 +13,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from tl_pipeline.embedding import precision
 from tl_pipeline.embedding.result import Embedded
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.progress import Track, track
@@ -228,7 +227,7 @@ def _plan(
         stage="embed",
         subject=encoder.label,
         cached=not missing,
-        reason=_reason(context, encoder, images, missing) + _drift(context, encoder),
+        reason=_reason(context, encoder, images, missing),
         keys={"encoder": encoder.key},
         units=len(missing),
         seconds=time.perf_counter() - started,
@@ -282,12 +281,6 @@ def _reason(
     fresh = len(missing) - seen
     new = f"{fresh:,} of {len(images):,} images are new" if fresh else ""
     return "; ".join(said for said in (lost, new) if said)
-
-
-def _drift(context: Context, encoder: Encoder) -> str:
-    asked = encoder.precision == "int8"
-    found = precision.told(encoder, context.store) if asked else ""
-    return f"; {found}" if found else ""
 
 
 def _ids_of_last_run(context: Context) -> set[str]:
