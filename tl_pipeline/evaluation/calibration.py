@@ -6,7 +6,7 @@ Every map here is one rising function for all classes, so that no decision chang
 classes of few or no validation rows need none of their own (Zhang, Kailkhura & Han
 2020, "Mix-n-Match", ICML, section 3: accuracy-preserving calibration). Isotonic maps of
 one class against the rest, as scikit-learn makes them, had a higher log loss on 27 of
-28 test sets (four datasets, seven heads); ``benchmarks/calibration.py`` compares.
+28 test sets (four datasets, seven heads).
 
 Maps are pydantic models: their JSON is all there is of them, and is checked when it is
 read.
