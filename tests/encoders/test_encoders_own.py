@@ -1,14 +1,11 @@
 """Networks that bring their weights: your own code, ONNX files, exported files."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,85 +329,6 @@ def test_operators_of_other_libraries_are_not_loaded(store: Store, tmp_path: Pat
     onnx.save(model, file)
     with pytest.raises(WeightsError, match=r"custom\.onnx"):
         resolved(store, f"onnx:{file}")
-
-
-# torch.export
-
-
-class Attack:
-    """Unpickling it creates a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
-def rewritten(file: Path, change: Callable[[str, bytes], bytes]) -> Path:
-    """``file`` with the bytes of its records changed, as torch writes archives."""
-    made = file.with_name("attack.pt2")
-    with zipfile.ZipFile(file) as old, zipfile.ZipFile(made, "w") as new:
-        for entry in old.infolist():
-            name = entry.filename.partition("/")[2]
-            new.writestr(entry, change(name, old.read(entry)))
-    return made
-
-
-def with_pickle(name: str, data: bytes, marker: Path) -> bytes:
-    written = io.BytesIO()
-    torch.save((Attack(marker),), written)
-    return written.getvalue() if name == "data/sample_inputs/model.pt" else data
-
-
-def with_size(_: str, data: bytes, marker: Path) -> bytes:
-    code = f"__import__('os').system('touch {marker}')"
-    return data.replace(b"Symbol('s", code.encode() + b" or Symbol('s")
-
-
-def with_target(_: str, data: bytes, __: Path) -> bytes:
-    return data.replace(b"torch.ops.aten.relu.default", b"torch.os.system")
-
-
-def with_name(_: str, data: bytes, __: Path) -> bytes:
-    return data.replace(b'"relu"', b'"relu=1;import os"')
-
-
-def with_object(name: str, data: bytes, _: Path) -> bytes:
-    if name != "data/constants/model_constants_config.json":
-        return data
-    about = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}
-    return json.dumps({"config": {"x": {**about, "tensor_meta": None}}}).encode()
-
-
-@pytest.mark.parametrize(
-    "attack", [with_pickle, with_size, with_target, with_name, with_object]
-)
-def test_code_in_an_exported_file_does_not_run(
-    store: Store, files: Path, tmp_path: Path, attack: Callable
-):
-    whole = tmp_path / "net.pt2"
-    shutil.copyfile(files / "net.pt2", whole)
-    marker = tmp_path / "ran"
-    file = rewritten(whole, lambda name, data: attack(name, data, marker))
-    with pytest.raises(WeightsError, match="refused, because loading it could run"):
-        resolved(store, f"export:{file}")
-    assert not marker.exists()
-    same = rewritten(whole, lambda _, data: data)
-    assert resolved(store, f"export:{same}").layer == "vector"
-
-
-@pytest.mark.parametrize("attack", [with_pickle, with_size])
-def test_these_attacks_are_real_ones(files: Path, tmp_path: Path, attack: Callable):
-    """Without the guard they run; should torch close the way, the guard can go."""
-    shutil.copyfile(files / "net.pt2", tmp_path / "net.pt2")
-    marker = tmp_path / "ran"
-    file = rewritten(
-        tmp_path / "net.pt2", lambda name, data: attack(name, data, marker)
-    )
-    with contextlib.suppress(Exception):  # what matters is whether the code ran
-        torch.export.load(file)
-    assert marker.exists()
 
 
 # Your own code

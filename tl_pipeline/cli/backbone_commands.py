@@ -35,7 +35,10 @@ def backbones(*, search: str | None = None, json: Json = False) -> None:
     rows = [_line(row, with_width=search is not None) for row in found]
     columns = list(rows[0]) if rows else []
     console.show(rows, columns, as_json=False, empty=f"no backbone has {search!r}")
-    console.out.print(f"\nand by prefix: {', '.join(BY_PREFIX)}")
+    console.out.print(
+        f"\nand by prefix: {', '.join(BY_PREFIX)}\n"
+        "python: and export: run code of the module or file; name only what you trust"
+    )
 
 
 @app.command

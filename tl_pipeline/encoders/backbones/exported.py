@@ -4,12 +4,11 @@ It takes one float32 (images, channels, side, side), the first axis fixed or fre
 returns a tensor (the layer ``output``), several (``output0``, ``output1`` ...) or a
 dict of them. It is fed as ``sealed_input`` says, in the size that the file fixes.
 
-``torch.export.load`` of torch 2.15 can run code that a file holds; ``exported_guard``
-closes the ways that are known. Still, take such files from people you trust.
+Reading such a file runs code that it holds: ``torch.export.load`` unpickles objects and
+evaluates expressions. Name only files from people you trust, as with ``python:``.
 """
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.encoders.backbones import self_contained
@@ -32,7 +31,7 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     """The outputs and the input of the network in the file ``name``.
 
     Raises:
-        WeightsError: it is not there, is no exported network, or holds code.
+        WeightsError: it is not there, or is no exported network.
         InvalidSpec: its input is no batch of square images.
     """
     from tl_pipeline.encoders.backbones import exported_outputs
@@ -53,7 +52,7 @@ def opened(
     """The network in ``data``, on the GPU if torch sees one.
 
     Raises:
-        WeightsError: it is no exported network, or holds code.
+        WeightsError: it is no exported network.
         InvalidSpec: its input is no batch of images.
     """
     import torch
@@ -67,14 +66,12 @@ def opened(
 def _program(data: bytes, origin: str) -> Any:
     import torch
 
-    from tl_pipeline.encoders.backbones import exported_guard
-
-    exported_guard.check(data, origin)
     try:
         return torch.export.load(io.BytesIO(data))
     # torch raises errors of many kinds for damaged files; all mean the same here.
     except Exception as fault:  # noqa: BLE001
         reason = str(fault).strip().partition("\n")[0]
         raise WeightsError(
-            f"{Path(origin)}: cannot be read as an exported network ({reason})"
+            f"{origin}: cannot be read as an exported network ({reason}). Expected "
+            "what torch.export.save(program, FILE) writes"
         ) from None

@@ -26,7 +26,7 @@ class ExportedOutputs(InBatches):
 
             program = move_to_device_pass(program, device)
         # Not a submodule: an exported module refuses to be put into eval mode. What its
-        # guards would check was checked above; they are code out of the file.
+        # guards would check was checked above.
         self._run = [program.module(check_guards=False)]
         self._device = device
 
