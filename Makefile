@@ -2,18 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed
-UV := $(shell command -v uv 2>/dev/null)
+INSTALL := PYTHON=$(PYTHON) scripts/install.sh
+EXTRAS := dask,http,huggingface,onnx,ray,s3,text,timm
+FOUND_BY := pyproject.toml constraints.txt scripts/install.sh
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test test-all test-exhaustive snapshots lint check bench clean
 
-demo: $(INSTALLED)  ## run the whole pipeline on embedded data and print where to look
+demo: $(VENV)/demo  ## run the whole pipeline on embedded data and print where to look
 	$(BIN)/tl run digits
 
-test: $(INSTALLED)  ## every test
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+test: $(VENV)/dev  ## every test but those of every network and every estimator
+	$(PYTEST)
 
-lint: $(INSTALLED)  ## format, lint, types, import contracts
+test-exhaustive: $(VENV)/dev  ## the tests that `make test` leaves out
+	$(PYTEST) -m exhaustive
+
+test-all: $(VENV)/dev  ## every test
+	$(PYTEST) -m ""
+
+snapshots: $(VENV)/dev  ## write anew what `tl` prints, to be read in `git diff`
+	$(BIN)/pytest -q tests/journeys/test_snapshots.py --update-snapshots
+
+lint: $(VENV)/dev  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -21,19 +32,17 @@ lint: $(INSTALLED)  ## format, lint, types, import contracts
 
 check: lint test  ## all that must be green
 
-bench: $(INSTALLED)  ## measure; writes benchmarks/RESULTS.md
+bench: $(VENV)/dev  ## measure; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/cached_run.py
 	$(BIN)/python benchmarks/ingest.py
 
-clean:  ## forget the environment, not the store
-	rm -rf $(VENV)
+clean:  ## forget the environments, not the store
+	rm -rf $(VENV) .uv
 
-$(INSTALLED): pyproject.toml constraints.txt
-ifdef UV
-	uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
-else
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-endif
-	@touch $(INSTALLED)
+$(VENV)/demo: $(FOUND_BY)
+	$(INSTALL) $(VENV) --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/dev: $(FOUND_BY)
+	$(INSTALL) $(VENV) --constraint constraints.txt --editable '.[$(EXTRAS)]' --group dev
+	@touch $@ $(VENV)/demo
