@@ -49,6 +49,8 @@ LONG = (
 # No test may call home or look for a network.
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Prefect gives up a server of its own after 20 seconds, which a busy machine needs.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
