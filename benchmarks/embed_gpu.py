@@ -36,7 +36,7 @@ from timeline import STARTED, Timeline, pace, vectors
 
 from tl_pipeline.embedding.forward import BATCH, Forward
 from tl_pipeline.embedding.gpu import nvjpeg
-from tl_pipeline.embedding.gpu.nvjpeg import HardwareJpegs
+from tl_pipeline.embedding.gpu.nvjpeg import NvjpegDecoder
 from tl_pipeline.embedding.workers import OF_A_GPU
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.inputs import nvjpeg_support
@@ -81,7 +81,7 @@ def decode_alone(encoder: Encoder, some: Sequence[bytes], seconds: float) -> flo
 
     def work(start: int) -> int:
         if not hasattr(mine, "jpegs"):
-            mine.jpegs = HardwareJpegs(DEVICE)
+            mine.jpegs = NvjpegDecoder(DEVICE)
             mine.resizer = Resizer(encoder.preprocess, DEVICE)
         part = slice(start, start + BATCH["cuda"])
         mine.resizer(mine.jpegs(some[part], sizes[part]), sizes[part])

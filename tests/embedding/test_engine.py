@@ -16,7 +16,7 @@ from tl_pipeline.embedding import engine
 from tl_pipeline.embedding.devices import CPU
 from tl_pipeline.embedding.forward import Forward
 from tl_pipeline.embedding.gpu import nvjpeg
-from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
+from tl_pipeline.embedding.gpu.batch_loader import NvjpegBatchLoader
 from tl_pipeline.encoders import loading, resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import WeightsError
@@ -65,7 +65,7 @@ def embed(
     parts: EmbeddingFolder,
     part_rows: int = 1000,
     read: Callable[[str], bytes] = read_file,
-) -> engine.Embedded:
+) -> engine.EmbedStats:
     """``engine.embed`` with a track."""
     with track("test", total=len(images)) as progress:
         return engine.embed(
@@ -258,7 +258,7 @@ def test_weights_that_cannot_be_loaded_are_an_error_before_any_image_is_read(
 
 
 class Hardware:
-    """As HardwareJpegs, on the processor."""
+    """As NvjpegDecoder, on the processor."""
 
     device, decoded = CPU, 0
 
@@ -295,7 +295,7 @@ def test_a_gpu_that_decodes_embeds_as_a_processor_does(
     monkeypatch.setattr(nvjpeg, "judge", lambda _: (every, ""))
     hardware = Hardware()
     mine = hardware, [Resizer(lenet.preprocess, CPU)]
-    monkeypatch.setattr(HardwareFeeder, "_mine", lambda _: mine)
+    monkeypatch.setattr(NvjpegBatchLoader, "_mine", lambda _: mine)
     for name in ("set_device", "set_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: None)
     there = EmbeddingFolder(store, "there")

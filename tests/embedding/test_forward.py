@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.functional import normalize
 
 from tl_pipeline.embedding import devices
-from tl_pipeline.embedding.forward import _AsManyAsFit, _Normalised
+from tl_pipeline.embedding.forward import _HalvedWhenOutOfMemory, _Normalise
 from tl_pipeline.errors import DeviceError
 from tl_pipeline.inputs.images import Preprocess
 
@@ -26,7 +26,7 @@ class Small:
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does():
-    fit, compute = _AsManyAsFit(devices.CPU), Small(7)
+    fit, compute = _HalvedWhenOutOfMemory(devices.CPU), Small(7)
     twice, thrice = fit(compute, np.arange(32))
     assert np.array_equal(twice, 2 * np.arange(32))
     assert np.array_equal(thrice, 3 * np.arange(32))
@@ -37,7 +37,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
 
 
 def test_when_memory_is_free_again_batches_grow_back():
-    fit, compute = _AsManyAsFit(devices.CPU), Small(8)
+    fit, compute = _HalvedWhenOutOfMemory(devices.CPU), Small(8)
     fit(compute, np.arange(32))
     compute.most = 32
     for _ in range(40):
@@ -49,7 +49,7 @@ def test_when_memory_is_free_again_batches_grow_back():
 
 def test_one_image_that_does_not_fit_is_an_error():
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        _AsManyAsFit(devices.CPU)(Small(0), np.arange(4))
+        _HalvedWhenOutOfMemory(devices.CPU)(Small(0), np.arange(4))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_gpu_that_is_hidden_is_not_missed(monkeypatch: pytest.MonkeyPatch):
 def test_pixels_are_normalised_as_by_the_preset_to_the_last_bit(kind: torch.dtype):
     how = Preprocess(resize=40, crop=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
     batch = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
-    found = _Normalised(how, devices.CPU, kind)(batch)
+    found = _Normalise(how, devices.CPU, kind)(batch)
     pixels = torch.from_numpy(batch).float() / 255
     expected = normalize(pixels, list(how.mean), list(how.std)).to(kind)
     assert torch.equal(found, expected)

@@ -19,10 +19,10 @@ from sklearn.datasets import load_sample_image
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import devices
-from tl_pipeline.embedding.batch_loader import Feeder
+from tl_pipeline.embedding.batch_loader import BatchLoader
 from tl_pipeline.embedding.forward import Forward
 from tl_pipeline.embedding.gpu import batch_loader, nvjpeg
-from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
+from tl_pipeline.embedding.gpu.batch_loader import NvjpegBatchLoader
 from tl_pipeline.encoders import resolution
 from tl_pipeline.errors import DeviceError
 from tl_pipeline.inputs import nvjpeg_support, pixels
@@ -146,7 +146,7 @@ def test_the_hardware_is_not_given_what_it_may_see_otherwise():
 
 
 class Hardware:
-    """As HardwareJpegs, on the processor; it does not take images of 64 rows."""
+    """As NvjpegDecoder, on the processor; it does not take images of 64 rows."""
 
     device, given = devices.CPU, 0
 
@@ -167,7 +167,7 @@ class Hardware:
 def folder(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """What a folder may hold, and hardware that takes some of it."""
     mine = Hardware(), [Resizer(how, devices.CPU) for how in (COLOUR, GREY)]
-    monkeypatch.setattr(HardwareFeeder, "_mine", lambda _: mine)
+    monkeypatch.setattr(NvjpegBatchLoader, "_mine", lambda _: mine)
     monkeypatch.setattr(Hardware, "given", 0)
     sides = [(75, 50), (50, 75), (120, 64), (333, 200), (41, 40)]
     held = {f"{at}.jpg": encoded(photo(*side)) for at, side in enumerate(sides)}
@@ -180,7 +180,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     }
 
 
-def fed(kind: type[Feeder], folder: dict[str, bytes], *more: object) -> dict:
+def fed(kind: type[BatchLoader], folder: dict[str, bytes], *more: object) -> dict:
     images = [(image_id(data), name) for name, data in folder.items()]
     images.append(("0" * 64, images[0][1]))  # changed since
     with ThreadPoolExecutor(2) as reading:
@@ -198,15 +198,15 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 def test_a_folder_is_fed_alike_whoever_decodes(folder: dict[str, bytes]):
-    found = fed(HardwareFeeder, folder, EVERY)
-    assert_same(found, fed(Feeder, folder))
+    found = fed(NvjpegBatchLoader, folder, EVERY)
+    assert_same(found, fed(BatchLoader, folder))
     assert isinstance(found[COLOUR].batch, torch.Tensor)
     assert Hardware.given == 6
 
 
 def test_what_is_all_for_the_hardware_is_fed_as_it_comes(folder: dict[str, bytes]):
     some = {name: folder[name] for name in ("0.jpg", "1.jpg")}
-    found, expected = fed(HardwareFeeder, some, EVERY), fed(Feeder, some)
+    found, expected = fed(NvjpegBatchLoader, some, EVERY), fed(BatchLoader, some)
     for how, one in found.items():
         assert one.ids == expected[how].ids
         assert np.array_equal(np.asarray(one.batch), expected[how].batch)
@@ -217,8 +217,8 @@ def test_what_would_wait_for_the_hardware_too_long_is_decoded_at_once(
 ):
     limit = len(folder["0.jpg"]) + len(folder["1.jpg"])
     monkeypatch.setattr(batch_loader, "_WAITING", limit)
-    found = fed(HardwareFeeder, folder, EVERY)
-    assert_same(found, fed(Feeder, folder))
+    found = fed(NvjpegBatchLoader, folder, EVERY)
+    assert_same(found, fed(BatchLoader, folder))
     assert Hardware.given == 2
 
 
@@ -226,7 +226,7 @@ def test_large_photos_are_decoded_few_at_a_time(
     folder: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(batch_loader, "_MOST_PIXELS", 8000)
-    assert_same(fed(HardwareFeeder, folder, EVERY), fed(Feeder, folder))
+    assert_same(fed(NvjpegBatchLoader, folder, EVERY), fed(BatchLoader, folder))
 
 
 def test_without_the_library_there_is_no_hardware_and_it_is_said_why(
@@ -300,7 +300,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 def test_a_batch_is_decoded_into_the_upper_left_of_what_all_share(library: Library):
-    decode = nvjpeg.HardwareJpegs(devices.CPU)
+    decode = nvjpeg.NvjpegDecoder(devices.CPU)
     sizes = [(50, 75), (75, 50), (9, 9)]
     some = [encoded(photo(width, height)) for height, width in sizes]
     images = decode(some, sizes)
@@ -314,7 +314,7 @@ def test_a_batch_is_decoded_into_the_upper_left_of_what_all_share(library: Libra
 
 
 def test_what_the_hardware_does_not_take_is_told_from_a_failure(library: Library):
-    decode = nvjpeg.HardwareJpegs(devices.CPU)
+    decode = nvjpeg.NvjpegDecoder(devices.CPU)
     data = encoded(photo(75, 50))
     for code in (3, 4, 10):  # damaged, of another kind, not whole
         library.code = code
@@ -359,7 +359,7 @@ def test_the_hardware_decodes_to_the_pixels_of_a_processor():
     good, why = nvjpeg.judge(torch.device("cuda", 0))
     if not good:
         pytest.skip(why)
-    decode = nvjpeg.HardwareJpegs(torch.device("cuda", 0))
+    decode = nvjpeg.NvjpegDecoder(torch.device("cuda", 0))
     sides = ((500, 375), (37, 41), (1024, 768), (17, 300))
     for sampling in good:
         how = [(1, 1), (1, 2), (2, 2)].index(sampling)
@@ -383,7 +383,7 @@ def test_a_damaged_jpeg_costs_no_other_its_pixels():
     device = torch.device("cuda", 0)
     if not nvjpeg.judge(device)[0]:
         pytest.skip(nvjpeg.judge(device)[1])
-    decode, data = nvjpeg.HardwareJpegs(device), encoded(photo(300, 200))
+    decode, data = nvjpeg.NvjpegDecoder(device), encoded(photo(300, 200))
     expected, size = pixels.decode(data).numpy().astype(int), (200, 300)
     for cut in range(700, len(data) - 400, 500):
         images = decode([data, data[:cut] + data[cut + 200 :]], [size] * 2)

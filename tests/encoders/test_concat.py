@@ -12,15 +12,15 @@ from tl_pipeline.cli import few_shot_command, rank_command
 from tl_pipeline.cli.request import Request
 from tl_pipeline.config import catalog
 from tl_pipeline.config.encoder_specs import (
+    ConcatSpec,
     EncoderSpec,
-    JointSpec,
     members,
     parse_backbone,
 )
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.encoders import concat, resolution
 from tl_pipeline.encoders.backbones import PATTERN
-from tl_pipeline.encoders.concat import Joined, Joint
+from tl_pipeline.encoders.concat import ConcatEmbeddings, ConcatEncoder
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import CatalogError, InvalidSpec, UnknownName
 from tl_pipeline.pipeline import work
@@ -71,7 +71,7 @@ def test_a_run_reads_joints_as_text_and_as_members_and_comes_back_from_json():
         {"dataset": "d", "backbones": ["a+b", {"members": ["a", {"backbone": "b"}]}]}
     )
     assert run.backbones[0] == run.backbones[1]
-    assert isinstance(run.backbones[0], JointSpec)
+    assert isinstance(run.backbones[0], ConcatSpec)
     assert RunSpec.model_validate_json(run.model_dump_json()) == run
 
 
@@ -90,28 +90,28 @@ def test_a_fault_in_a_joint_is_reported_at_its_line(tmp_path: Path):
 
 
 @pytest.fixture
-def pair(store: Store) -> Joint:
-    (found,) = work.resolve([JointSpec(members=(C5, F6))], store)
-    assert isinstance(found, Joint)
+def pair(store: Store) -> ConcatEncoder:
+    (found,) = work.resolve([ConcatSpec(members=(C5, F6))], store)
+    assert isinstance(found, ConcatEncoder)
     return found
 
 
 def test_the_identity_of_a_joint_is_that_of_its_members_in_order(
-    pair: Joint, store: Store
+    pair: ConcatEncoder, store: Store
 ):
     assert concat.VERSION == 1
-    turned = Joint(members=pair.members[::-1])
+    turned = ConcatEncoder(members=pair.members[::-1])
     assert len({pair.key, turned.key, *(m.key for m in pair.members)}) == 4
     assert pair.label == "lenet5/c5 LETTERS + lenet5/f6 LETTERS"
     assert concat.labels(pair.label) == [member.label for member in pair.members]
     assert not pair.control
-    assert concat.parts(pair) == pair.members
+    assert concat.members_of(pair) == pair.members
     one = resolution.resolve(C5, store)
-    assert concat.parts(one) == (one,)
+    assert concat.members_of(one) == (one,)
 
 
 def test_an_encoder_joined_with_itself_is_refused(store: Store):
-    same = JointSpec(members=(C5, EncoderSpec(backbone="lenet5")))
+    same = ConcatSpec(members=(C5, EncoderSpec(backbone="lenet5")))
     with pytest.raises(InvalidSpec, match="joins an encoder with itself"):
         work.resolve([same], store)
 
@@ -121,16 +121,18 @@ def test_each_member_is_checked(store: Store):
         work.resolve([parse_backbone("lenet5+lenet6")], store)
 
 
-def test_the_untrained_twin_has_the_members_untrained(pair: Joint, store: Store):
-    wish = JointSpec(members=(C5, F6))
-    twin = concat.untrained_twin(wish, pair, 3, store)
-    assert isinstance(twin, Joint)
+def test_the_untrained_twin_has_the_members_untrained(
+    pair: ConcatEncoder, store: Store
+):
+    wish = ConcatSpec(members=(C5, F6))
+    twin = concat.random_init_baseline(wish, pair, 3, store)
+    assert isinstance(twin, ConcatEncoder)
     assert twin.control
     assert [m.layer for m in twin.members] == ["c5", "f6"]
     assert {m.weights.seed for m in twin.members} == {3}
-    assert not concat.without_twin(wish)
-    sealed = JointSpec(members=(C5, EncoderSpec(backbone="onnx:x.onnx")))
-    assert concat.without_twin(sealed)
+    assert not concat.no_baseline_reason(wish)
+    sealed = ConcatSpec(members=(C5, EncoderSpec(backbone="onnx:x.onnx")))
+    assert concat.no_baseline_reason(sealed)
 
 
 def filled(store: Store, encoder: Encoder, ids: str, width: int) -> np.ndarray:
@@ -141,7 +143,9 @@ def filled(store: Store, encoder: Encoder, ids: str, width: int) -> np.ndarray:
     return vectors.astype(np.float32)
 
 
-def test_joint_vectors_are_those_of_the_members_side_by_side(pair: Joint, store: Store):
+def test_joint_vectors_are_those_of_the_members_side_by_side(
+    pair: ConcatEncoder, store: Store
+):
     """In the order of the members; what one of them refused is nobody's."""
     first = filled(store, pair.members[0], "abcd", 3)
     second = filled(store, pair.members[1], "acd", 2)
@@ -151,7 +155,7 @@ def test_joint_vectors_are_those_of_the_members_side_by_side(pair: Joint, store:
         for number, member in enumerate(pair.members)
     }
     given = concat.embeddings_of(embedded, pair)
-    assert isinstance(given, Joined)
+    assert isinstance(given, ConcatEmbeddings)
     assert given.key == pair.key
     assert concat.refused(store, given) == {"b"}
     found = concat.load(store, given, "dcb")
@@ -163,7 +167,7 @@ def test_joint_vectors_are_those_of_the_members_side_by_side(pair: Joint, store:
     np.testing.assert_array_equal(whole.vectors, np.hstack([first[[0, 2, 3]], second]))
 
 
-def test_new_images_of_a_member_change_the_fingerprint(pair: Joint):
+def test_new_images_of_a_member_change_the_fingerprint(pair: ConcatEncoder):
     def fingerprint(*prints: str) -> str:
         embedded = {
             member.key: Artifact("embeddings", member.key, text)
@@ -177,7 +181,7 @@ def test_new_images_of_a_member_change_the_fingerprint(pair: Joint):
     )
 
 
-def test_one_encoder_is_read_as_ever(pair: Joint, store: Store):
+def test_one_encoder_is_read_as_ever(pair: ConcatEncoder, store: Store):
     vectors = filled(store, pair.members[0], "ab", 3)
     embedded = {pair.members[0].key: Artifact("embeddings", pair.members[0].key, "f")}
     given = concat.embeddings_of(embedded, pair.members[0])

@@ -176,7 +176,8 @@ def test_the_same_network_as_a_control_shares_its_embeddings(store: Store):
 def test_the_untrained_twin_differs_in_its_weights_alone(store: Store):
     spec = EncoderSpec(backbone="lenet5", layer="f6")
     trained, twin = (
-        resolution.resolve(s, store) for s in (spec, resolution.untrained_twin(spec, 3))
+        resolution.resolve(s, store)
+        for s in (spec, resolution.random_init_baseline(spec, 3))
     )
     assert twin.weights.seed == 3
     assert twin.key != trained.key

@@ -343,7 +343,9 @@ def test_a_seed_draws_the_same_network_again(store: Store):
     first, second, third = (loading.load(e)(batch) for e in (same, again, other))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
-    twin = resolution.untrained_twin(EncoderSpec.parse("timm:resnet10t.c3_in1k"), 1)
+    twin = resolution.random_init_baseline(
+        EncoderSpec.parse("timm:resnet10t.c3_in1k"), 1
+    )
     assert resolution.resolve(twin, store).weights.seed == 1
 
 

@@ -17,7 +17,7 @@ from tl_pipeline.encoders import backbones, loading, networks, resolution
 from tl_pipeline.encoders import encoder as encoders
 from tl_pipeline.encoders.backbones import BACKBONES, Layer
 from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.encoders.feature_extractor import Cut
+from tl_pipeline.encoders.feature_extractor import FeatureExtractor
 from tl_pipeline.encoders.lenet import LeNet5
 from tl_pipeline.encoders.pooling import gem
 from tl_pipeline.errors import InvalidSpec, UnknownName
@@ -544,5 +544,7 @@ def test_a_penultimate_layer_is_the_layer_it_stands_for(store: Store):
 
 
 def test_widths_are_read_off():
-    cut: Cut = cut_at("resnet18", [Layer("layer1", "mean"), Layer("flatten")], 64)
+    cut: FeatureExtractor = cut_at(
+        "resnet18", [Layer("layer1", "mean"), Layer("flatten")], 64
+    )
     assert cut.widths == (64, 512)

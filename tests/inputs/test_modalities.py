@@ -17,7 +17,7 @@ from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.data import overview
 from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import Scan, scan
-from tl_pipeline.encoders.backbones import EMBEDDERS, find_backbone
+from tl_pipeline.encoders.backbones import NON_IMAGE_ENCODERS, find_backbone
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.inputs.images import RefusedImage
 from tl_pipeline.inputs.modalities import MODALITIES
@@ -250,7 +250,7 @@ def test_manifests_of_older_versions_are_read(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["text:", "features:x", "text"])
 def test_names_of_no_network(name: str):
-    assert all(kind.find(name) is None for kind in EMBEDDERS.values())
+    assert all(kind.find(name) is None for kind in NON_IMAGE_ENCODERS.values())
 
 
 def test_names_with_slashes_and_colons():

@@ -149,12 +149,12 @@ def test_the_defaults_are_those_of_the_weights(store: Store):
 def test_the_twin_is_fed_as_the_weights_it_is_compared_with(store: Store):
     """Else a part of the gain by transfer would be that of another input."""
     wish = EncoderSpec.parse("vit_b_16:weights=IMAGENET1K_SWAG_E2E_V1,pool=cls+mean")
-    twin = resolution.untrained_twin(wish, 3)
+    twin = resolution.random_init_baseline(wish, 3)
     found = resolution.resolve(twin, store)
     assert found.preprocess == recorded("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
     assert (found.preprocess.crop, found.pooling) == (384, "cls+mean")
     assert found.weights.name == "random:3:IMAGENET1K_SWAG_E2E_V1"
-    by_default = resolution.untrained_twin(EncoderSpec(backbone="vit_b_16"), 3)
+    by_default = resolution.random_init_baseline(EncoderSpec(backbone="vit_b_16"), 3)
     assert by_default.weights == "random:3"
 
 

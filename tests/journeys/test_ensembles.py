@@ -1,4 +1,4 @@
-"""Joint encoders and averaged heads through whole runs, to a prediction of a file."""
+"""Concatenated encoders and averaged heads: whole runs, to a prediction."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from tl_pipeline import query
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.encoders import concat
-from tl_pipeline.encoders.concat import Joint
+from tl_pipeline.encoders.concat import ConcatEncoder
 from tl_pipeline.encoders.lenet import LeNet5
 from tl_pipeline.errors import InvalidSpec, StoreError, WeightsError
 from tl_pipeline.maintenance import garbage, gc_roots, inventory
@@ -73,7 +73,7 @@ def test_a_joint_head_sees_its_members_side_by_side(folder: Path, store: Store):
     record = run(folder, store, backbones=[BOTH], **plain)
     model = index.load_model(store, "photos")
     (member,) = model.members
-    assert isinstance(member.encoder, Joint)
+    assert isinstance(member.encoder, ConcatEncoder)
     vectors = [
         EmbeddingFolder(store, part.key).load(predicted)
         for predicted in [

@@ -57,7 +57,7 @@ def show(name: str, /, *, json: Json = False) -> None:
     from tl_pipeline.encoders import backbones, networks
 
     row = backbones.find_backbone(name)
-    if row.origin in backbones.EMBEDDERS:
+    if row.origin in backbones.NON_IMAGE_ENCODERS:
         _show_whole(row, json=json)
         return
     named = backbones.named_weights(row, row.weights)
@@ -66,7 +66,7 @@ def show(name: str, /, *, json: Json = False) -> None:
         nodes = [asdict(node) for node in graph]
         console.print_json({**_described(row), "graph": nodes})
         return
-    if row.origin not in backbones.SEALED:  # whose layers are its graph
+    if row.origin not in backbones.SELF_CONTAINED:  # whose layers are its graph
         layers = [
             {**layer, "pool": layer["pool"] or "", "output": f"{layer['width']} values"}
             for layer in _layers(row)
@@ -106,7 +106,7 @@ def _without_graph(row: "Backbone") -> dict[str, Any]:
     from tl_pipeline.encoders import backbones
     from tl_pipeline.store.files import file_sha256
 
-    found = backbones.EMBEDDERS[row.origin].identify(row, None, file_sha256)
+    found = backbones.NON_IMAGE_ENCODERS[row.origin].identify(row, None, file_sha256)
     return {
         "backbone": row.name,
         "takes": f"{row.modality}s",
@@ -148,7 +148,7 @@ def _described(row: "Backbone") -> dict[str, Any]:
         "input": named.preprocess.crop,
         "preprocess": named.preprocess.model_dump(mode="json"),
     }
-    if row.origin in backbones.SEALED:
+    if row.origin in backbones.SELF_CONTAINED:
         return known
     layers = _layers(row)
     return known | {

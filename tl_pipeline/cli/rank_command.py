@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tl_pipeline.cli.request import CatalogOption, Json, StoreOption
-from tl_pipeline.config.encoder_specs import EncoderSpec, JointSpec, parse_backbone
+from tl_pipeline.config.encoder_specs import ConcatSpec, EncoderSpec, parse_backbone
 from tl_pipeline.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def rank(
     context, found = work.prepare_encoders(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
-    encoders = concat.flattened(found)
+    encoders = concat.unique_members(found)
 
     from tl_pipeline.studies import (
         ranking,  # scikit-learn: after what may be refused at once
@@ -82,7 +82,7 @@ def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:
         )
     wishes = []
     for wish in map(parse_backbone, backbones):
-        if isinstance(wish, JointSpec):
+        if isinstance(wish, ConcatSpec):
             raise InvalidSpec(
                 f"{wish.short()}: encoders are ranked one by one; name each by itself"
             )

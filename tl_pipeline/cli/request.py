@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from pydantic import ValidationError
 
 from tl_pipeline.config import catalog
-from tl_pipeline.config.encoder_specs import JointSpec, parse_backbone
+from tl_pipeline.config.encoder_specs import ConcatSpec, parse_backbone
 from tl_pipeline.config.specs import Ensemble, HeadSpec, Method, RunSpec, SearchSpec
 from tl_pipeline.errors import InvalidSpec
 
@@ -86,7 +86,7 @@ class Request:
         encoders = tuple(map(parse_backbone, self.backbone))
         if self.weights:
             encoders = encoders or RunSpec(dataset="-").backbones
-            if len(encoders) != 1 or isinstance(encoders[0], JointSpec):
+            if len(encoders) != 1 or isinstance(encoders[0], ConcatSpec):
                 raise InvalidSpec(
                     "--weights is for one backbone; with several write "
                     "--backbone NAME:weights=FILE for each"

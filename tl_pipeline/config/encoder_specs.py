@@ -117,7 +117,7 @@ def _encoder(value: Any) -> Any:
     return parsed(EncoderSpec.parse, value)
 
 
-class JointSpec(Spec):
+class ConcatSpec(Spec):
     """Several encoders as one: an embedding is theirs side by side, in this order."""
 
     members: tuple[Annotated[EncoderSpec, BeforeValidator(_encoder)], ...] = Field(
@@ -129,12 +129,12 @@ class JointSpec(Spec):
         return "+".join(member.short() for member in self.members)
 
 
-BackboneSpec = EncoderSpec | JointSpec
+BackboneSpec = EncoderSpec | ConcatSpec
 
 
 def members(wish: BackboneSpec) -> tuple[EncoderSpec, ...]:
     """The encoders that ``wish`` is made of; one that is not joint is its own."""
-    return wish.members if isinstance(wish, JointSpec) else (wish,)
+    return wish.members if isinstance(wish, ConcatSpec) else (wish,)
 
 
 def parse_backbone(text: str) -> BackboneSpec:
@@ -144,7 +144,7 @@ def parse_backbone(text: str) -> BackboneSpec:
         InvalidSpec: see ``EncoderSpec.parse``.
     """
     found = tuple(map(EncoderSpec.parse, _PLUS.split(text)))
-    return found[0] if len(found) == 1 else JointSpec(members=found)
+    return found[0] if len(found) == 1 else ConcatSpec(members=found)
 
 
 def _backbone(value: Any) -> Any:
@@ -152,7 +152,7 @@ def _backbone(value: Any) -> Any:
 
 
 def _tag(value: Any) -> str:
-    joint = isinstance(value, JointSpec) or (
+    joint = isinstance(value, ConcatSpec) or (
         isinstance(value, Mapping) and "members" in value
     )
     return BACKBONE_TAGS[joint]
@@ -162,7 +162,7 @@ def _tag(value: Any) -> str:
 BACKBONE_TAGS = ("one encoder", "joint encoders")
 BackboneField = Annotated[
     Annotated[EncoderSpec, Tag(BACKBONE_TAGS[0])]
-    | Annotated[JointSpec, Tag(BACKBONE_TAGS[1])],
+    | Annotated[ConcatSpec, Tag(BACKBONE_TAGS[1])],
     Discriminator(_tag),
     BeforeValidator(_backbone),
 ]

@@ -20,7 +20,7 @@ READ_AHEAD = 2
 
 
 @dataclass
-class Fed:
+class DecodedBatch:
     """A batch of images as encoders of one kind of input are fed with it.
 
     ``batch`` is a ``Batch`` of ``modalities``, whole, of those in ``ids``; None where
@@ -36,7 +36,7 @@ class Fed:
 Prepared = dict[Input, Any | RefusedImage]
 
 
-class Gathering:
+class BatchBuilder:
     """Images, one after another, into batches for encoders of ``inputs``.
 
     ``batch`` gathers at most so many rows.
@@ -45,7 +45,7 @@ class Gathering:
     def __init__(
         self, inputs: Sequence[Input], batch: Callable[[int], Batch], most: int
     ) -> None:
-        self._fed = {how: (Fed(), batch(most)) for how in inputs}
+        self._fed = {how: (DecodedBatch(), batch(most)) for how in inputs}
 
     def take(self, image_id: str, prepared: Prepared) -> None:
         """The next image."""
@@ -57,14 +57,14 @@ class Gathering:
                 fed.ids.append(image_id)
                 batch.add(row)
 
-    def whole(self) -> dict[Input, Fed]:
+    def whole(self) -> dict[Input, DecodedBatch]:
         """All that was taken."""
         for fed, batch in self._fed.values():
             fed.batch = batch.whole() if fed.ids else None
         return {how: fed for how, (fed, _) in self._fed.items()}
 
 
-class Feeder:
+class BatchLoader:
     """Makes batches for encoders of ``inputs``, in two steps, each by any thread.
 
     ``begin`` is for those that decode, ``finish`` for those that drive a network. What
@@ -84,13 +84,13 @@ class Feeder:
 
     def begin(self, images: Sequence[Image]) -> Any:
         """``images`` read and decoded, for ``finish``."""
-        gathering = Gathering(self._inputs, self._modality.batch, len(images))
+        gathering = BatchBuilder(self._inputs, self._modality.batch, len(images))
         for expected, data in self._bytes(images):
             with self._clock.time("decode"):
                 gathering.take(expected, self._prepared(data))
         return gathering.whole()
 
-    def finish(self, begun: Any) -> dict[Input, Fed]:
+    def finish(self, begun: Any) -> dict[Input, DecodedBatch]:
         """A batch for each kind of input; what cannot be decoded is refused."""
         return begun
 

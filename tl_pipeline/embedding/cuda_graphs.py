@@ -13,7 +13,7 @@ Network = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CudaGraph:
     """For batches of one shape, and one thread at a time.
 
     What a call gives is overwritten by the next one.
@@ -37,7 +37,7 @@ class Recorded:
 @torch.inference_mode()
 def recorded(
     network: Network, example: torch.Tensor, tolerance: float
-) -> Recorded | None:
+) -> CudaGraph | None:
     """``network`` for batches like ``example``; None where it cannot be recorded.
 
     To be called while no other thread uses the GPU.
@@ -64,7 +64,7 @@ def recorded(
         except RuntimeError:
             torch.cuda.synchronize()
             return None
-    found = Recorded(graph, given, outputs)
+    found = CudaGraph(graph, given, outputs)
     for mine, theirs in zip(found(example), expected, strict=True):
         most = tolerance * float(theirs.abs().max())
         if not torch.allclose(mine, theirs, rtol=0, atol=most):

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from tl_pipeline.data.reading import Image, Read, Refusal
-from tl_pipeline.embedding.batch_loader import READ_AHEAD, Fed, Feeder
+from tl_pipeline.embedding.batch_loader import READ_AHEAD, BatchLoader, DecodedBatch
 from tl_pipeline.embedding.devices import cores, devices
 from tl_pipeline.embedding.forward import BATCH, Forward, Vectors
 from tl_pipeline.embedding.gpu import nvjpeg
-from tl_pipeline.embedding.gpu.batch_loader import HardwareFeeder
+from tl_pipeline.embedding.gpu.batch_loader import NvjpegBatchLoader
 from tl_pipeline.embedding.prefetch import ahead, pool
-from tl_pipeline.embedding.result import Embedded, Warm
-from tl_pipeline.embedding.workers import OF_A_GPU, Drivers
+from tl_pipeline.embedding.result import EmbedStats, Warm
+from tl_pipeline.embedding.workers import OF_A_GPU, NetworkThreads
 from tl_pipeline.encoders.encoder import Encoder, shares_network
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.modalities import Input
@@ -58,7 +58,7 @@ def embed(
     part_rows: int,
     track: Track,
     load: Load = Forward,
-) -> list[Embedded]:
+) -> list[EmbedStats]:
     """Embed each of ``images`` under the encoder of each of ``jobs``.
 
     The images are cut in their order into shards of ``part_rows``; each shard becomes
@@ -72,8 +72,8 @@ def embed(
         ValueError: a network gave values that are not finite.
     """
     if not (jobs and images):
-        return [Embedded() for _ in jobs]
-    done: dict[str, Embedded] = {}
+        return [EmbedStats() for _ in jobs]
+    done: dict[str, EmbedStats] = {}
     where = devices()
     for networks in _passes(jobs, where, load):
         taken = _Pass(networks, {job.encoder.key: job.folder for job in jobs})
@@ -139,16 +139,16 @@ class _Pass:
         inputs = [forward.encoders[0].preprocess for forward in networks[0]]
         self._inputs: list[Input] = list(dict.fromkeys(inputs))
         self._batch = BATCH[networks[0][0].device.type]
-        self._done = {key: Embedded() for key in self._keys}
+        self._done = {key: EmbedStats() for key in self._keys}
         self._clock = Clock()
         self._warm = Warm(self._clock)
 
     def run(
         self, images: Sequence[Image], read: Read, part_rows: int, track: Track
-    ) -> dict[str, Embedded]:
+    ) -> dict[str, EmbedStats]:
         """See ``embed``."""
         started = time.perf_counter()
-        drivers = Drivers(self._networks)
+        drivers = NetworkThreads(self._networks)
         self._hasten(len(images))
         batches = _batches(images, part_rows, self._batch)
         with ExitStack() as pools:
@@ -173,12 +173,12 @@ class _Pass:
         self._account(time.perf_counter() - started, drivers.number)
         return self._done
 
-    def _feeder(self, read: Read, decoding: int, pools: ExitStack) -> Feeder:
+    def _feeder(self, read: Read, decoding: int, pools: ExitStack) -> BatchLoader:
         """What feeds the networks."""
         reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
         given = (self._inputs, read, reading, self._clock)
         hardware = self._hardware()
-        return HardwareFeeder(*given, hardware) if hardware else Feeder(*given)
+        return NvjpegBatchLoader(*given, hardware) if hardware else BatchLoader(*given)
 
     def _hardware(self) -> frozenset[Sampling]:
         """The JPEGs, by sampling, that all GPUs here decode themselves."""
@@ -195,7 +195,7 @@ class _Pass:
                 forward.record(self._batch, OF_A_GPU)
 
     def _forward(
-        self, networks: Sequence[Forward], fed: Mapping[Input, Fed]
+        self, networks: Sequence[Forward], fed: Mapping[Input, DecodedBatch]
     ) -> dict[str, _Shard]:
         made: dict[str, _Shard] = {}
         for network in networks:

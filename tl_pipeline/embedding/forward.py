@@ -12,11 +12,11 @@ import torch
 from torch import fx
 
 from tl_pipeline.embedding import onednn_fusion
-from tl_pipeline.embedding.cuda_graphs import Recorded, recorded
+from tl_pipeline.embedding.cuda_graphs import CudaGraph, recorded
 from tl_pipeline.embedding.devices import CPU, exact_float32, keep_freed_memory
 from tl_pipeline.encoders import loading
 from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.encoders.feature_extractor import Cut
+from tl_pipeline.encoders.feature_extractor import FeatureExtractor
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.timings import Clock
@@ -57,15 +57,15 @@ class Forward:
         self._feed: Callable[[Any], Any] = lambda batch: batch
         if isinstance(how, Preprocess):
             module = loading.load_together(together)
-            self._feed = _Normalised(how, device, _dtype(encoder))
+            self._feed = _Normalise(how, device, _dtype(encoder))
             self.bytes = _weigh(module)
             self._module = _hastened(module, self._feed, how, encoder.label)
         else:
             module = loading.load(encoder).to(device)
             self.bytes = _weigh(module)
             self._module = lambda batch: (module(batch),)
-        self._most = _AsManyAsFit(device)
-        self._recorded: SimpleQueue[Recorded] = SimpleQueue()
+        self._most = _HalvedWhenOutOfMemory(device)
+        self._recorded: SimpleQueue[CudaGraph] = SimpleQueue()
         self._thread = threading.local()
 
     def __call__(self, batch: Any, clock: Clock | None = None) -> Vectors:
@@ -87,7 +87,7 @@ class Forward:
         if self.device.type != "cuda" or not isinstance(body, fx.GraphModule):
             return
         how = self.encoders[0].preprocess
-        assert isinstance(feed, _Normalised)  # noqa: S101 - a network of images
+        assert isinstance(feed, _Normalise)  # noqa: S101 - a network of images
         assert isinstance(how, Preprocess)  # noqa: S101
         example = feed.moved(np.resize(_noise(how), (batch, *_noise(how).shape[1:])))
         tolerance = _TOLERANCE[feed.kind]
@@ -97,7 +97,7 @@ class Forward:
                 return
             self._recorded.put(found)
 
-    def _mine(self, batch: Any) -> Recorded | None:
+    def _mine(self, batch: Any) -> CudaGraph | None:
         """What was recorded for the calling thread, if it is for such a batch."""
         if not hasattr(self._thread, "recorded"):
             empty = self._recorded.empty()
@@ -114,7 +114,7 @@ class Forward:
             fed = time.perf_counter()
             outputs = self._module(values)
         else:
-            assert isinstance(self._feed, _Normalised)  # noqa: S101 - see record
+            assert isinstance(self._feed, _Normalise)  # noqa: S101 - see record
             values = self._feed.moved(batch)
             fed = time.perf_counter()
             outputs = mine(values)
@@ -126,7 +126,7 @@ class Forward:
         return vectors
 
 
-class _Normalised:
+class _Normalise:
     """uint8 pixels to what a network of images takes, on its device."""
 
     def __init__(
@@ -175,7 +175,7 @@ class _Normalised:
         return values.div_(255).sub_(self._mean).div_(self._std)
 
 
-class _AsManyAsFit:
+class _HalvedWhenOutOfMemory:
     """Halves batches that do not fit into the memory of a GPU, and grows them back."""
 
     def __init__(self, device: torch.device) -> None:
@@ -220,7 +220,9 @@ def _dtype(encoder: Encoder) -> torch.dtype:
     return _DTYPES[encoder.precision]
 
 
-def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut:
+def _hastened(
+    cut: FeatureExtractor, feed: "_Normalise", how: Preprocess, label: str
+) -> FeatureExtractor:
     """``cut`` on the device and in the type of ``feed``, as fast as we know how."""
     graph = None
     if isinstance(cut.body, fx.GraphModule):
@@ -246,7 +248,7 @@ def _hastened(cut: Cut, feed: "_Normalised", how: Preprocess, label: str) -> Cut
 
 
 @torch.inference_mode()
-def _trial(cut: Cut, batch: torch.Tensor) -> torch.Tensor:
+def _trial(cut: FeatureExtractor, batch: torch.Tensor) -> torch.Tensor:
     """The embeddings of two inputs under all layers, side by side."""
     return torch.cat([values.flatten() for values in cut(batch[:2])])
 

@@ -8,7 +8,7 @@ from tl_pipeline.store.timings import Clock, Timings
 
 
 @dataclass
-class Embedded:
+class EmbedStats:
     """What one call of ``engine.embed`` did for one encoder.
 
     ``width`` is of an embedding. ``timings`` holds its share of the time, loading
@@ -22,8 +22,8 @@ class Embedded:
     timings: Timings = field(default_factory=Timings)
     seconds_per_image: float | None = None
 
-    def __add__(self, other: "Embedded") -> "Embedded":
-        return Embedded(
+    def __add__(self, other: "EmbedStats") -> "EmbedStats":
+        return EmbedStats(
             images=self.images + other.images,
             refused=self.refused + other.refused,
             width=other.width or self.width,

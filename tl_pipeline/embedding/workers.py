@@ -13,7 +13,7 @@ OF_A_GPU = 2
 _MOST = 4  # of a processor; each holds the activations of a batch. More cores share
 
 
-class Drivers:
+class NetworkThreads:
     """Gives each thread that drives a device the networks that lie there.
 
     Without a GPU each core drives a batch of its own: a batch that is shared out among

@@ -26,7 +26,7 @@ VERSION = 1
 _BETWEEN = " + "
 
 
-class Joint(BaseModel):
+class ConcatEncoder(BaseModel):
     """The identity of a joint embedding; it is used as an ``Encoder`` is."""
 
     model_config = ConfigDict(frozen=True)
@@ -50,28 +50,28 @@ class Joint(BaseModel):
         return all(member.control for member in self.members)
 
 
-AnyEncoder = Encoder | Joint
+AnyEncoder = Encoder | ConcatEncoder
 
 
 @dataclass(frozen=True)
-class Joined(Artifact):
+class ConcatEmbeddings(Artifact):
     """The embeddings of a joint: ``members`` are those of its members."""
 
     members: tuple[Artifact, ...]
 
 
-def parts(encoder: AnyEncoder) -> tuple[Encoder, ...]:
+def members_of(encoder: AnyEncoder) -> tuple[Encoder, ...]:
     """The encoders that are embedded for ``encoder``: its members, or itself."""
-    return encoder.members if isinstance(encoder, Joint) else (encoder,)
+    return encoder.members if isinstance(encoder, ConcatEncoder) else (encoder,)
 
 
-def flattened(wanted: Iterable[AnyEncoder]) -> tuple[Encoder, ...]:
+def unique_members(wanted: Iterable[AnyEncoder]) -> tuple[Encoder, ...]:
     """All encoders that are embedded for ``wanted``, each once, in their order."""
-    found = [part for encoder in wanted for part in parts(encoder)]
+    found = [part for encoder in wanted for part in members_of(encoder)]
     return tuple({encoder.key: encoder for encoder in found}.values())
 
 
-def joined(found: Sequence[Encoder], wish: BackboneSpec) -> AnyEncoder:
+def combine(found: Sequence[Encoder], wish: BackboneSpec) -> AnyEncoder:
     """What ``found``, the members that ``wish`` means, are together.
 
     Raises:
@@ -84,29 +84,29 @@ def joined(found: Sequence[Encoder], wish: BackboneSpec) -> AnyEncoder:
             f"{wish.short()} joins an encoder with itself; name it once, or another "
             "layer, pooling or weights of it"
         )
-    return Joint(members=tuple(found))
+    return ConcatEncoder(members=tuple(found))
 
 
-def without_twin(wish: BackboneSpec) -> str:
+def no_baseline_reason(wish: BackboneSpec) -> str:
     """Why ``wish`` has no untrained twin, or "" where all its members have one."""
-    return next(filter(None, map(resolution.without_twin, members(wish))), "")
+    return next(filter(None, map(resolution.no_baseline_reason, members(wish))), "")
 
 
-def untrained_twin(
+def random_init_baseline(
     wish: BackboneSpec, like: AnyEncoder, seed: int, store: Store
 ) -> AnyEncoder:
     """The control of ``like``, which is what ``wish`` means: its members untrained.
 
     Raises:
-        InvalidSpec: there is none, see ``without_twin``.
+        InvalidSpec: there is none, see ``no_baseline_reason``.
     """
     found = []
-    for member, trained in zip(members(wish), parts(like), strict=True):
+    for member, trained in zip(members(wish), members_of(like), strict=True):
         # as exact as the one that it is compared with
         alike = member.model_copy(update={"precision": trained.precision})
-        twin = resolution.untrained_twin(alike, seed)
+        twin = resolution.random_init_baseline(alike, seed)
         found.append(resolution.resolve(twin, store, control=True))
-    return found[0] if len(found) == 1 else Joint(members=tuple(found))
+    return found[0] if len(found) == 1 else ConcatEncoder(members=tuple(found))
 
 
 def labels(label: str) -> list[str]:
@@ -120,7 +120,9 @@ def embeddings_of(embedded: Mapping[str, Artifact], encoder: AnyEncoder) -> Arti
         return embedded[encoder.key]
     found = tuple(embedded[member.key] for member in encoder.members)
     prints = [member.fingerprint for member in found]
-    return Joined("embeddings", encoder.key, digest([encoder.key, prints]), found)
+    return ConcatEmbeddings(
+        "embeddings", encoder.key, digest([encoder.key, prints]), found
+    )
 
 
 def refused(store: Store, embeddings: Artifact) -> set[str]:
@@ -158,19 +160,19 @@ def load(store: Store, embeddings: Artifact, wanted: Iterable[str]) -> Embedding
     return Embeddings(embeddings.key, shared, vectors)
 
 
-def side_by_side(
+def concatenate(
     encoder: AnyEncoder, vectors: Mapping[str, np.ndarray], image_ids: list[str]
 ) -> Embeddings:
     """The embeddings of ``image_ids`` under ``encoder``.
 
     ``vectors`` has those of its parts, each (n_images, width), by encoder key.
     """
-    blocks = [vectors[part.key] for part in parts(encoder)]
+    blocks = [vectors[part.key] for part in members_of(encoder)]
     together = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
     return Embeddings(encoder.key, image_ids, together)
 
 
 def _keys(embeddings: Artifact) -> list[str]:
-    if isinstance(embeddings, Joined):
+    if isinstance(embeddings, ConcatEmbeddings):
         return [member.key for member in embeddings.members]
     return [embeddings.key]

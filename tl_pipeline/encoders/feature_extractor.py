@@ -38,7 +38,7 @@ def node_names(network: nn.Module) -> list[str]:
     return get_graph_node_names(network.eval(), suppress_diff_warning=True)[1]
 
 
-class Cut(nn.Module):
+class FeatureExtractor(nn.Module):
     """A frozen network up to several layers, in one forward pass.
 
     Called with a normalised float32 batch (n, channels, side, side), it returns one
@@ -92,7 +92,7 @@ class Cut(nn.Module):
 class Single(nn.Module):
     """A cut at one layer: (n, channels, side, side) to one tensor (n, width)."""
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: FeatureExtractor) -> None:
         super().__init__()
         self.cut = cut
 

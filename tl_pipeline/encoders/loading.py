@@ -8,9 +8,14 @@ from pathlib import Path
 from torch import nn
 
 from tl_pipeline.encoders import backbones, networks
-from tl_pipeline.encoders.backbones import EMBEDDERS, SEALED, Backbone, Layer
+from tl_pipeline.encoders.backbones import (
+    NON_IMAGE_ENCODERS,
+    SELF_CONTAINED,
+    Backbone,
+    Layer,
+)
 from tl_pipeline.encoders.encoder import Encoder, shares_network
-from tl_pipeline.encoders.feature_extractor import Cut, Single
+from tl_pipeline.encoders.feature_extractor import FeatureExtractor, Single
 from tl_pipeline.encoders.weight_files import read_state
 from tl_pipeline.errors import WeightsError
 from tl_pipeline.inputs.images import Preprocess
@@ -27,12 +32,12 @@ def load(encoder: Encoder) -> nn.Module:
         InvalidSpec: the input or the pooling does not suit the network.
     """
     backbone = backbones.find_backbone(encoder.backbone)
-    if backbone.origin in EMBEDDERS:
+    if backbone.origin in NON_IMAGE_ENCODERS:
         return _loaded(encoder, backbone)
     return Single(load_together([encoder]))
 
 
-def load_together(encoders: Sequence[Encoder]) -> Cut:
+def load_together(encoders: Sequence[Encoder]) -> FeatureExtractor:
     """One network for encoders that differ in layer and pooling alone.
 
     It maps a batch (n, channels, crop, crop) to one tensor (n, width) per encoder.
@@ -51,13 +56,13 @@ def load_together(encoders: Sequence[Encoder]) -> Cut:
         raise TypeError(f"{encoder.label} takes no images")
     if weights.seed is not None:
         return networks.untrained(backbone, layers, how, weights.seed)
-    sealed = SEALED.get(backbone.origin)
+    sealed = SELF_CONTAINED.get(backbone.origin)
     if sealed is None:
         file, data = _content(encoder)
         return networks.pretrained(backbone, layers, how, read_state(data, file), file)
     origin, data = _content(encoder) if weights.file else (encoder.backbone, b"")
     network = sealed.opened(backbone, data, str(origin), weights.sha256)
-    return Cut(backbone, network, layers, networks.input_shape(how))
+    return FeatureExtractor(backbone, network, layers, networks.input_shape(how))
 
 
 def _content(encoder: Encoder) -> tuple[Path, bytes]:
@@ -77,7 +82,7 @@ def _loaded(encoder: Encoder, backbone: Backbone) -> nn.Module:
     Raises:
         WeightsError: it changed since it was resolved.
     """
-    embedder, weights = EMBEDDERS[backbone.origin], encoder.weights
+    embedder, weights = NON_IMAGE_ENCODERS[backbone.origin], encoder.weights
     # Where it lay then, whatever of that name may lie elsewhere now.
     backbone = replace(backbone, weights=str(weights.file or backbone.weights))
     found = embedder.identify(backbone, weights.seed, file_sha256)

@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 
 from tl_pipeline.encoders.backbones import (
     PROVIDERS,
-    SEALED,
+    SELF_CONTAINED,
     Backbone,
     Layer,
     find_backbone,
     named_weights,
 )
 from tl_pipeline.encoders.backbones.outputs import Outputs
-from tl_pipeline.encoders.feature_extractor import Cut, node_names, shapes
+from tl_pipeline.encoders.feature_extractor import FeatureExtractor, node_names, shapes
 from tl_pipeline.encoders.pooling import Shape, usual_pooling
 from tl_pipeline.errors import UnknownName, WeightsError
 from tl_pipeline.inputs.images import Preprocess
@@ -38,7 +38,7 @@ _MAKERS = (torch.empty, torch.zeros, torch.ones)
 _SUGGESTED = 12
 
 
-class _Hollow(TorchFunctionMode):
+class _MetaParameters(TorchFunctionMode):
     """Parameters and buffers as modules make them have no memory.
 
     Unlike under ``torch.device("meta")``, networks may compute with what they count
@@ -65,17 +65,17 @@ def pretrained(
     how: Preprocess,
     state: State,
     origin: Path,
-) -> Cut:
+) -> FeatureExtractor:
     """The frozen network up to ``layers`` with the weights ``state``, in eval mode.
 
     Raises:
         WeightsError: names or shapes do not fit the network, they are listed; or a
             value that is needed is not finite.
-        InvalidSpec: see ``cuts.Cut``.
+        InvalidSpec: see ``cuts.FeatureExtractor``.
     """
     network = hollow(backbone, how.crop, state)
     _load(network, state, f"{origin} does not hold weights of {backbone.name}: ")
-    cut = Cut(backbone, network, layers, input_shape(how))
+    cut = FeatureExtractor(backbone, network, layers, input_shape(how))
     for name, values in cut.named_parameters():
         if not torch.isfinite(values.sum()):
             raise WeightsError(
@@ -87,12 +87,12 @@ def pretrained(
 
 def untrained(
     backbone: Backbone, layers: Sequence[Layer], how: Preprocess, seed: int
-) -> Cut:
+) -> FeatureExtractor:
     """The network up to ``layers`` as before any training, drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PROVIDERS[backbone.origin].build(backbone, how.crop)
-        return Cut(backbone, network, layers, input_shape(how))
+        return FeatureExtractor(backbone, network, layers, input_shape(how))
 
 
 def hollow(backbone: Backbone, side: int, state: State | None = None) -> nn.Module:
@@ -103,10 +103,10 @@ def hollow(backbone: Backbone, side: int, state: State | None = None) -> nn.Modu
     Raises:
         InvalidSpec: the network has no form for inputs of ``side`` pixels.
     """
-    if backbone.origin in SEALED:
+    if backbone.origin in SELF_CONTAINED:
         return _whole(backbone)
     # timm fills tables as it builds, which no state dict holds.
-    hollow = nullcontext() if state and backbone.origin == "timm" else _Hollow()
+    hollow = nullcontext() if state and backbone.origin == "timm" else _MetaParameters()
     with torch.random.fork_rng(devices=[]), hollow:
         return PROVIDERS[backbone.origin].build(backbone, side, state or {}).eval()
 
@@ -114,7 +114,7 @@ def hollow(backbone: Backbone, side: int, state: State | None = None) -> nn.Modu
 def _whole(backbone: Backbone) -> nn.Module:
     named = named_weights(backbone, backbone.weights)
     data = b"" if named.sha256 else named.file.read_bytes()
-    sealed = SEALED[backbone.origin]
+    sealed = SELF_CONTAINED[backbone.origin]
     return sealed.opened(backbone, data, str(named.file), named.sha256).eval()
 
 
@@ -150,7 +150,7 @@ def widths(backbone: Backbone, how: Preprocess) -> tuple[int, ...]:
     """How many values each listed layer gives for an image, in their order."""
     network = _for_shapes(backbone, how)
     layers = list(backbone.layers.values())
-    return Cut(backbone, network, layers, input_shape(how)).widths
+    return FeatureExtractor(backbone, network, layers, input_shape(how)).widths
 
 
 @lru_cache(maxsize=16)

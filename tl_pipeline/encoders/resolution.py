@@ -9,8 +9,8 @@ from dataclasses import replace
 from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.encoders import backbones, weight_names
 from tl_pipeline.encoders.backbones import (
-    EMBEDDERS,
-    SEALED,
+    NON_IMAGE_ENCODERS,
+    SELF_CONTAINED,
     Backbone,
     Layer,
     NamedWeights,
@@ -44,14 +44,14 @@ def resolve(
     """
     backbone = backbones.find_backbone(spec.backbone)
     memo = Remembered(store, trust=trust)
-    if backbone.origin in EMBEDDERS:
+    if backbone.origin in NON_IMAGE_ENCODERS:
         return _whole(spec, backbone, memo, control)
     asked = weight_names.parse(spec.weights, backbone)
     backbone, named = _described(backbone, asked.member, memo)
     name, usual = _layer(spec, backbone, memo)
     weights = weight_names.find(asked, backbone, named, memo)
     memo.save()
-    layer = _pooled(spec, usual, told=backbone.origin not in SEALED)
+    layer = _pooled(spec, usual, told=backbone.origin not in SELF_CONTAINED)
     preprocess = _overridden(spec, named.preprocess)
     return Encoder(
         backbone=backbone.name,
@@ -60,33 +60,33 @@ def resolve(
         pooling=layer.pooling,
         weights=weights,
         preprocess=preprocess,
-        precision=_precision(spec, fixed=backbone.origin in SEALED),
+        precision=_precision(spec, fixed=backbone.origin in SELF_CONTAINED),
         control=control,
         variant=_variant(spec, layer != usual, preprocess != named.preprocess),
     )
 
 
-def untrained_twin(spec: EncoderSpec, seed: int) -> EncoderSpec:
+def random_init_baseline(spec: EncoderSpec, seed: int) -> EncoderSpec:
     """The control of ``spec``: the same network, layer and input, random weights.
 
     Raises:
-        InvalidSpec: there is none, see ``without_twin``.
+        InvalidSpec: there is none, see ``no_baseline_reason``.
     """
-    why = without_twin(spec)
+    why = no_baseline_reason(spec)
     if why:
         raise InvalidSpec(f"{spec.short()} has no untrained twin: {why}")
     backbone = backbones.find_backbone(spec.backbone)
-    if backbone.origin in EMBEDDERS:
+    if backbone.origin in NON_IMAGE_ENCODERS:
         return spec.model_copy(update={"weights": f"random:{seed}"})
     weights = weight_names.untrained(spec.weights, backbone, seed)
     return spec.model_copy(update={"weights": weights})
 
 
-def without_twin(spec: EncoderSpec) -> str:
+def no_baseline_reason(spec: EncoderSpec) -> str:
     """Why ``spec`` has no untrained twin, or "" where it has one."""
     origin = backbones.find_backbone(spec.backbone).origin
-    whole = SEALED.get(origin) or EMBEDDERS.get(origin)
-    return whole.NO_TWIN if whole else ""
+    whole = SELF_CONTAINED.get(origin) or NON_IMAGE_ENCODERS.get(origin)
+    return whole.NO_BASELINE if whole else ""
 
 
 def check_names(spec: EncoderSpec, store: Store) -> Backbone:
@@ -97,7 +97,7 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
         InvalidSpec: the layer is no vector and nothing makes one.
     """
     backbone = backbones.find_backbone(spec.backbone)
-    if backbone.origin in EMBEDDERS:
+    if backbone.origin in NON_IMAGE_ENCODERS:
         _seed(spec, backbone)
         return backbone
     asked = weight_names.parse(spec.weights, backbone)
@@ -116,7 +116,7 @@ def fetch(spec: EncoderSpec, store: Store) -> None:
         WeightsError: they cannot be downloaded; says which file to put where.
     """
     backbone = check_names(spec, store)
-    embedder = EMBEDDERS.get(backbone.origin)
+    embedder = NON_IMAGE_ENCODERS.get(backbone.origin)
     if embedder:
         embedder.fetch(backbone)
     else:
@@ -128,7 +128,7 @@ def _whole(
 ) -> Encoder:
     """The identity of an encoder whose inputs are no images."""
     seed = _seed(spec, backbone)
-    found = EMBEDDERS[backbone.origin].identify(backbone, seed, memo.sha256)
+    found = NON_IMAGE_ENCODERS[backbone.origin].identify(backbone, seed, memo.sha256)
     memo.save()
     name, layer = backbone.layer(spec.layer)
     return Encoder(
@@ -162,7 +162,7 @@ def _seed(spec: EncoderSpec, backbone: Backbone) -> int | None:
     if spec.weights is None:
         return None
     seed = spec.weights.removeprefix("random:")
-    why = EMBEDDERS[backbone.origin].NO_TWIN
+    why = NON_IMAGE_ENCODERS[backbone.origin].NO_BASELINE
     if why or seed == spec.weights or not seed.isdecimal() or int(seed) >= 2**64:
         choice = f"nothing, {why}" if why else "random:SEED"
         raise InvalidSpec(f"{spec.short()}: weights can be {choice}")
@@ -196,7 +196,7 @@ def _layer(
 ) -> tuple[str, Layer]:
     """The layer that is asked for, by a listed name or by that of a graph node."""
     name = spec.layer or backbone.default_layer
-    if name in backbone.layers or backbone.origin in SEALED:
+    if name in backbone.layers or backbone.origin in SELF_CONTAINED:
         return backbone.layer(name)
     node = name.removeprefix(_NODE)
     key = f"{weight_names.described_by(backbone)} {backbone.name} node {node}"

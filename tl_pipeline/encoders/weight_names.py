@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tl_pipeline.encoders import backbones
 from tl_pipeline.encoders.backbones import (
     PROVIDERS,
-    SEALED,
+    SELF_CONTAINED,
     Backbone,
     Layer,
     NamedWeights,
@@ -41,7 +41,7 @@ class Weights(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
+class WeightsSpec:
     """``weights`` taken apart: ``member`` is that whose preprocessing is meant."""
 
     member: str
@@ -49,7 +49,7 @@ class Asked:
     seed: int | None = None
 
 
-def parse(text: str | None, backbone: Backbone) -> Asked:
+def parse(text: str | None, backbone: Backbone) -> WeightsSpec:
     """Read ``MEMBER``, ``FILE``, ``random:SEED`` or ``random:SEED:MEMBER``.
 
     A file and an untrained network are fed as the default weights would be, unless a
@@ -59,23 +59,23 @@ def parse(text: str | None, backbone: Backbone) -> Asked:
         InvalidSpec: a seed that is no whole number; weights for a network that brings
             its own.
     """
-    if text and backbone.origin in SEALED:
+    if text and backbone.origin in SELF_CONTAINED:
         raise InvalidSpec(
             f"weights={text}: {backbone.name} brings its own weights; leave this out"
         )
     text = text or backbone.weights
     if text.endswith(_FILE_ENDINGS) or "/" in text:
-        return Asked(backbone.weights, file=Path(text).expanduser().resolve())
+        return WeightsSpec(backbone.weights, file=Path(text).expanduser().resolve())
     kind, _, rest = text.partition(":")
     if kind != "random":
-        return Asked(text)
+        return WeightsSpec(text)
     seed, _, member = rest.partition(":")
     if not seed.isdecimal() or int(seed) >= 2**64:
         raise InvalidSpec(
             f"weights {text!r}: write random:SEED, a whole number, or "
             "random:SEED:MEMBER to feed it as those weights are"
         )
-    return Asked(member or backbone.weights, seed=int(seed))
+    return WeightsSpec(member or backbone.weights, seed=int(seed))
 
 
 def untrained(text: str | None, backbone: Backbone, seed: int) -> str:
@@ -92,7 +92,7 @@ def find_named(backbone: Backbone, member: str, memo: Remembered) -> NamedWeight
     """
     file = Path(member)
     # A file with network and weights in one has its absolute path as its name.
-    whole = backbone.origin in SEALED and file.is_absolute() and file.is_file()
+    whole = backbone.origin in SELF_CONTAINED and file.is_absolute() and file.is_file()
     about = memo.sha256(file) if whole else member
     key = f"{described_by(backbone)} {backbone.name} {about}"
     known = memo.get(key)
@@ -136,7 +136,7 @@ def described_by(backbone: Backbone) -> str:
 
 
 def find(
-    asked: Asked, backbone: Backbone, named: NamedWeights, memo: Remembered
+    asked: WeightsSpec, backbone: Backbone, named: NamedWeights, memo: Remembered
 ) -> Weights:
     """The weights that are ``asked`` for, by content.
 
@@ -185,7 +185,7 @@ def fetch(text: str | None, backbone: Backbone) -> None:
         WeightsError: they cannot be downloaded; says which file to put where.
     """
     asked = parse(text, backbone)
-    sealed = backbone.origin in SEALED
+    sealed = backbone.origin in SELF_CONTAINED
     if sealed or asked.file is not None or asked.seed is not None:
         return
     named = backbones.named_weights(backbone, asked.member)

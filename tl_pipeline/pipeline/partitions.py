@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tl_pipeline.config.datasets import DatasetSpec
-from tl_pipeline.embedding.result import Embedded
+from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError, StoreError
 from tl_pipeline.pipeline.stages.embed import Group, alike, unsettled
@@ -101,7 +101,7 @@ def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
         context.store.mirror.remove_folder(lists)
 
 
-def embed(partition: Partition, cores: int) -> Mapping[str, Embedded]:
+def embed(partition: Partition, cores: int) -> Mapping[str, EmbedStats]:
     """Embed a partition in this process, on ``cores``; what was done, by encoder key.
 
     One partition at a time: several would share cores and memory. Networks are kept
@@ -125,7 +125,7 @@ def embed(partition: Partition, cores: int) -> Mapping[str, Embedded]:
         # Of a worker that died the parts are there.
         groups = alike(jobs, images) if again else [Group(jobs, images)]
         total = {
-            job.encoder.key: _settled(job, images) if again else Embedded()
+            job.encoder.key: _settled(job, images) if again else EmbedStats()
             for job in jobs
         }
         read = open_source(partition.dataset).read
@@ -193,12 +193,12 @@ def _begin(store: Store, listed: Path) -> bool:
     return again
 
 
-def _settled(job: "Job", images: Sequence["Image"]) -> Embedded:
+def _settled(job: "Job", images: Sequence["Image"]) -> EmbedStats:
     """What a worker that died did of these images."""
     ids = {image_id for image_id, _ in images}
     left = {image_id for image_id, _ in unsettled(job.folder, images)}
     embedded = ids & job.folder.embedded()
-    return Embedded(images=len(embedded), refused=len(ids - left - embedded))
+    return EmbedStats(images=len(embedded), refused=len(ids - left - embedded))
 
 
 def _look(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tl_pipeline import query, report
 from tl_pipeline.config.specs import HeadSpec
-from tl_pipeline.encoders.concat import AnyEncoder, Joint, parts
+from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
 from tl_pipeline.pipeline.stages import (
@@ -197,7 +197,7 @@ def _joints(work: Work) -> list[records.JointEncoder]:
             members=[part.key for part in encoder.members],
         )
         for encoder in dict.fromkeys(used for used, _ in work.heads)
-        if isinstance(encoder, Joint)
+        if isinstance(encoder, ConcatEncoder)
     ]
 
 
@@ -225,6 +225,6 @@ def _refused(work: Work, manifest: Artifact) -> int:
     store = work.context.store
     ids = tables.read(MANIFEST, store.path(manifest), ["image_id"])["image_id"]
     refused: set[str] = set()
-    for part in (part for encoder, _ in work.heads for part in parts(encoder)):
+    for part in (part for encoder, _ in work.heads for part in members_of(encoder)):
         refused |= EmbeddingFolder(store, part.key).refused().keys()
     return len(refused.intersection(ids.to_pylist())) if refused else 0

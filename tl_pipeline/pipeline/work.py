@@ -30,8 +30,8 @@ MAJORITY = HeadSpec(name="majority")
 # What to write where an encoder of another modality was named.
 _CHOICES: dict[Modality, str] = {
     "image": "a network of images, such as lenet5; see `tl backbones`",
-    "text": backbones.EMBEDDERS["text"].CHOICE,
-    "vector": backbones.EMBEDDERS["features"].CHOICE,
+    "text": backbones.NON_IMAGE_ENCODERS["text"].CHOICE,
+    "vector": backbones.NON_IMAGE_ENCODERS["features"].CHOICE,
 }
 
 
@@ -54,7 +54,7 @@ class Work:
         """What is embedded: each encoder once, in the order of ``heads``."""
         used = [encoder for encoder, _ in self.heads]
         used += [self.eye] if self.eye else []
-        return concat.flattened(used)
+        return concat.unique_members(used)
 
     @property
     def leakage(self) -> tuple[AnyEncoder, list[HeadSpec]] | None:
@@ -236,7 +236,7 @@ def resolve(
             return precision.choose(encoder, store)
         return encoder
 
-    return [concat.joined(list(map(one, members(wish))), wish) for wish in asked]
+    return [concat.combine(list(map(one, members(wish))), wish) for wish in asked]
 
 
 def _untrained(
@@ -245,8 +245,8 @@ def _untrained(
     """The untrained twin of every backbone, once."""
     twins: dict[str, AnyEncoder] = {}
     for wish, trained in zip(spec.backbones, found, strict=True):
-        if not concat.without_twin(wish):
-            encoder = concat.untrained_twin(wish, trained, spec.seed, store)
+        if not concat.no_baseline_reason(wish):
+            encoder = concat.random_init_baseline(wish, trained, spec.seed, store)
             twins.setdefault(encoder.key, encoder)
     known = {encoder.key for encoder in found}
     return [(twin, wanted) for key, twin in twins.items() if key not in known]
@@ -255,7 +255,7 @@ def _untrained(
 def _without_twin(spec: RunSpec) -> Iterator[Step]:
     """That the untrained control of a backbone is missing, for people to read."""
     for wish in spec.backbones:
-        if why := concat.without_twin(wish):
+        if why := concat.no_baseline_reason(wish):
             yield Step(
                 stage="embed",
                 subject=f"untrained twin of {wish.short()}",

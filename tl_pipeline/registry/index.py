@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_pipeline.data.splits import FOLDS, VALIDATION
-from tl_pipeline.encoders.concat import AnyEncoder, Joint, flattened
+from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, unique_members
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import StoreError, UnknownName
 from tl_pipeline.evaluation.operating_point import OperatingPoint
@@ -62,7 +62,7 @@ class Model:
     @property
     def encoders(self) -> tuple[Encoder, ...]:
         """Every encoder that an input must go through, once."""
-        return flattened(member.encoder for member in self.members)
+        return unique_members(member.encoder for member in self.members)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def open_model(folder: Path) -> Model:
 
 def _member(folder: Path, row: dict[str, Any]) -> Member:
     found = tuple(map(Encoder.model_validate, row["encoders"]))
-    encoder = found[0] if len(found) == 1 else Joint(members=found)
+    encoder = found[0] if len(found) == 1 else ConcatEncoder(members=found)
     place = folder / row["folder"]
     point = OperatingPoint.read(place)
     return Member(encoder, load_head(place), row["times"], point)

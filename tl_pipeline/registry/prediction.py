@@ -65,7 +65,7 @@ def probabilities(
     """
     total = np.zeros((len(names), len(model.classes)), np.float32)
     for member in model.members:
-        embeddings = concat.side_by_side(member.encoder, vectors, names)
+        embeddings = concat.concatenate(member.encoder, vectors, names)
         said = member.head.predict_proba(embeddings)
         if member.operating_point:
             said = member.operating_point.calibration.apply(said)

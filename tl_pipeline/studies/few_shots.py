@@ -81,7 +81,7 @@ def few_shots(
         WeightsError: a network cannot be loaded.
     """
     manifest = ingest.run(context).output
-    embedded = embed.run(context, manifest, concat.flattened(encoders)).output
+    embedded = embed.run(context, manifest, concat.unique_members(encoders)).output
     found: list[FewShot] = []
     total = len(encoders) * len(wanted) * len(shots) * draws
     sizes: dict[str, int] = {}

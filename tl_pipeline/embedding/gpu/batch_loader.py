@@ -14,8 +14,13 @@ import numpy as np
 import torch
 
 from tl_pipeline.data.reading import Image, Read, checked
-from tl_pipeline.embedding.batch_loader import Fed, Feeder, Gathering, Prepared
-from tl_pipeline.embedding.gpu.nvjpeg import HardwareJpegs
+from tl_pipeline.embedding.batch_loader import (
+    BatchBuilder,
+    BatchLoader,
+    DecodedBatch,
+    Prepared,
+)
+from tl_pipeline.embedding.gpu.nvjpeg import NvjpegDecoder
 from tl_pipeline.inputs import nvjpeg_support, pixels
 from tl_pipeline.inputs.images import Preprocess, RefusedImage
 from tl_pipeline.inputs.modalities import Input
@@ -38,8 +43,8 @@ class _Encoded(NamedTuple):
     size: Size
 
 
-class HardwareFeeder(Feeder):
-    """See ``Feeder``; ``finish`` is for threads that drive a GPU, on their stream.
+class NvjpegBatchLoader(BatchLoader):
+    """See ``BatchLoader``; ``finish`` is for threads that drive a GPU, on their stream.
 
     ``samplings`` are what its hardware may be given (``nvjpeg.judge``).
     """
@@ -68,7 +73,7 @@ class HardwareFeeder(Feeder):
                 for (expected, _), (data, size) in zip(images, looked, strict=True)
             ]
 
-    def finish(self, begun: Any) -> dict[Input, Fed]:
+    def finish(self, begun: Any) -> dict[Input, DecodedBatch]:
         """Decode the others; batches are uint8 tensors (n, channels, crop, crop)."""
         encoded = [(at, x) for at, (_, x) in enumerate(begun) if type(x) is _Encoded]
         with self._clock.time("decode"):
@@ -78,7 +83,10 @@ class HardwareFeeder(Feeder):
                 self._waiting -= sum(len(one.data) for _, one in encoded)
             if len(made) == 1 and made[0] and len(encoded) == len(begun):
                 ids = [expected for expected, _ in begun]
-                return {how: Fed(list(ids), batch) for how, batch in made[0].items()}
+                return {
+                    how: DecodedBatch(list(ids), batch)
+                    for how, batch in made[0].items()
+                }
             prepared: list[tuple[str, Prepared]] = list(begun)
             for some, batches in zip(chunks, made, strict=True):
                 for row, (at, one) in enumerate(some):
@@ -89,7 +97,7 @@ class HardwareFeeder(Feeder):
                     )
                     prepared[at] = begun[at][0], found
             batch = self._on_gpu if encoded else pixels.PixelBatch
-            gathering = Gathering(self._inputs, batch, len(begun))
+            gathering = BatchBuilder(self._inputs, batch, len(begun))
             for expected, found in prepared:
                 gathering.take(expected, found)
             return gathering.whole()
@@ -126,12 +134,12 @@ class HardwareFeeder(Feeder):
         batches = [resize(images, sizes) for resize in resizers]
         return dict(zip(self._ways, batches, strict=True))
 
-    def _mine(self) -> tuple[HardwareJpegs, list[Resizer]]:
+    def _mine(self) -> tuple[NvjpegDecoder, list[Resizer]]:
         """What the calling thread decodes and resizes with."""
         if not hasattr(self._thread, "own"):
             device = torch.device("cuda", torch.cuda.current_device())
             resizers = [Resizer(how, device) for how in self._ways]
-            self._thread.own = HardwareJpegs(device), resizers
+            self._thread.own = NvjpegDecoder(device), resizers
         return self._thread.own
 
     def _on_gpu(self, most: int) -> "_OnGpu":

@@ -33,7 +33,7 @@ _BAD, _UNSUPPORTED, _INCOMPLETE = 3, 4, 10
 _PLACES = 4  # channels of an image
 
 
-class HardwareJpegs:
+class NvjpegDecoder:
     """Decodes for one GPU, in one thread, on its stream.
 
     Called with JPEGs and their sizes it gives uint8 (n, 3, height, width), each in the
@@ -118,7 +118,7 @@ def judge(device: torch.device) -> tuple[frozenset[Sampling], str]:
     And why there is none, in words: "" where there is one.
     """
     try:
-        decode = HardwareJpegs(device)
+        decode = NvjpegDecoder(device)
     except ImportError as error:
         return frozenset(), f"{error}: pip install 'tl-pipeline[nvjpeg]'"
     except DeviceError as error:
@@ -127,7 +127,7 @@ def judge(device: torch.device) -> tuple[frozenset[Sampling], str]:
     return good, "" if good else "its hardware decodes JPEGs to other pixels"
 
 
-def _agrees(decode: HardwareJpegs, data: bytes) -> bool:
+def _agrees(decode: NvjpegDecoder, data: bytes) -> bool:
     width, height = _SIDES
     found = decode([data], [(height, width)])
     if found is None:

@@ -1,11 +1,12 @@
 """The pretrained networks: rows by family, and the providers that load them.
 
-``find_backbone`` is the way in. To add a network of torchvision: a name in a family of
-``classifiers`` or ``detectors``. To add another kind of network: a module with the
-names of ``Provider`` and a row in ``PROVIDERS``; with those of ``Sealed`` and a row in
-``SEALED`` if its weights come with it; with those of ``Embedder`` and a row in
-``EMBEDDERS`` if it takes no images. Nothing here imports torch before it is asked
-for weights or a network, so that listing and planning stay fast.
+``find_backbone`` is the way in. To add a network of torchvision, add its name to a
+family in ``classifiers`` or ``detectors``. To add another kind of network, write a
+module with the attributes of one of three protocols of ``backbone`` and a row here:
+``Provider`` (``PROVIDERS``), ``SelfContained`` (``SELF_CONTAINED``) where weights come
+with the network, ``NonImageEncoder`` (``NON_IMAGE_ENCODERS``) where it takes no images.
+Nothing here imports torch before weights or a network are asked for, so that listing
+and planning stay fast.
 """
 
 import re
@@ -23,14 +24,14 @@ from tl_pipeline.encoders.backbones import (
 )
 from tl_pipeline.encoders.backbones.backbone import (
     Backbone,
-    Embedder,
     Kind,
     Layer,
     NamedWeights,
+    NonImageEncoder,
     Pooling,
     Provider,
     Published,
-    Sealed,
+    SelfContained,
 )
 from tl_pipeline.encoders.backbones.torchvision_weights import checkpoint_folder
 from tl_pipeline.errors import UnknownName
@@ -38,10 +39,10 @@ from tl_pipeline.errors import UnknownName
 __all__ = [
     "BACKBONES",
     "BY_PREFIX",
-    "EMBEDDERS",
+    "NON_IMAGE_ENCODERS",
     "PATTERN",
     "PROVIDERS",
-    "SEALED",
+    "SELF_CONTAINED",
     "Backbone",
     "Layer",
     "NamedWeights",
@@ -62,14 +63,17 @@ PROVIDERS: dict[str, Provider] = {
     "timm": timm_networks,
 }
 
-SEALED: dict[str, Sealed] = {
+SELF_CONTAINED: dict[str, SelfContained] = {
     "python": python_factory,
     "onnx": onnx_files,
     "export": exported,
 }
 
 # Of inputs that are no images.
-EMBEDDERS: dict[str, Embedder] = {"text": sentences, "features": precomputed}
+NON_IMAGE_ENCODERS: dict[str, NonImageEncoder] = {
+    "text": sentences,
+    "features": precomputed,
+}
 
 # What is named by a prefix instead of in a table, as people write it.
 BY_PREFIX = (
@@ -80,7 +84,7 @@ BY_PREFIX = (
     "text:NAME",
 )
 
-_KINDS: dict[str, Kind] = {**PROVIDERS, **SEALED}
+_KINDS: dict[str, Kind] = {**PROVIDERS, **SELF_CONTAINED}
 
 BACKBONES: dict[str, Backbone] = {
     name: row for provider in PROVIDERS.values() for name, row in provider.ROWS.items()
@@ -98,7 +102,7 @@ def find_backbone(name: str) -> Backbone:
     Raises:
         UnknownName: there is none.
     """
-    for each in (*_KINDS.values(), *EMBEDDERS.values()):
+    for each in (*_KINDS.values(), *NON_IMAGE_ENCODERS.values()):
         found = each.find(name)
         if found is not None:
             return found

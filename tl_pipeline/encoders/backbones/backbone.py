@@ -141,14 +141,14 @@ class Provider(Kind, Protocol):
         ...
 
 
-class Sealed(Kind, Protocol):
+class SelfContained(Kind, Protocol):
     """A kind of network that brings its weights, and is nothing without them.
 
-    A row in ``SEALED``. Its ``named_weights`` tell layers too, and the weights'
+    A row in ``SELF_CONTAINED``. Its ``named_weights`` tell layers too, and the weights'
     ``sha256`` where they lie in no file. It has no untrained twin.
     """
 
-    NO_TWIN: str
+    NO_BASELINE: str
     """Why it cannot be drawn anew, in a few words."""
 
     def opened(
@@ -164,7 +164,7 @@ class Sealed(Kind, Protocol):
 
 @dataclass(frozen=True)
 class Identified:
-    """What an ``Embedder`` says of a network: who it is, where it lies, its input."""
+    """A network of a ``NonImageEncoder``: its name, hash, place and input."""
 
     name: str
     sha256: str
@@ -172,16 +172,16 @@ class Identified:
     input: Input
 
 
-class Embedder(Protocol):
+class NonImageEncoder(Protocol):
     """A kind of network that is whole from its input, no image, to one vector.
 
-    A module with these names, and a row in ``EMBEDDERS``. Importing it must not import
-    torch, and neither must ``find`` and ``identify``. Its one layer is what it gives.
+    A module with these names, and a row in ``NON_IMAGE_ENCODERS``. Importing it must
+    not import torch, and neither must ``find`` and ``identify``. It has one layer.
     """
 
     CHOICE: str
     """How people name such a network."""
-    NO_TWIN: str
+    NO_BASELINE: str
     """Why it cannot be drawn anew, in a few words; "" where it can."""
 
     def find(self, name: str) -> Backbone | None:

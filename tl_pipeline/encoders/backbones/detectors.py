@@ -32,7 +32,8 @@ _CLASSES_RCNN = ("roi_heads.box_predictor.cls_score.bias", 1)
 _CLASSES_ONE_STAGE = "head.classification_head.cls_logits.bias"
 _CLASSES_SSD = "head.classification_head.module_list"
 
-# Levels, and which parameter tells the number of classes, for how many boxes a place.
+# Pyramid levels; the parameter whose length tells the number of classes, and the boxes
+# per place by which that length is divided.
 _NETWORKS: dict[str, tuple[tuple[str, ...], tuple[str, int]]] = {
     "fasterrcnn_resnet50_fpn": (_RCNN, _CLASSES_RCNN),
     "fasterrcnn_resnet50_fpn_v2": (_RCNN, _CLASSES_RCNN),
@@ -114,7 +115,7 @@ def build(
     """
     from torch import nn
 
-    from tl_pipeline.encoders.backbones.fpn_levels import Levels
+    from tl_pipeline.encoders.backbones.fpn_levels import FeaturePyramid
 
     parameter, boxes = _NETWORKS[backbone.name][1]
     last = (state or {}).get(parameter)
@@ -126,7 +127,9 @@ def build(
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
-    return Levels(detector, [name for name in backbone.layers if name != "penultimate"])
+    return FeaturePyramid(
+        detector, [name for name in backbone.layers if name != "penultimate"]
+    )
 
 
 def _detector(backbone: Backbone, options: Mapping[str, int]) -> "torch.nn.Module":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tl_pipeline.encoders.backbones.outputs import Outputs
 
 PACKAGE: str = "torch"
-NO_TWIN: str = "an exported file does not tell how its weights were drawn"
+NO_BASELINE: str = "an exported file does not tell how its weights were drawn"
 
 
 def find(name: str) -> Backbone | None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Levels(nn.Module):
+class FeaturePyramid(nn.Module):
     """The pyramid of ``detector``: (n, 3, height, width) to maps by level.
 
     It holds all parts of the detector under their names, so that weights of the whole

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tl_pipeline.encoders.backbones.outputs import Outputs
 
 PACKAGE: str = "onnxruntime"
-NO_TWIN: str = "an ONNX file does not tell how its weights were drawn"
+NO_BASELINE: str = "an ONNX file does not tell how its weights were drawn"
 _PREFIX = "onnx:"
 _FLOAT = "tensor(float)"
 

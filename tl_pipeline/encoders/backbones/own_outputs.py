@@ -13,7 +13,7 @@ from tl_pipeline.inputs.images import Preprocess
 _ONLY = "output"
 
 
-class OwnOutputs(Outputs):
+class FactoryOutputs(Outputs):
     """``output`` of a module that returns one tensor, or the tensors of its dict."""
 
     def __init__(self, called: str, network: nn.Module) -> None:

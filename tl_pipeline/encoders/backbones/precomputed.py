@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE: str = "features"
-NO_TWIN: str = "the vectors came as they are, and what made them is not here"
+NO_BASELINE: str = "the vectors came as they are, and what made them is not here"
 _ROW = Backbone(
     CHOICE,
     {"vector": Layer("vector")},

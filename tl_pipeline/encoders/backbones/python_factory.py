@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tl_pipeline.encoders.backbones.outputs import Outputs
 
 PACKAGE: str = "torch"
-NO_TWIN: str = "a factory does not tell how to draw its weights anew"
+NO_BASELINE: str = "a factory does not tell how to draw its weights anew"
 _PREFIX, _OWN = "python:", "own"
 
 
@@ -48,10 +48,10 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     Raises:
         InvalidSpec: there is no such factory, it fails, or returns something else.
     """
-    from tl_pipeline.encoders.backbones.own_outputs import OwnOutputs
+    from tl_pipeline.encoders.backbones.own_outputs import FactoryOutputs
 
     network, preprocess, source = _made(backbone)
-    outputs = OwnOutputs(backbone.name, network).named_for(preprocess)
+    outputs = FactoryOutputs(backbone.name, network).named_for(preprocess)
     return NamedWeights(
         name=name,
         file=source,
@@ -76,7 +76,7 @@ def opened(
         InvalidSpec: see ``named_weights``.
         WeightsError: it is no longer the network that ``sha256`` tells.
     """
-    from tl_pipeline.encoders.backbones.own_outputs import OwnOutputs
+    from tl_pipeline.encoders.backbones.own_outputs import FactoryOutputs
 
     network, preprocess, source = _made(backbone)
     if _digest(network, source) != sha256:
@@ -85,7 +85,7 @@ def opened(
             "factory must give the same network each time: load its weights from a "
             "file, or seed torch. If you changed it on purpose, run again"
         )
-    return OwnOutputs(backbone.name, network).named_for(preprocess)
+    return FactoryOutputs(backbone.name, network).named_for(preprocess)
 
 
 def _made(backbone: Backbone) -> "tuple[torch.nn.Module, Preprocess, Path]":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE: str = "text:NAME"
-NO_TWIN: str = ""
+NO_BASELINE: str = ""
 _PREFIX = "text:"
 _LAYER = Layer("sentence_embedding")
 _OWN = "own"

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from tl_pipeline.embedding.result import Embedded
+from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.progress import Track, track
 from tl_pipeline.runs.planning import (
@@ -67,7 +67,7 @@ class Group(NamedTuple):
 class Spread(NamedTuple):
     """What was done elsewhere, by encoder key, and where, in words."""
 
-    done: Mapping[str, Embedded]
+    done: Mapping[str, EmbedStats]
     where: str
 
 
@@ -152,7 +152,7 @@ def fill(
     jobs = [engine.Job(e, EmbeddingFolder(context.store, e.key)) for e in encoders]
     # Neighbours in a tar, a row group or a folder are read together.
     by_place = sorted(images, key=lambda image: image[1])
-    total = {encoder.key: Embedded() for encoder in encoders}
+    total = {encoder.key: EmbedStats() for encoder in encoders}
     with ExitStack() as locks:
         # in one order everywhere, so that no two runs wait for each other
         for job in sorted(jobs, key=lambda job: job.encoder.key):
@@ -200,7 +200,7 @@ def alike(
     return [Group([jobs[at] for at in which], found) for which, found in groups.items()]
 
 
-def _filled(job: "Job", done: Embedded, away: Spread) -> Filled:
+def _filled(job: "Job", done: EmbedStats, away: Spread) -> Filled:
     """What was done here and elsewhere; our own speed is remembered for plans."""
     known, speed = known_speed(job.folder), None
     if done.seconds_per_image:

@@ -18,7 +18,7 @@ from typing import Any
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.data.splits import FOLDS, VALIDATION
-from tl_pipeline.encoders.concat import AnyEncoder, parts
+from tl_pipeline.encoders.concat import AnyEncoder, members_of
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.evaluation import choice
@@ -228,8 +228,8 @@ def _member(
     return {
         "folder": place,
         "times": row["times"],
-        "encoders": [part.model_dump(mode="json") for part in parts(encoder)],
-        "encoder_keys": [part.key for part in parts(encoder)],
+        "encoders": [part.model_dump(mode="json") for part in members_of(encoder)],
+        "encoder_keys": [part.key for part in members_of(encoder)],
         "encoder_label": encoder.label,
         "head": head,
         "head_label": _copy_head(context, head, folder / place),
