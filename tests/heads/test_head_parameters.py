@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from tests.exhaustive import one_of_each
 from tl_pipeline import heads
 from tl_pipeline.cli import head_command
 from tl_pipeline.config.specs import HeadConfig, HeadSpec
@@ -36,11 +37,18 @@ OTHERS = {
 EVERY = [(h.name, p) for h in HEADS.values() for p in h.parameters]
 NUMBERS = [(n, p) for n, p in EVERY if HEADS[n].limits_of(p)]
 every_head = pytest.mark.parametrize("name", list(HEADS))
-every_parameter = pytest.mark.parametrize(("name", "parameter"), EVERY)
-every_choice = pytest.mark.parametrize(
-    ("name", "parameter"), [pair for pair in EVERY if pair not in NUMBERS]
-)
-every_number = pytest.mark.parametrize(("name", "parameter"), NUMBERS)
+
+
+def every(pairs: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Each parameter at the first head that takes it; at all by ``make test-all``."""
+    return pytest.mark.parametrize(
+        ("name", "parameter"), one_of_each(pairs, lambda pair: pair[1])
+    )
+
+
+every_parameter = every(EVERY)
+every_choice = every([pair for pair in EVERY if pair not in NUMBERS])
+every_number = every(NUMBERS)
 
 
 def is_whole(name: str, parameter: str) -> bool:
@@ -102,9 +110,7 @@ def test_a_fraction_is_refused_where_a_whole_number_is_due(name: str, parameter:
             assert heads.complete(spec).params[parameter] == value
 
 
-@pytest.mark.parametrize(
-    ("name", "parameter"), [pair for pair in NUMBERS if not is_whole(*pair)]
-)
+@every([pair for pair in NUMBERS if not is_whole(*pair)])
 def test_1_and_1_point_0_are_one_configuration(name: str, parameter: str):
     """Else ``C=1`` trains again what ``C=1.0`` trained, under a second key."""
     one = min(1, math.floor(HEADS[name].limits_of(parameter)[1]))
@@ -137,11 +143,10 @@ def test_complete_fills_in_the_defaults_and_keeps_what_is_given(name: str):
         assert found == {**defaults, parameter: given}
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [(h.name, p) for h in HEADS.values() for p in h.options]
-)
-def test_an_option_at_its_default_changes_no_key(name: str, option: str):
+@every([(h.name, p) for h in HEADS.values() for p in h.options])
+def test_an_option_at_its_default_changes_no_key(name: str, parameter: str):
     """Neither alone nor in a grid: what was trained before it came is not again."""
+    option = parameter
     default = HEADS[name].options[option]
     other = OTHERS[option]
     if other == default:

@@ -318,15 +318,19 @@ LEFT_OUT = (
 
 # tol is less than float64 can reach: as near to the optimum as it comes
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks([LinearClassifier(tol=1e-18)])
+def test_the_linear_head_is_a_classifier_of_scikit_learn(estimator: Any, check: Any):
+    check(estimator)
+
+
+@pytest.mark.exhaustive
 @parametrize_with_checks(
-    [LinearClassifier(tol=1e-18), RidgeHead()],
-    expected_failed_checks=lambda head: (
-        {"check_sample_weight_equivalence_on_dense_data": LEFT_OUT}
-        if isinstance(head, RidgeHead)
-        else {}
-    ),
+    [RidgeHead()],
+    expected_failed_checks=lambda _: {
+        "check_sample_weight_equivalence_on_dense_data": LEFT_OUT
+    },
 )
-def test_linear_heads_are_scikit_learn_classifiers(estimator: Any, check: Any):
+def test_ridge_is_a_classifier_of_scikit_learn(estimator: Any, check: Any):
     check(estimator)
 
 
