@@ -181,7 +181,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> Path:
 RUN = """
 import json, resource, sys
 from pathlib import Path
-from tl_pipeline import engine, wishes
+from tl_pipeline.embedding import engine
+from tl_pipeline.encoders import resolution
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.config.datasets import ImageFolderSpec
 from tl_pipeline.runs.planning import Context
@@ -197,7 +198,7 @@ def megabytes():
 
 store = Store.open(Path(sys.argv[2]))
 store.create()
-encoder = wishes.resolve(EncoderSpec(backbone="lenet5"), store)
+encoder = resolution.resolve(EncoderSpec(backbone="lenet5"), store)
 dataset = ImageFolderSpec(name="damaged", path=Path(sys.argv[1]), max_quarantined=1)
 context, imported = Context(store, dataset), megabytes()
 manifest = ingest.run(context).output
@@ -224,7 +225,7 @@ class Found:
 def found(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     root = tmp_path_factory.mktemp("store") / "store"
     run = [sys.executable, "-c", RUN, str(photos), str(root)]
-    said = subprocess.run(run, stdout=subprocess.PIPE, check=True, timeout=80).stdout
+    said = subprocess.run(run, stdout=subprocess.PIPE, check=True, timeout=240).stdout
     manifest, encoder, imported, peak = json.loads(said.splitlines()[-1])
     store = Store.open(root)
     artifact = store.find("manifests", manifest)
