@@ -249,7 +249,9 @@ def test_two_listings_do_not_disturb_each_other(source: Source):
 
 def test_every_input_is_read_as_what_it_is(source: Source, known: Known):
     for entry in list(source.entries())[::7]:
-        size = MODALITIES[known.spec.modality].probe(source.read(entry.uri))
+        size = MODALITIES[known.spec.modality].probe(
+            source.read(entry.uri), known.spec.pixels
+        )
         if known.spec.modality == "image":
             assert min(length or 0 for length in size) >= 8
 

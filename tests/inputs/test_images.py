@@ -9,8 +9,11 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from tl_pipeline.config.catalog_entry import PixelSpec
 from tl_pipeline.inputs.images import Preprocess, RefusedImage, decode, probe
+from tl_pipeline.inputs.pixels import decode as fast_decode
 from tl_pipeline.inputs.pixels import pixels
 
 SIZE = (48, 32)
@@ -159,7 +162,94 @@ def test_exif_rotation_is_undone(picture: Image.Image, orientation: int, kind: s
     assert difference.mean() < 4 if kind == "JPEG" else not difference.any()
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF"])
+def jpeg_with(after: bytes, picture: Image.Image, segment: bytes) -> bytes:
+    """A JPEG with one more segment behind that of the marker ``after``."""
+    data = encoded(picture, "JPEG", quality=95)
+    at = data.index(after)
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    body = segment[:2] + (len(segment)).to_bytes(2, "big") + segment[2:]
+    return data[:end] + body + data[end:]
+
+
+def xmp(orientation: int) -> bytes:
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description '
+        b'tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>' % orientation
+    )
+
+
+@pytest.mark.parametrize("after", [b"\xff\xe0", b"\xff\xc0", b"\xff\xdb"])
+@pytest.mark.parametrize("kind", ["EXIF", "XMP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_jpeg_is_turned_wherever_it_is_told(
+    picture: Image.Image, orientation: int, kind: str, after: bytes
+):
+    turn = STORED[orientation]
+    stored = picture.transpose(turn) if turn is not None else picture
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    told = {
+        "EXIF": exif.tobytes(),
+        "XMP": b"http://ns.adobe.com/xap/1.0/\0" + xmp(orientation),
+    }[kind]
+    data = jpeg_with(after, stored, b"\xff\xe1" + told)
+    assert probe(data) == SIZE
+    for shown in (np.asarray(decode(data)), as_rows(data)):
+        assert np.abs(shown.astype(int) - np.asarray(picture)).mean() < 4
+
+
+def as_rows(data: bytes) -> np.ndarray:
+    """The pixels as networks get them, (height, width, 3)."""
+    return fast_decode(data).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("how", ["EXIF", "XMP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_width_and_height_are_those_of_the_pixels(
+    picture: Image.Image, orientation: int, how: str, kind: str
+):
+    turn = STORED[orientation]
+    stored = picture.transpose(turn) if turn is not None else picture
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp(orientation).decode())
+    if how == "EXIF":
+        options = {"exif": exif}
+    else:
+        options = {"pnginfo": info} if kind == "PNG" else {"xmp": xmp(orientation)}
+    data = encoded(stored, kind, **options)
+    shown = decode(data)
+    assert probe(data) == shown.size
+    if kind != "TIFF" or how == "EXIF":  # Pillow writes no XMP to TIFF
+        assert shown.size == SIZE
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_it(picture: Image.Image):
+    stored = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(stored, "PNG")
+    end = plain.index(b"IEND") - 4
+    data = plain[:end] + png_chunk(b"eXIf", exif.tobytes()[6:]) + plain[end:]
+    assert probe(data) == SIZE
+    assert same(decode(data), picture)
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "tEXt", "iTXt"])
+def test_a_png_may_hold_megabytes_of_metadata(picture: Image.Image, kind: str):
+    text, info = "node " * 600_000, PngInfo()
+    if kind == "iTXt":
+        info.add_itxt("workflow", text, zip=True)
+    else:
+        info.add_text("workflow", text, zip=kind == "zTXt")
+    data = encoded(picture, "PNG", pnginfo=info)
+    assert probe(data) == SIZE
+    assert same(decode(data), picture)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
 def test_an_animation_gives_its_first_frame(kind: str):
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -167,19 +257,18 @@ def test_an_animation_gives_its_first_frame(kind: str):
     assert same(decode(data), red)
 
 
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    crc = struct.pack(">I", zlib.crc32(name + body))
+    return struct.pack(">I", len(body)) + name + body + crc
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that declares these sizes and holds one row."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + crc
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     row = zlib.compress(bytes(1 + 3 * width))
     signature = b"\x89PNG\r\n\x1a\n"
-    return (
-        signature + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
-    )
+    chunks = [(b"IHDR", header), (b"IDAT", row), (b"IEND", b"")]
+    return signature + b"".join(png_chunk(*one) for one in chunks)
 
 
 NO_IMAGE = {
@@ -235,6 +324,75 @@ def test_other_truncated_formats_are_refused(kind: str):
     data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(RefusedImage):
         decode(data[: len(data) // 2])
+
+
+ACCEPT = PixelSpec(truncated="accept")
+
+
+def test_a_jpeg_without_its_end_marker_is_whole_where_the_entry_accepts_it(
+    picture: Image.Image,
+):
+    whole = encoded(picture, "JPEG")
+    with pytest.raises(RefusedImage, match="truncated: accept in the entry"):
+        decode(whole[:-2])
+    assert same(decode(whole[:-2], ACCEPT), decode(whole))
+    assert fast_decode(whole[:-2], ACCEPT).equal(fast_decode(whole))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PPM", "BMP"])
+def test_of_a_cut_image_what_is_there_is_taken_where_the_entry_accepts_it(kind: str):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), kind)
+    shown = np.asarray(decode(whole[: len(whole) * 3 // 4], ACCEPT))
+    right = np.asarray(decode(whole))
+    there = slice(32, 64) if kind == "BMP" else slice(0, 16)  # BMP begins below
+    assert np.array_equal(shown[there], right[there])
+    assert not np.array_equal(shown, right)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xd8\xff", b"text", b""])
+def test_what_is_no_image_is_accepted_by_no_entry(data: bytes):
+    with pytest.raises(RefusedImage):
+        decode(data, ACCEPT)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "what", "cure"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported", "HEIC", "JPEG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "unsupported", "HEIC", "JPEG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "not an image", "video", "frames"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "unsupported", "JPEG XL", "djxl"),
+        (b"\xff\x0a\xfa\x1f", "unsupported", "JPEG XL", "djxl"),
+        (bytes(128) + b"DICM\2\0", "unsupported", "DICOM", "16-bit PNG"),
+        (b'<?xml version="1.0"?><svg xmlns="">', "unsupported", "SVG", "render"),
+        (b"%PDF-1.7\n%", "not an image", "PDF", "pdftoppm"),
+        (b"8BPS\0\1broken", "unsupported", "Photoshop", "flatten"),
+        (b"PK\3\4\x14\0", "not an image", "zip", "unpack"),
+        (b"7z\xbc\xaf'\x1c", "not an image", "7z", "unpack"),
+        (b"\x1f\x8b\x08", "not an image", "gzip", "unpack"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            "not an image",
+            "Git LFS",
+            "git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><html>404", "not an image", "HTML page", "download anew"),
+        (b"\xef\xbb\xbf<html>", "not an image", "HTML page", "download anew"),
+        (b"image,label\na.jpg,cat\n", "not an image", "text", "image,label a.jpg"),
+        (bytes(4096), "not an image", "zeros", "copy it anew"),
+        (b"\x00\x01\x02\x80garbage", "not an image", "11 bytes, no known", ""),
+    ],
+)
+def test_what_is_no_known_image_is_named_with_its_cure(
+    data: bytes, reason: str, what: str, cure: str
+):
+    for look in (probe, decode):
+        with pytest.raises(RefusedImage) as refusal:
+            look(data)
+        assert refusal.value.reason.startswith(reason)
+        assert what in refusal.value.detail
+        assert cure in refusal.value.detail
 
 
 def test_a_100_megapixel_photo_passes_the_probe_without_a_warning():

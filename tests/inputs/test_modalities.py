@@ -19,7 +19,7 @@ from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import Scan, scan
 from tl_pipeline.encoders.backbones import NON_IMAGE_ENCODERS, find_backbone
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.inputs.images import RefusedImage
+from tl_pipeline.inputs.images import AS_IS, RefusedImage
 from tl_pipeline.inputs.modalities import MODALITIES
 from tl_pipeline.inputs.vectors import as_npy
 from tl_pipeline.pipeline import wiring, work
@@ -138,7 +138,7 @@ def test_a_table_is_of_images_or_of_texts(tmp_path: Path):
 )
 def test_bytes_that_are_none_are_refused(kind: str, data: bytes, reason: str):
     with pytest.raises(RefusedImage) as caught:
-        MODALITIES[kind].probe(data)  # pyright: ignore[reportArgumentType]
+        MODALITIES[kind].probe(data, AS_IS)  # pyright: ignore[reportArgumentType]
     assert caught.value.reason == reason
 
 

@@ -1,15 +1,23 @@
 """What an entry of the data catalogue may say, whatever kind of source it names."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from tl_pipeline.config.locations import StorageSpec
 from tl_pipeline.config.specs import Spec
 from tl_pipeline.config.split_specs import Action, NearDuplicatesSpec, SplitSpec
 
 Modality = Literal["image", "text", "vector"]
+Band = Annotated[int, Field(ge=1)]
 
 
 def _near_duplicates(value: Any) -> Any:
@@ -23,7 +31,33 @@ class Expected(Spec):
     classes: int | None = Field(default=None, ge=2)
 
 
-class CatalogEntry(Spec):
+class PixelSpec(Spec):
+    """How images are read where their files do not say it, or are cut.
+
+    - ``range``: the samples that are black and white, of more than 8 bits or with a
+      sign. It goes before what a file says itself.
+    - ``channels``: the bands, counted from 1, that are red, green and blue, or the one
+      that is shown in grey; of files that do not name their bands.
+    - ``page``: the one that is the image, counted from 1, of TIFFs that have several.
+    - ``truncated``: ``accept`` takes what there is of a file whose end is missing.
+
+    What is set stands in the keys of encoders, so images are embedded anew.
+    """
+
+    range: tuple[float, float] | None = None
+    channels: tuple[Band] | tuple[Band, Band, Band] | None = None
+    page: int | None = Field(default=None, ge=1)
+    truncated: Literal["refuse", "accept"] = "refuse"
+
+    @field_validator("range")
+    @classmethod
+    def _differ(cls, found: tuple[float, float] | None) -> tuple[float, float] | None:
+        if found and not (isfinite(sum(found)) and found[0] != found[1]):
+            raise ValueError("black and white must be two different numbers")
+        return found
+
+
+class CatalogEntry(PixelSpec):
     """What every entry of the catalogue may say, whatever its type."""
 
     name: str = Field(
@@ -53,10 +87,26 @@ class CatalogEntry(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pixels_are_of_images(self) -> Self:
+        wanted = self.model_fields_set & PixelSpec.model_fields.keys()
+        if wanted and self.modality != "image":
+            raise ValueError(
+                f"{', '.join(sorted(wanted))}: of images, not {self.modality}s"
+            )
+        return self
+
     @property
     def modality(self) -> Modality:
         """What the inputs are; an encoder must take the same."""
         return "image"
+
+    @property
+    def pixels(self) -> PixelSpec:
+        """How images are read."""
+        return PixelSpec(
+            **{name: getattr(self, name) for name in PixelSpec.model_fields}
+        )
 
     @property
     def grouped(self) -> bool:

@@ -5,6 +5,7 @@ import heapq
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
+from tl_pipeline.config.catalog_entry import PixelSpec
 from tl_pipeline.data.splits import draw
 from tl_pipeline.inputs.images import RefusedImage, decode
 from tl_pipeline.sources import Source
@@ -15,7 +16,7 @@ _PAPER, _INK, _GAP_COLOUR = "#ffffff", "#1d2330", "#c8472f"
 
 
 def contact_sheet(
-    source: Source, manifest: pa.Table, per_class: int = 10
+    source: Source, manifest: pa.Table, how: PixelSpec, per_class: int = 10
 ) -> Image.Image:
     """One line of thumbnails a class, with its name and count.
 
@@ -39,15 +40,15 @@ def contact_sheet(
         chosen = heapq.nsmallest(per_class, members, key=lambda row: draw(row[0], 0))
         for column, (_, uri) in enumerate(chosen):
             left = LABEL_WIDTH + column * (SIDE + GAP)
-            thumbnail = _thumbnail(source, uri)
+            thumbnail = _thumbnail(source, uri, how)
             offset = ((SIDE - thumbnail.width) // 2, (SIDE - thumbnail.height) // 2)
             sheet.paste(thumbnail, (left + offset[0], top + offset[1]))
     return sheet
 
 
-def _thumbnail(source: Source, uri: str) -> Image.Image:
+def _thumbnail(source: Source, uri: str, how: PixelSpec) -> Image.Image:
     try:
-        image = decode(source.read(uri))
+        image = decode(source.read(uri), how)
     except (RefusedImage, OSError):
         image = Image.new("RGB", (SIDE, SIDE), _PAPER)
         pen = ImageDraw.Draw(image)

@@ -30,6 +30,8 @@ _COLUMNS = pa.schema(
     }
 )
 _STEP = 16_384
+# Bump when the same bytes must give other facts, or be refused.
+_RULES = {b"rules": b"2"}
 
 
 def image_id(data: bytes) -> str:
@@ -113,7 +115,9 @@ class Memo:
         self._file.parent.mkdir(exist_ok=True)
         beside = self._file.with_suffix(f".{uuid.uuid4().hex}")
         pq.write_table(
-            pa.Table.from_batches([kept, *new.to_batches()]),
+            pa.Table.from_batches([kept, *new.to_batches()]).replace_schema_metadata(
+                _RULES
+            ),
             beside,
             row_group_size=131_072,
             write_page_checksum=True,
@@ -130,6 +134,8 @@ def _load(file: Path) -> tuple[np.ndarray, pa.RecordBatch]:
     try:
         # One open file, column by column: another process may replace it meanwhile.
         with pq.ParquetFile(file, page_checksum_verification=True) as parts:
+            if parts.schema_arrow.metadata != _RULES:
+                return _nothing()
             uris = parts.read(["uri"])["uri"]
             hashes = np.concatenate(
                 [

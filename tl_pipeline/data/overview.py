@@ -68,7 +68,7 @@ def look(dataset: DatasetSpec) -> Overview:
         "size": f"{pc.sum(manifest['bytes']).as_py() / 1e6:.1f} MB",
     }
     images = dataset.modality == "image"
-    sheet = contact_sheet(source, manifest) if images else None
+    sheet = contact_sheet(source, manifest, dataset.pixels) if images else None
     return Overview(classes, totals, sheet)
 
 

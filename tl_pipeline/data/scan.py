@@ -7,9 +7,10 @@ an image, so that a million of them need no more memory than a network does.
 # pyarrow.compute is filled when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import splits
 from tl_pipeline.data.identity import Facts, Memo, image_id
 from tl_pipeline.inputs.images import RefusedImage
-from tl_pipeline.inputs.modalities import MODALITIES, ModalityRow
+from tl_pipeline.inputs.modalities import MODALITIES
 from tl_pipeline.progress import track
 from tl_pipeline.sources import Entry, Source
 from tl_pipeline.store import tables
@@ -99,13 +100,15 @@ def _look(
     source: Source, dataset: DatasetSpec, memo: Memo
 ) -> tuple[pa.Table, list[pa.Table]]:
     """The inputs that are images, in the order of the source, and those refused."""
-    accepted, modality = Columns(_ACCEPTED), MODALITIES[dataset.modality]
+    accepted = Columns(_ACCEPTED)
     refused = [QUARANTINE.schema.empty_table()]
     entries = source.entries()
+    if told := dataset.pixels.model_dump(exclude_defaults=True):
+        entries = (_read_so(entry, json.dumps(told)) for entry in entries)
     with track(f"ingest {dataset.name}", total=0) as progress:
         while batch := list(islice(entries, _BATCH)):
             reasons: list[tuple[Entry, RefusedImage]] = []
-            facts = _facts(batch, source, modality, memo, reasons)
+            facts = _facts(batch, source, dataset, memo, reasons)
             both = zip(batch, facts, strict=True)
             accepted.extend(_row(e, f) for e, f in both if f and e.label)
             if reasons:
@@ -121,7 +124,7 @@ def _look(
 def _facts(
     batch: Sequence[Entry],
     source: Source,
-    modality: ModalityRow,
+    dataset: DatasetSpec,
     memo: Memo,
     refused: list[tuple[Entry, RefusedImage]],
 ) -> list[Facts | None]:
@@ -132,7 +135,7 @@ def _facts(
     for place, entry in enumerate(batch):
         try:
             if facts[place] is None:
-                facts[place] = found = _read(entry, source, modality)
+                facts[place] = found = _read(entry, source, dataset)
                 read.append((entry, found))
         except RefusedImage as refusal:
             refused.append((entry, refusal))
@@ -143,13 +146,20 @@ def _facts(
     return facts
 
 
-def _read(entry: Entry, source: Source, modality: ModalityRow) -> Facts:
+def _read(entry: Entry, source: Source, dataset: DatasetSpec) -> Facts:
     try:
         data = source.read(entry.uri)
     except OSError as error:
         raise RefusedImage("unreadable", f"{error}") from None
-    width, height = modality.probe(data)
+    width, height = MODALITIES[dataset.modality].probe(data, dataset.pixels)
     return Facts(image_id(data), width, height, len(data))
+
+
+def _read_so(entry: Entry, how: str) -> Entry:
+    """``entry`` of another version, as far as the memo knows, if it is read so."""
+    if entry.version is None:
+        return entry
+    return replace(entry, version=f"{entry.version} {how}")
 
 
 def _row(entry: Entry, facts: Facts) -> tuple[Any, ...]:

@@ -96,7 +96,7 @@ class BatchLoader:
 
     def _prepared(self, data: bytes | RefusedImage) -> Prepared:
         try:
-            decoded = self._modality.decode(_unless_refused(data))
+            decoded = self._modality.decode(_unless_refused(data), self._inputs[0])
         except RefusedImage as refusal:
             return dict.fromkeys(self._inputs, refusal)
         found: Prepared = {}

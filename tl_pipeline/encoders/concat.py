@@ -17,6 +17,7 @@ from tl_pipeline.config.encoder_specs import BackboneSpec, members
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, Embeddings
 from tl_pipeline.store.keys import digest
@@ -104,8 +105,11 @@ def random_init_baseline(
     for member, trained in zip(members(wish), members_of(like), strict=True):
         # as exact as the one that it is compared with
         alike = member.model_copy(update={"precision": trained.precision})
-        twin = resolution.random_init_baseline(alike, seed)
-        found.append(resolution.resolve(twin, store, control=True))
+        baseline = resolution.random_init_baseline(alike, seed)
+        twin = resolution.resolve(baseline, store, control=True)
+        if isinstance(trained.preprocess, Preprocess):
+            twin = twin.reading(trained.preprocess.pixels)
+        found.append(twin)
     return found[0] if len(found) == 1 else ConcatEncoder(members=tuple(found))
 
 

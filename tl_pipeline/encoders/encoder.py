@@ -4,10 +4,14 @@ An ``Encoder`` is that identity, whose key names the folder of the embeddings.
 ``wishes`` finds it, and ``encoder_networks`` the network that it means.
 """
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from tl_pipeline.config.catalog_entry import PixelSpec
 from tl_pipeline.encoders.backbones import Pooling
 from tl_pipeline.encoders.weight_names import Weights
+from tl_pipeline.inputs.images import AS_IS, Preprocess
 from tl_pipeline.inputs.modalities import Input
 from tl_pipeline.store.keys import digest
 
@@ -47,6 +51,21 @@ class Encoder(BaseModel):
             },
         )
         return digest({"encoder": fields, "version": VERSION})
+
+    def reading(self, how: PixelSpec) -> Self:
+        """The same encoder, whose images are read as ``how`` says."""
+        if not isinstance(self.preprocess, Preprocess) or how == AS_IS:
+            return self
+        told = " ".join(
+            f"{name}={'/'.join(f'{v:g}' for v in value)}"
+            if isinstance(value, tuple)
+            else f"{name}={value}"
+            for name, value in how
+            if value != getattr(AS_IS, name)
+        )
+        preprocess = self.preprocess.model_copy(update={"pixels": how})
+        variant = f"{self.variant} {told}".strip()
+        return self.model_copy(update={"preprocess": preprocess, "variant": variant})
 
     @property
     def label(self) -> str:

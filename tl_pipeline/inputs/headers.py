@@ -21,14 +21,18 @@ _COLOURS, _BITS, _FRAME_OF_COLOUR = 3, 8, 15
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a plain JPEG; None for anything else, or one with EXIF.
 
-    EXIF may say that the image lies on its side (ITU-T T.81, annex B, has the format).
+    EXIF, which may follow the frame, may say that the image lies on its side (ITU-T
+    T.81, annex B, has the format).
     """
+    size = None
     for marker, at in _segments(data):
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
-        if marker == _EXIF:
+            size = width, height
+        elif marker == _EXIF:
             return None
+        elif marker == _SCAN:
+            return size
     return None
 
 

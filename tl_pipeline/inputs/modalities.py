@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tl_pipeline.config.catalog_entry import Modality
+from tl_pipeline.config.catalog_entry import Modality, PixelSpec
 from tl_pipeline.inputs import images, texts, vectors
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.texts import TextInput
@@ -37,22 +37,23 @@ class ModalityRow:
     """One modality.
 
     ``probe`` checks bytes and tells width and height in pixels, or None twice;
-    ``decode`` makes of them what all encoders share, and ``prepare`` of that a row for
-    one of them: these raise RefusedImage for what is none. ``batch`` gathers so many
-    rows or fewer. ``file`` is what `tl predict` reads.
+    ``decode`` makes of them what all encoders of a dataset share, one of whose inputs
+    it is given, and ``prepare`` of that a row for one of them: these raise RefusedImage
+    for what is none. ``batch`` gathers so many rows or fewer. ``file`` is what
+    `tl predict` reads.
     """
 
-    probe: Callable[[bytes], tuple[int | None, int | None]]
-    decode: Callable[[bytes], Any]
+    probe: Callable[[bytes, PixelSpec], tuple[int | None, int | None]]
+    decode: Callable[[bytes, Any], Any]
     prepare: Callable[[Any, Any], Any]
     batch: Callable[[int], Batch]
     file: str
 
 
-def _decode(data: bytes) -> Any:
+def _decode(data: bytes, how: Preprocess) -> Any:
     from tl_pipeline.inputs import pixels  # noqa: PLC0415 - torch
 
-    return pixels.decode(data)
+    return pixels.decode(data, how.pixels)
 
 
 def _preprocess(image: Any, how: Preprocess) -> np.ndarray:
@@ -91,10 +92,18 @@ def _as_it_is(decoded: Any, how: Input) -> Any:  # noqa: ARG001 - one of several
 MODALITIES: dict[Modality, ModalityRow] = {
     "image": ModalityRow(images.probe, _decode, _preprocess, _pixels, "an image"),
     "text": ModalityRow(
-        texts.probe, texts.text, _as_it_is, _Texts, "one text, in UTF-8"
+        lambda data, _: texts.probe(data),
+        lambda data, _: texts.text(data),
+        _as_it_is,
+        _Texts,
+        "one text, in UTF-8",
     ),
     "vector": ModalityRow(
-        vectors.probe, vectors.vector, _as_it_is, _Vectors, "one .npy vector"
+        lambda data, _: vectors.probe(data),
+        lambda data, _: vectors.vector(data),
+        _as_it_is,
+        _Vectors,
+        "one .npy vector",
     ),
 }
 

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from tl_pipeline.config.catalog_entry import PixelSpec
 from tl_pipeline.inputs import images
-from tl_pipeline.inputs.images import MOST_PIXELS, Preprocess, RefusedImage
+from tl_pipeline.inputs.images import AS_IS, MOST_PIXELS, Preprocess, RefusedImage
 
 _JPEG = b"\xff\xd8\xff"
 _SPACES = ("Gray", "YCbCr")  # what decodes alike everywhere; CMYK does not
@@ -40,7 +41,7 @@ _one_large = threading.Lock()
 LUMA = torch.tensor([19595, 38470, 7471], dtype=torch.int32)
 
 
-def decode(data: bytes) -> torch.Tensor:
+def decode(data: bytes, how: PixelSpec = AS_IS) -> torch.Tensor:
     """The upright image in 8-bit RGB: uint8 of shape (3, height, width).
 
     Its values are those of ``images.decode``.
@@ -49,7 +50,7 @@ def decode(data: bytes) -> torch.Tensor:
         RefusedImage: see there.
     """
     found = _jpeg(data) if data.startswith(_JPEG) else None
-    image = _copied(images.decode(data)) if found is None else found
+    image = _copied(images.decode(data, how)) if found is None else found
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
@@ -75,7 +76,7 @@ def pixels(data: bytes, how: Preprocess) -> np.ndarray:
     Raises:
         RefusedImage: see there.
     """
-    return preprocess(decode(data), how)
+    return preprocess(decode(data, how.pixels), how)
 
 
 class PixelBatch:
@@ -111,11 +112,16 @@ def stack(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels (height, width, 3) of a whole JPEG of colour or grey, else None."""
+    """The pixels (height, width, 3) of a whole JPEG of colour or grey, else None.
+
+    Raises:
+        RefusedImage: it is over the pixel limit.
+    """
     try:
-        _, _, space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in _SPACES:
             return None
+        images.check_size(int(width), int(height))
         turned = images.orientation(data)
         # strict: PIL has its own opinion of damaged ones
         found = simplejpeg.decode_jpeg(data, "RGB", strict=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tl_pipeline import heads
 from tl_pipeline.config import catalog
-from tl_pipeline.config.catalog_entry import Modality
+from tl_pipeline.config.catalog_entry import Modality, PixelSpec
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.encoder_specs import (
     BackboneSpec,
@@ -21,6 +21,7 @@ from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.search import candidates
+from tl_pipeline.inputs.images import AS_IS
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Context, Step
 from tl_pipeline.store.artifacts import Store
@@ -88,7 +89,7 @@ def prepare(
     looker = _looker(spec, dataset)
     asked = [*spec.backbones, *([looker] if looker else [])]
     check_modality(dataset, asked)
-    found = resolve(asked, store, verify=verify, download=download)
+    found = resolve(asked, store, how=dataset.pixels, verify=verify, download=download)
     work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
     if spec.ensemble:
         _check_ensemble(spec.ensemble, work)
@@ -128,7 +129,8 @@ def prepare_encoders(
     entry = catalog.find(dataset, catalog_file)
     check_modality(entry, asked)
     context = Context(store=store, dataset=entry, seed=seed, trust_memo=not verify)
-    return context, resolve(asked, store, verify=verify, download=True)
+    found = resolve(asked, store, how=entry.pixels, verify=verify, download=True)
+    return context, found
 
 
 def _complete(spec: RunSpec) -> list[HeadSpec]:
@@ -212,10 +214,13 @@ def resolve(
     asked: Sequence[BackboneSpec],
     store: Store,
     *,
+    how: PixelSpec = AS_IS,
     verify: bool = False,
     download: bool = False,
 ) -> list[AnyEncoder]:
     """The encoders that are ``asked`` for, all names checked first; see ``prepare``.
+
+    ``how`` is what their dataset says of reading images.
 
     Raises:
         UnknownName, InvalidSpec, WeightsError: see ``errors``.
@@ -227,7 +232,7 @@ def resolve(
     def one(wish: EncoderSpec) -> Encoder:
         if download:
             resolution.fetch(wish, store)
-        encoder = resolution.resolve(wish, store, trust=not verify)
+        encoder = resolution.resolve(wish, store, trust=not verify).reading(how)
         if download and not EmbeddingFolder(store, encoder.key).begun():
             from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch
 

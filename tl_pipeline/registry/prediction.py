@@ -111,7 +111,7 @@ def _prepared(file: Path, ways: Sequence[Input]) -> dict[Input, Any]:
         OSError: it cannot be read.
     """
     modality = modalities.of(ways[0])
-    decoded = modality.decode(file.read_bytes())
+    decoded = modality.decode(file.read_bytes(), ways[0])
     return {how: modality.prepare(decoded, how) for how in ways}
 
 

@@ -72,7 +72,8 @@ class CocoObjects:
             for field, (path, split) in given.items()
             if path
         }
-        self._photos = Photos([folder for _, folder, _ in self._files.values()])
+        folders = [folder for _, folder, _ in self._files.values()]
+        self._photos = Photos(folders, spec.pixels)
 
     def __reduce__(self) -> tuple[type["CocoObjects"], tuple[CocoObjectsSpec]]:
         return CocoObjects, (self._spec,)  # decoded photos stay at home

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_pipeline.config.catalog_entry import PixelSpec
 from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode
 from tl_pipeline.sources.entry import Entry
 from tl_pipeline.sources.tar_members import printable
@@ -110,7 +111,8 @@ class Photos:
     listed photo by photo, so that each photo is decoded once while ingesting.
     """
 
-    def __init__(self, folders: Sequence[str]) -> None:
+    def __init__(self, folders: Sequence[str], how: PixelSpec) -> None:
+        self._how = how
         self._folders = tuple(f"{folder.rstrip(os.sep)}{os.sep}" for folder in folders)
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, Stamp], np.ndarray] = OrderedDict()
@@ -158,7 +160,7 @@ class Photos:
                     return self._kept[path, stamp]
             if not Path(path).is_file():  # as a pipe is none: reading it would hang
                 raise FileNotFoundError("no such photo")
-            pixels = np.asarray(decode(Path(path).read_bytes()))
+            pixels = np.asarray(decode(Path(path).read_bytes(), self._how))
         except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
             raise OSError(f"{uri}: {error}") from None
         with self._lock:

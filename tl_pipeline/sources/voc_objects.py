@@ -43,7 +43,7 @@ class VocObjects:
         root = spec.path.expanduser().resolve()
         self._base = root / f"{early}VOCdevkit/VOC{spec.year}"
         self._folder = inside(str(self._base), "JPEGImages")
-        self._photos = Photos([self._folder])
+        self._photos = Photos([self._folder], spec.pixels)
         # Our names of the splits to VOC's.
         self._splits = {"train": "train", "test": "val"}
         if spec.year == 2007:
