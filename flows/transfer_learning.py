@@ -139,5 +139,6 @@ def _submit(work: Work, spread: Spreader | None) -> RunRecord:
             outcomes[id(wired.manifest)].output,
             [outcomes[id(future)].output for future in wired.evaluations],
             outcomes[id(wired.registered)].output,
+            wired.subjects,
         ),
     )

@@ -13,7 +13,7 @@ from tl_pipeline import query
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.runs import records
+from tl_pipeline.runs import controls
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
@@ -179,7 +179,7 @@ def test_groups_bring_a_control_that_is_split_image_by_image(
     assert found.by_image.value > found.by_group.value + 0.25
     assert abs(found.by_group.value - found.test.value) < 0.25
     assert "split image by image" not in record.best.encoder
-    assert records.leakage(record.results) == found
+    assert controls.leakage(record.results) == found
 
 
 def test_without_groups_there_is_no_such_control(photos: Path, tmp_path: Path):

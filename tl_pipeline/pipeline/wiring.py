@@ -4,7 +4,7 @@
 each what it would do, and the Prefect flow submits them as tasks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -27,7 +27,8 @@ from tl_pipeline.pipeline.stages import (
 )
 from tl_pipeline.pipeline.stages.register import Best
 from tl_pipeline.pipeline.work import Work, prepare
-from tl_pipeline.runs import records
+from tl_pipeline.runs import controls, records, results
+from tl_pipeline.runs.controls import Subject
 from tl_pipeline.runs.planning import ONE_BY_ONE, UNTRAINED, Context, Outcome, Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
@@ -54,11 +55,15 @@ Call = Callable[..., Any]
 
 
 class Wired(NamedTuple):
-    """Handles to what the stages after the last one need."""
+    """Handles to what the stages after the last one need.
+
+    ``subjects[i]`` is what ``evaluations[i]`` scores; it is no handle.
+    """
 
     manifest: Any
     evaluations: list[Any]
     registered: Any
+    subjects: list[Subject]
 
 
 def wire(work: Work, call: Call) -> Wired:
@@ -67,6 +72,7 @@ def wire(work: Work, call: Call) -> Wired:
     ingested = manifest = call("ingest", context)
     embedded = call("embed", context, ingested, work.encoders)
     evaluations: list[Any] = []
+    subjects: list[Subject] = []
     used: list[AnyEncoder | None] = []
     # Of candidates and of their untrained twins: what may be averaged.
     together: dict[bool, list[Any]] = {False: [], True: []}
@@ -78,6 +84,7 @@ def wire(work: Work, call: Call) -> Wired:
         trained = call(stage, context, rows, embedded, encoder, head)
         scored = call("evaluate", context, rows, embedded, trained, encoder, head)
         evaluations.append(scored)
+        subjects.append(Subject(encoder.key, head.short(), context.control))
         used.append(encoder)
         if not (context.control or HEADS[head.name].control):
             together[encoder.control].append(scored)
@@ -93,23 +100,26 @@ def wire(work: Work, call: Call) -> Wired:
         shuffled = call("shuffle", control, manifest)
         for head in specs:
             score(control, shuffled, encoder, head)
-    averages = _averaged(work, call, manifest, together)
-    evaluations += averages
-    used += [None] * len(averages)
-    return Wired(manifest, evaluations, call("register", context, evaluations, used))
+    for subject, scored in _averaged(work, call, manifest, together):
+        evaluations.append(scored)
+        subjects.append(subject)
+        used.append(None)
+    registered = call("register", context, evaluations, used)
+    return Wired(manifest, evaluations, registered, subjects)
 
 
 def _averaged(
     work: Work, call: Call, manifest: Any, scored: dict[bool, list[Any]]
-) -> list[Any]:
+) -> Iterator[tuple[Subject, Any]]:
     """The heads of a run together, and as a control those of the untrained twins."""
-    ensemble, found = work.spec.ensemble, []
+    ensemble, context = work.spec.ensemble, work.context
     if ensemble:
-        found.append(call("average", work.context, manifest, scored[False], ensemble))
+        made = call("average", context, manifest, scored[False], ensemble)
+        yield Subject("", ensemble), made
     if ensemble and len(scored[True]) > 1 and not work.skipped:
-        control = replace(work.context, control=UNTRAINED)
-        found.append(call("average", control, manifest, scored[True], ensemble))
-    return found
+        control = replace(context, control=UNTRAINED)
+        made = call("average", control, manifest, scored[True], ensemble)
+        yield Subject("", ensemble, UNTRAINED), made
 
 
 def plan(work: Work) -> list[Step]:
@@ -158,10 +168,10 @@ def finish(
     store, dataset = work.context.store, work.context.dataset.name
     best = wired.registered
     assert isinstance(best, Best)  # noqa: S101 - None only while planning
-    found, gain = records.results(
-        store, wired.evaluations, best.evaluation.key, work.spec.seed
-    )
-    split = records.splits(store, wired.manifest, dataset)
+    keys = [evaluation.key for evaluation in wired.evaluations]
+    paired = controls.pair(wired.subjects, keys, work.baselines)
+    found = results.results(store, wired.evaluations, best.evaluation.key, paired)
+    split = results.split_report(store, wired.manifest, dataset)
     record = RunRecord(
         run_id=records.new_run_id(),
         dataset=dataset,
@@ -173,11 +183,11 @@ def finish(
         quarantined=_rows(store, wired.manifest, QUARANTINE)
         + _refused(work, wired.manifest),
         duplicates=_rows(store, wired.manifest, DUPLICATES),
-        split_report=split.model_copy(update={"leakage": records.leakage(found)}),
+        split_report=split.model_copy(update={"leakage": controls.leakage(found)}),
         manifest=wired.manifest.key,
         results=found,
         joints=_joints(work),
-        gain=gain,
+        gain=controls.gain(store, found[0], work.spec.seed),
         decisions=decisions.of(store.path(best.evaluation)),
         registered=_registered(store, dataset, best.model.key),
         chosen=best.chosen,

@@ -41,13 +41,16 @@ class Work:
     """What a run does: the heads to train on each encoder, candidates first.
 
     ``eye`` is the encoder in whose embeddings near duplicates are looked for, None to
-    ignore them. ``skipped`` are the controls that were asked for and do not exist.
+    ignore them. ``baselines`` maps the key of an encoder to that of the same network
+    with random weights. ``skipped`` are the controls that were asked for and do not
+    exist.
     """
 
     spec: RunSpec
     context: Context
     heads: list[tuple[AnyEncoder, list[HeadSpec]]]
     eye: AnyEncoder | None
+    baselines: dict[str, str] = field(default_factory=dict)
     skipped: list[Step] = field(default_factory=list)
 
     @property
@@ -90,13 +93,18 @@ def prepare(
     asked = [*spec.backbones, *([looker] if looker else [])]
     check_modality(dataset, asked)
     found = resolve(asked, store, how=dataset.pixels, verify=verify, download=download)
-    work = [(encoder, list(wanted)) for encoder in found[: len(spec.backbones)]]
+    spec, encoders = _each_once(spec, found)
+    work = [(encoder, list(wanted)) for encoder in encoders]
     if spec.ensemble:
         _check_ensemble(spec.ensemble, work)
+    baselines: dict[str, AnyEncoder] = {}
     skipped: list[Step] = []
     if spec.controls:
         work[0][1].append(MAJORITY)
-        work += _untrained(spec, store, wanted, [encoder for encoder, _ in work])
+        baselines = _baselines(spec, store, encoders)
+        known = {encoder.key for encoder, _ in work}
+        new = {b.key: b for b in baselines.values() if b.key not in known}
+        work += [(baseline, list(wanted)) for baseline in new.values()]
         skipped = list(_without_twin(spec))
     context = Context(
         store=store,
@@ -109,7 +117,8 @@ def prepare(
         trust_memo=not verify,
         previous=records.keys_used(records.latest(store, dataset.name)),
     )
-    return Work(spec, context, work, found[-1] if looker else None, skipped)
+    keys = {key: baseline.key for key, baseline in baselines.items()}
+    return Work(spec, context, work, found[-1] if looker else None, keys, skipped)
 
 
 def prepare_encoders(
@@ -150,6 +159,21 @@ def _complete(spec: RunSpec) -> list[HeadSpec]:
             "name a head to compare with it"
         )
     return wanted
+
+
+def _each_once(
+    spec: RunSpec, found: Sequence[AnyEncoder]
+) -> tuple[RunSpec, list[AnyEncoder]]:
+    """``spec`` and its encoders, the first of ``found``, without repetitions.
+
+    Two backbones that are written differently may mean one encoder.
+    """
+    once: dict[str, tuple[BackboneSpec, AnyEncoder]] = {}
+    for asked, encoder in zip(spec.backbones, found, strict=False):
+        once.setdefault(encoder.key, (asked, encoder))
+    backbones = tuple(asked for asked, _ in once.values())
+    encoders = [encoder for _, encoder in once.values()]
+    return spec.model_copy(update={"backbones": backbones}), encoders
 
 
 def _looker(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:
@@ -244,17 +268,15 @@ def resolve(
     return [concat.combine(list(map(one, members(wish))), wish) for wish in asked]
 
 
-def _untrained(
-    spec: RunSpec, store: Store, wanted: list[HeadSpec], found: list[AnyEncoder]
-) -> list[tuple[AnyEncoder, list[HeadSpec]]]:
-    """The untrained twin of every backbone, once."""
-    twins: dict[str, AnyEncoder] = {}
-    for wish, trained in zip(spec.backbones, found, strict=True):
-        if not concat.no_baseline_reason(wish):
-            encoder = concat.random_init_baseline(wish, trained, spec.seed, store)
-            twins.setdefault(encoder.key, encoder)
-    known = {encoder.key for encoder in found}
-    return [(twin, wanted) for key, twin in twins.items() if key not in known]
+def _baselines(
+    spec: RunSpec, store: Store, found: list[AnyEncoder]
+) -> dict[str, AnyEncoder]:
+    """The random-init baseline of each of ``found``, by its key; some have none."""
+    return {
+        trained.key: concat.random_init_baseline(wish, trained, spec.seed, store)
+        for wish, trained in zip(spec.backbones, found, strict=True)
+        if not concat.no_baseline_reason(wish)
+    }
 
 
 def _without_twin(spec: RunSpec) -> Iterator[Step]:

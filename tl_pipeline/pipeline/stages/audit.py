@@ -24,7 +24,7 @@ from tl_pipeline.data.split_report import NearDuplicateFindings
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.runs import records
+from tl_pipeline.runs import results
 from tl_pipeline.runs.planning import (
     Context,
     EmbeddingsOf,
@@ -142,7 +142,7 @@ def _together(
 
 
 def _said(store: Store, made: Artifact) -> str:
-    found = records.near_duplicates(store, made)
+    found = results.near_duplicates(store, made)
     return near_duplicates(found) if found else ""
 
 

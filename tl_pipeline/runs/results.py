@@ -1,0 +1,88 @@
+"""What a run's record says of its evaluations and of its split."""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from tl_pipeline.data import split_counts
+from tl_pipeline.data.split_report import NearDuplicateFindings, SplitReport
+from tl_pipeline.data.splits import FOLDS
+from tl_pipeline.runs import records
+from tl_pipeline.runs.controls import Controls
+from tl_pipeline.runs.records import Result
+from tl_pipeline.score import Score
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, METRICS
+
+
+def results(
+    store: Store,
+    evaluations: Sequence[Artifact],
+    best: str,
+    controls: Mapping[str, Controls],
+) -> list[Result]:
+    """All results: the best, the candidates and the controls, each by validation.
+
+    ``best`` is the key of the chosen evaluation, ``controls`` are those of ``pair``.
+    """
+    order = {"best": 0, "candidate": 1, "control": 2}
+    found = [_result(store, evaluation, best, controls) for evaluation in evaluations]
+    return sorted(found, key=lambda r: (order[r.role], -r.validation.value))
+
+
+def split_report(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
+    """How ``manifest`` is split, and what changed since the last run on ``dataset``.
+
+    Call it before ``records.write``. If the last run's manifest is gone, it is as if
+    there had been no run.
+    """
+    last = records.latest(store, dataset)
+    before = store.find("manifests", last.manifest) if last else None
+
+    def images(of: Artifact) -> pa.Table:
+        return tables.read(MANIFEST, store.path(of), split_counts.COLUMNS)
+
+    return split_counts.describe(
+        images(manifest),
+        tables.read(DUPLICATES, store.path(manifest)),
+        images(before) if before else None,
+    ).model_copy(update={"near_duplicates": near_duplicates(store, manifest)})
+
+
+def near_duplicates(store: Store, manifest: Artifact) -> NearDuplicateFindings | None:
+    """What audit found in ``manifest``; None where nobody looked."""
+    found = store.provenance(manifest).get("near_duplicates")
+    return NearDuplicateFindings.model_validate(found) if found else None
+
+
+def _result(
+    store: Store, evaluation: Artifact, best: str, controls: Mapping[str, Controls]
+) -> Result:
+    provenance = store.provenance(evaluation)
+    metrics = tables.read(METRICS, store.path(evaluation)).to_pylist()
+    chosen = {
+        row["split"]: row
+        for row in metrics
+        if row["chosen"] and row["metric"] == "accuracy"
+    }
+    role = "control" if provenance["params"]["control"] else "candidate"
+    paired = controls.get(evaluation.key, Controls())
+    return Result(
+        evaluation=evaluation.key,
+        encoder=chosen["test"]["encoder"],
+        encoder_key=chosen["test"]["encoder_key"],
+        head=chosen["test"]["head"],
+        role="best" if evaluation.key == best else role,
+        untrained=paired.untrained,
+        by_image=paired.by_image,
+        folds=_score(chosen[FOLDS]) if FOLDS in chosen else None,
+        validation=_score(chosen["validation"]),
+        test=_score(chosen["test"]),
+        test_images=chosen["test"]["images"],
+        members=provenance.get("members", []),
+    )
+
+
+def _score(row: Mapping[str, float]) -> Score:
+    return Score(value=row["value"], low=row["low"], high=row["high"])
