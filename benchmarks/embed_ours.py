@@ -20,7 +20,8 @@ from timeline import Timeline, save_vectors, since_start
 from tl_pipeline.config.specs import EncoderSpec, RunSpec
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.stages.embed import Embed, pairs
+from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.work import resolve
 from tl_pipeline.progress import reporting
 from tl_pipeline.store.artifacts import Store
@@ -50,9 +51,10 @@ def run(images: Path, store: Path, text: str, timeline: Timeline) -> dict[str, A
     work = wiring.prepare(spec, Store.open(store))
     encoder = work.heads[0][0]
     timeline.loaded()
-    ingested = ingest.run(work.context)
+    ingested = Ingest(work.at, work.dataset).run()
+    embedding = Embed(work.at, work.dataset, ingested.output, (encoder,))
     with reporting(_Reporter(timeline)):
-        embedded = embed.run(work.context, ingested.output, [encoder])
+        embedded = embedding.run()
     return {
         "ingest": ingested.step.seconds,
         "embed": embedded.step.seconds,
@@ -68,12 +70,9 @@ def keep_vectors(images: Path, store: Path, text: str, out: Path) -> None:
         dataset=str(images), backbones=(EncoderSpec.parse(text),), controls=False
     )
     work = wiring.prepare(spec, Store.open(store))
-    manifest = ingest.run(work.context).output
-    names = {
-        image_id: Path(uri).name
-        for image_id, uri in embed.images_of(work.context, manifest)
-    }
-    folder = EmbeddingFolder(work.context.store, work.heads[0][0].key)
+    images_of = Ingest(work.at, work.dataset).run().output.images
+    names = {image_id: Path(uri).name for image_id, uri in pairs(images_of)}
+    folder = EmbeddingFolder(work.at.store, work.heads[0][0].key)
     found = folder.load(names)
     save_vectors(out, [names[image_id] for image_id in found.image_ids], found.vectors)
 

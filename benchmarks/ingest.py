@@ -28,7 +28,7 @@ from tl_pipeline.config.datasets import DigitsSpec, ImageFolderSpec
 from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import scan
 from tl_pipeline.pipeline.stages import ingest as stage
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.sources import Entry, open_source
 from tl_pipeline.store.artifacts import Store
 
@@ -105,7 +105,9 @@ def ingest_made_up(rows: int, root: Path) -> None:
     store = Store.open(root)
     store.create()
     before, started = peak(), time.perf_counter()
-    found = stage.run(Context(store, DigitsSpec(type="digits", name="made-up")))
+    found = stage.Ingest(
+        Workspace(store), DigitsSpec(type="digits", name="made-up")
+    ).run()
     assert found.step.units == rows
     print(json.dumps([time.perf_counter() - started, peak() - before]))
 

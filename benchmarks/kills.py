@@ -24,10 +24,10 @@ from results import machine, record
 from tl_pipeline.config import catalog
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.encoders import resolution
-from tl_pipeline.pipeline import wiring
-from tl_pipeline.pipeline.stages import embed
+from tl_pipeline.pipeline.stages.embed import Embed
+from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.progress import reporting
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, Embeddings
 
@@ -46,22 +46,18 @@ class _Told:
     def finish(self, task: str) -> None: ...
 
 
-def context(store: Path, images: Path) -> Context:
-    """A run on a folder of images."""
-    return Context(Store.open(store), catalog.find(str(images)), part_rows=ROWS)
-
-
 def work(
     store: Path, images: Path, *, told: bool = False
 ) -> tuple[int, Embeddings, list[str]]:
     """Embed what is missing: how many, all embeddings, and every id in the parts."""
-    here = context(store, images)
-    encoder = resolution.resolve(EncoderSpec(backbone="lenet5"), here.store)
-    manifest = wiring.ingest.run(here).output
+    at, dataset = Workspace(Store.open(store)), catalog.find(str(images))
+    encoder = resolution.resolve(EncoderSpec(backbone="lenet5"), at.store)
+    manifest = Ingest(at, dataset).run().output
+    embedding = Embed(at, dataset, manifest, (encoder,), ROWS)
     with reporting(_Told()) if told else nullcontext():
-        step = embed.run(here, manifest, [encoder]).step
-    folder = EmbeddingFolder(here.store, encoder.key)
-    ids = [i for i, _ in embed.images_of(here, manifest)]
+        step = embedding.run().step
+    folder = EmbeddingFolder(at.store, encoder.key)
+    ids = manifest.table["image_id"].to_pylist()
     files = sorted(folder.path.glob("part-*"))
     held = [i for f in files for i in pq.read_table(f)["image_id"].to_pylist()]
     return 0 if step.cached else step.units, folder.load(ids), held

@@ -16,12 +16,13 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.clusters import Cluster, Runner, started
+from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.errors import InvalidSpec, TransferLearningError, WorkerLost
 from tl_pipeline.pipeline import partitions
 from tl_pipeline.pipeline.partitions import Partition
-from tl_pipeline.pipeline.stages.embed import Group, Spread
+from tl_pipeline.pipeline.stages.embed import Group, RemoteResult
 from tl_pipeline.progress import Track
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.store.artifacts import Store
 
 _HERE = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}  # noqa: S104 - only compared
 
@@ -54,16 +55,21 @@ def embed_partition(partition: Partition, cores: int | None) -> Mapping[str, Any
 
 
 @dataclass(frozen=True)
-class Spreader:
+class ClusterExecutor:
     """Embeds groups of images on the cluster of kind ``runner`` at ``address``."""
 
     runner: Runner
     address: str | None
 
     def __call__(
-        self, context: Context, groups: Sequence[Group], track: Track
-    ) -> Spread:
-        """See ``tl_pipeline.pipeline.stages.embed.Spreader``.
+        self,
+        store: Store,
+        dataset: DatasetSpec,
+        part_rows: int,
+        groups: Sequence[Group],
+        track: Track,
+    ) -> RemoteResult:
+        """See ``tl_pipeline.pipeline.stages.embed.Executor``.
 
         Raises:
             InvalidSpec: there is no such cluster, or it cannot reach our server.
@@ -72,12 +78,12 @@ class Spreader:
         """
         with (
             _server(self.address),
-            partitions.cut(context, groups) as found,
+            partitions.cut(store, dataset, part_rows, groups) as found,
             started(self.runner, self.address) as cluster,
         ):
             done = _all(cluster, found, track)
         said = f"in {len(found):,} partition{'s' if len(found) > 1 else ''}"
-        return Spread(done, f"; {said} on {self.runner}")
+        return RemoteResult(done, f"; {said} on {self.runner}")
 
 
 def _all(

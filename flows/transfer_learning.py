@@ -1,18 +1,15 @@
 """The flow: ingest, embed, train, evaluate, register, each cached by the store."""
 
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow
-from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import clusters
 from flows.clusters import Runner
-from flows.partitions import Spreader
-from flows.tasks import TASKS, run_name
+from flows.partitions import ClusterExecutor
+from flows.tasks import TaskPerStage
 from flows.watching import logged
 from tl_pipeline.config.encoder_specs import parse_backbone
 from tl_pipeline.config.specs import (
@@ -26,8 +23,6 @@ from tl_pipeline.config.specs import (
 from tl_pipeline.encoders.backbones import PATTERN
 from tl_pipeline.heads import HEADS, PROFILES
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.pipeline.wiring import Wired, Work
-from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 
@@ -38,8 +33,6 @@ HeadText = Annotated[
 ]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
-# A second stage would compete for the same cores and GPU memory.
-ONE_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=1)
 BACKBONES_BY_DEFAULT = [encoder.short() for encoder in DEFAULTS.backbones]
 SEARCH_BY_DEFAULT = DEFAULTS.search.short()
 HEADS_BY_DEFAULT = [head.short() for head in DEFAULTS.heads]
@@ -48,7 +41,6 @@ HEADS_BY_DEFAULT = [head.short() for head in DEFAULTS.heads]
 @flow(
     name="transfer-learning",
     flow_run_name="{dataset}",
-    task_runner=ONE_AT_A_TIME,
 )
 def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     dataset: str,
@@ -111,34 +103,6 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         verify=verify,
         download=download,
     )
+    executor = None if runner == "threads" else ClusterExecutor(runner, address)
     with logged():
-        spread = None if runner == "threads" else Spreader(runner, address)
-        return _submit(work, spread)
-
-
-def _submit(work: Work, spread: Spreader | None) -> RunRecord:
-    started = datetime.now(UTC)
-    submitted: list[PrefectFuture[Any]] = []
-
-    def call(stage: str, *inputs: Any) -> PrefectFuture[Any]:
-        named = TASKS[stage].with_options(task_run_name=run_name(stage, inputs))
-        if stage == "embed":
-            inputs = (*inputs, spread)
-        submitted.append(named.submit(*inputs))
-        return submitted[-1]
-
-    wired = wiring.wire(work, call)
-    # In order, so that the first failure is raised and not what followed from it.
-    outcomes = {id(future): future.result() for future in submitted}
-    steps: list[Step] = [s for outcome in outcomes.values() for s in outcome.steps]
-    return wiring.finish(
-        work,
-        started,
-        steps,
-        Wired(
-            outcomes[id(wired.manifest)].output,
-            [outcomes[id(future)].output for future in wired.evaluations],
-            outcomes[id(wired.registered)].output,
-            wired.subjects,
-        ),
-    )
+        return wiring.run(work, TaskPerStage(), executor)

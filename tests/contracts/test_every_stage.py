@@ -1,7 +1,8 @@
-"""What every row of STAGES promises, on a real run over a small folder."""
+"""What every stage promises, on a real run over a small folder."""
 
-import inspect
+import importlib
 import os
+import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from PIL import Image
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.config.split_specs import NearDuplicatesSpec
 from tl_pipeline.encoders import encoder
-from tl_pipeline.pipeline import wiring
-from tl_pipeline.pipeline.wiring import STAGES, Work
-from tl_pipeline.runs.planning import LOST, Context, Outcome, Step
+from tl_pipeline.pipeline import stages, wiring
+from tl_pipeline.pipeline.stage import Stage
+from tl_pipeline.pipeline.wiring import Work
+from tl_pipeline.runs.planning import LOST, Outcome, Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
@@ -28,6 +30,10 @@ from tl_pipeline.store.tables import (
     QUARANTINE,
 )
 
+STAGES = {
+    name: importlib.import_module(f"{stages.__name__}.{name}")
+    for _, name, _ in pkgutil.iter_modules(stages.__path__)
+}
 every_stage = pytest.mark.parametrize("stage", list(STAGES))
 
 
@@ -40,16 +46,11 @@ def test_a_stage_has_a_version(stage: str):
 
 
 @every_stage
-def test_plan_and_run_take_the_same_and_give_an_outcome(stage: str):
-    plan, run = STAGES[stage].plan, STAGES[stage].run
-    given = inspect.signature(plan).parameters
-    # What only says how to carry it out has a default, and a plan does without.
-    needed = inspect.signature(run).parameters.items()
-    assert given == {n: p for n, p in needed if p.default is inspect.Parameter.empty}
-    assert next(iter(inspect.signature(plan).parameters.values())).annotation is Context
-    assert "Outcome" in str(inspect.signature(run).return_annotation)
-    assert plan.__doc__
-    assert run.__doc__
+def test_a_stage_is_a_frozen_value_that_plans_and_runs(stage: str):
+    found = getattr(STAGES[stage], stage.capitalize())
+    assert found.__dataclass_params__.frozen
+    assert found.__doc__
+    assert {"title", "plan", "run"} <= set(dir(found))
 
 
 @every_stage
@@ -82,8 +83,8 @@ def work(photos: Path, store: Store) -> Work:
     prepared = wiring.prepare(spec, store)
     # That every stage has something to do.
     near = NearDuplicatesSpec(action="keep_together")
-    dataset = prepared.context.dataset.model_copy(update={"near_duplicates": near})
-    return replace(prepared, context=replace(prepared.context, dataset=dataset))
+    dataset = prepared.dataset.model_copy(update={"near_duplicates": near})
+    return replace(prepared, dataset=dataset)
 
 
 @pytest.fixture(scope="session")
@@ -274,16 +275,18 @@ def test_a_lost_part_costs_only_its_images(ran: Ran, copied: Store):
 
 @every_stage
 def test_a_stage_asked_alone_answers_as_in_the_run(ran: Ran, stage: str):
-    """A stage is a plain function of small references: no flow is needed."""
+    """A stage is a value with its inputs: no flow is needed."""
     prepared = work(ran.photos, Store.open(ran.root))
     seen: list[Outcome[Any]] = []
 
-    def call(name: str, *inputs: Any) -> Any:
-        outcome = STAGES[name].plan(*inputs)
-        if name == stage:
+    def perform(asked: Stage[Any]) -> Any:
+        outcome = asked.plan()
+        if type(asked).__module__ == STAGES[stage].__name__:
             seen.append(outcome)
-            assert STAGES[name].run(*inputs).output == outcome.output
+            again, planned = asked.run(), outcome
+            assert again.step.cached if stage != "embed" else again.steps[0].cached
+            assert [s.keys for s in again.steps] == [s.keys for s in planned.steps]
         return outcome.output
 
-    wiring.wire(prepared, call)
+    wiring.wire(prepared, perform)
     assert seen

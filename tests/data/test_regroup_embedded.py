@@ -12,10 +12,10 @@ from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import engine
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.stages import embed
+from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.progress import track
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.timings import Clock, Timings
@@ -71,11 +71,11 @@ def test_every_image_is_read_once_for_all_encoders(
 def test_only_what_is_missing_under_an_encoder_is_embedded(
     store: Store, wanted: list[Encoder], folder: Path
 ):
-    context = Context(store, catalog.find(str(folder)))
-    images = embed.images_of(context, wiring.ingest.run(context).output)
-    embed.fill(context, wanted[:1], images[:20])
-    embed.fill(context, wanted[1:2], images[10:30])
-    done = embed.fill(context, wanted, images)
+    dataset = catalog.find(str(folder))
+    images = embed.pairs(Ingest(Workspace(store), dataset).run().output.images)
+    embed.fill(store, dataset, wanted[:1], images[:20])
+    embed.fill(store, dataset, wanted[1:2], images[10:30])
+    done = embed.fill(store, dataset, wanted, images)
     assert [done[encoder.key].images for encoder in wanted] == [40, 40, 60, 60]
     for encoder in wanted:
         parts = EmbeddingFolder(store, encoder.key).path.glob("part-*")
@@ -87,15 +87,15 @@ def test_only_what_is_missing_under_an_encoder_is_embedded(
 def test_each_encoder_has_a_step_of_its_own(
     store: Store, wanted: list[Encoder], folder: Path
 ):
-    context = Context(store, catalog.find(str(folder)))
-    manifest = wiring.ingest.run(context).output
-    first = embed.run(context, manifest, wanted[:2])
-    second = embed.run(context, manifest, wanted[:3])
+    at, dataset = Workspace(store), catalog.find(str(folder))
+    manifest = Ingest(at, dataset).run().output
+    first = embed.Embed(at, dataset, manifest, tuple(wanted[:2])).run()
+    second = embed.Embed(at, dataset, manifest, tuple(wanted[:3])).run()
     assert [step.subject for step in second.steps] == [e.label for e in wanted[:3]]
     assert [step.cached for step in second.steps] == [True, True, False]
     assert [step.timings is not None for step in second.steps] == [False, False, True]
     assert first.output.items() <= second.output.items()
-    planned = embed.plan(context, manifest, wanted[:3])
+    planned = embed.Embed(at, dataset, manifest, tuple(wanted[:3])).plan()
     assert planned.output == second.output
 
 

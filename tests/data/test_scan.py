@@ -238,7 +238,7 @@ import json, sys
 from pathlib import Path
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.config.datasets import DigitsSpec
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.sources import Entry
 from tl_pipeline.pipeline.stages import ingest
 
@@ -261,7 +261,7 @@ def peak():
 def ingested(rows, store):
     ingest.open_source = lambda spec: Many(rows)
     dataset = DigitsSpec(type="digits", name="many")
-    step = ingest.run(Context(store, dataset)).step
+    step = ingest.Ingest(Workspace(store), dataset).run().step
     return step.units, step.cached
 
 store = Store.open(sys.argv[2])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from tl_pipeline.config.datasets import ImageFolderSpec
 from tl_pipeline.data.splits import TEST, VALIDATION
 from tl_pipeline.evaluation import calibration, cross_fitting
 from tl_pipeline.evaluation.averaging import Said, averaged, greedy
-from tl_pipeline.pipeline.stages import average
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stages.average import Average
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.keys import key_document
@@ -118,10 +118,11 @@ def manifest_of(store: Store, images: int) -> Artifact:
 
 def put_together(store: Store, heads: int, images: int, seed: int) -> Any:
     """The step of ``--ensemble greedy`` on noise, and its accuracy by split."""
-    dataset = ImageFolderSpec(name="photos", path=store.root)
-    context = Context(store, dataset)
-    made = stored(store, heads, images, seed)
-    outcome = average.run(context, manifest_of(store, images), made, "greedy")
+    made = tuple(stored(store, heads, images, seed))
+    manifest = Manifest(store, manifest_of(store, images), "photos")
+    outcome = Average(
+        Workspace(store), manifest, made, "greedy", 0, "temperature", 0.05
+    ).run()
     rows = tables.read(METRICS, store.path(outcome.output)).to_pylist()
     found = {r["split"]: r["value"] for r in rows if r["metric"] == "accuracy"}
     return outcome.step, found

@@ -23,8 +23,9 @@ from tl_pipeline.inputs.images import AS_IS, RefusedImage
 from tl_pipeline.inputs.modalities import MODALITIES
 from tl_pipeline.inputs.vectors import as_npy
 from tl_pipeline.pipeline import wiring, work
+from tl_pipeline.pipeline.work import Study
 from tl_pipeline.registry import index, prediction
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
@@ -194,7 +195,9 @@ def test_vectors_are_ranked_and_looked_at(store: Store, tmp_path: Path):
     spec = FeaturesSpec(name="points", type="features", train=tmp_path / "x.npz")
     wish = EncoderSpec(backbone="features")
     encoders = work.resolve([wish], store)
-    found = ranking.rank(Context(store, spec), encoders, 1000)
+    found = ranking.rank(
+        Study(Workspace(store), spec, encoders, seed=0), encoders, 1000
+    )
     assert found.pick.encoder == "features/vector as given"
     seen = overview.look(spec)
     assert seen.sheet is None

@@ -172,11 +172,11 @@ def averaged(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Run
     """A run whose best is an average of a joint's head and others."""
     plain = register._best
 
-    def best(context: Any, evaluations: list[Artifact]) -> tuple[Artifact, str]:
+    def best(store: Store, evaluations: list[Artifact]) -> tuple[Artifact, str]:
         for one in evaluations:
-            if "members" in context.store.provenance(one):
+            if "members" in store.provenance(one):
                 return one, "by this test"
-        return plain(context, evaluations)
+        return plain(store, evaluations)
 
     monkeypatch.setattr(register, "_best", best)
     return run(

@@ -185,9 +185,10 @@ from tl_pipeline.embedding import engine
 from tl_pipeline.encoders import resolution
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.config.datasets import ImageFolderSpec
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.config.specs import EncoderSpec
-from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.stages.embed import Embed
+from tl_pipeline.pipeline.stages.ingest import Ingest
 
 def megabytes():
     if not Path("/proc/self/status").exists():
@@ -200,9 +201,9 @@ store = Store.open(Path(sys.argv[2]))
 store.create()
 encoder = resolution.resolve(EncoderSpec(backbone="lenet5"), store)
 dataset = ImageFolderSpec(name="damaged", path=Path(sys.argv[1]), max_quarantined=1)
-context, imported = Context(store, dataset), megabytes()
-manifest = ingest.run(context).output
-embed.run(context, manifest, [encoder])
+at, imported = Workspace(store), megabytes()
+manifest = Ingest(at, dataset).run().output
+Embed(at, dataset, manifest, (encoder,)).run()
 print(json.dumps([manifest.key, encoder.key, imported, megabytes()]))
 """
 

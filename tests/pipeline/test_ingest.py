@@ -18,12 +18,16 @@ from tl_pipeline.data.splits import SPLITS, TEST, TRAIN, VALIDATION, tiny
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.heads import fitted
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.pipeline.stages import embed, ingest, train
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.stages.embed import Embed
+from tl_pipeline.pipeline.stages.ingest import Ingest
+from tl_pipeline.pipeline.stages.train import Train
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.sources import Entry
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.tables import MANIFEST, QUARANTINE
 
 LOGISTIC = HeadSpec(name="logistic", params={"C": 0.1})
@@ -63,8 +67,8 @@ class Trained:
         )
         self.work = wiring.prepare(spec, store)
         dataset = DigitsSpec(type="digits", name="weighed")
-        self.context = replace(self.work.context, dataset=dataset)
-        self.manifest = Artifact("", "", "")
+        self.work = replace(self.work, dataset=dataset)
+        self.manifest: Manifest
 
     def __call__(self, weights: dict[int, float], head: HeadSpec = LOGISTIC) -> Any:
         """The keys of the heads, and the one head fitted."""
@@ -72,11 +76,16 @@ class Trained:
         for stage in (ingest, embed):
             self._patch.setattr(stage, "open_source", lambda _: source)
         encoder = self.work.heads[0][0]
-        self.manifest = ingest.run(self.context).output
-        embedded = embed.run(self.context, self.manifest, [encoder]).output
-        inputs = (self.context, self.manifest, embedded, encoder, head)
-        (made,) = train.run(*inputs).output
-        return made.key, fitted.load(self.context.store.path(made))
+        work = self.work
+        self.manifest = Ingest(work.at, work.dataset).run().output
+        embedding = Embed(work.at, work.dataset, self.manifest, (encoder,))
+        embeddings = embedding.run().output[encoder.key]
+        search, seed = work.spec.search, work.spec.seed
+        training = Train(
+            work.at, self.manifest, embeddings, encoder, head, search, seed
+        )
+        (made,) = training.run().output
+        return made.key, fitted.load(work.at.store.path(made))
 
 
 @pytest.fixture
@@ -100,15 +109,15 @@ def test_first_seen_is_carried_on_while_the_reason_stays(store: Store, folder: P
     broken.write_bytes(b"text")
     odd.write_bytes(b"")
     began = datetime.now(UTC)
-    keys = ingest.run(Context(store, spec)).step.keys
+    keys = Ingest(Workspace(store), spec).run().step.keys
     first = quarantined(store, keys["manifest"])
     assert [reason for reason, _ in first.values()] == ["not an image", "empty"]
     assert all(began <= seen <= datetime.now(UTC) for _, seen in first.values())
     odd.write_bytes(b"no image either")
     (folder / "china" / "new.jpg").write_bytes(b"text")
     later = datetime.now(UTC)
-    context = Context(store, spec, previous={("ingest", "photos"): keys})
-    step = ingest.run(context).step
+    at = Workspace(store, previous={("ingest", "photos"): keys})
+    step = Ingest(at, spec).run().step
     assert step.reason == "other files are refused or duplicate"
     found = quarantined(store, step.keys["manifest"])
     assert found["broken.jpg"] == first["broken.jpg"]
@@ -120,7 +129,7 @@ def test_first_seen_is_no_part_of_the_key(store: Store, folder: Path, tmp_path: 
     (folder / "china" / "broken.jpg").write_bytes(b"text")
     spec = ImageFolderSpec(name="photos", path=folder, max_quarantined=1)
     other = Store.open(tmp_path / "other")
-    steps = [ingest.run(Context(s, spec)).step for s in (store, store, other)]
+    steps = [Ingest(Workspace(s), spec).run().step for s in (store, store, other)]
     assert len({step.keys["manifest"] for step in steps}) == 1
     assert [step.cached for step in steps] == [False, True, False]
 
@@ -139,12 +148,12 @@ def age(store: Store, key: str) -> None:
 def test_what_an_older_version_refused_has_no_time(store: Store, folder: Path):
     (folder / "china" / "broken.jpg").write_bytes(b"text")
     spec = ImageFolderSpec(name="photos", path=folder, max_quarantined=1)
-    keys = ingest.run(Context(store, spec)).step.keys
+    keys = Ingest(Workspace(store), spec).run().step.keys
     age(store, keys["manifest"])
     assert quarantined(store, keys["manifest"])["broken.jpg"][1] is None
     (folder / "china" / "000.jpg").rename(folder / "china" / "moved.jpg")
-    context = Context(store, spec, previous={("ingest", "photos"): keys})
-    step = ingest.run(context).step
+    at = Workspace(store, previous={("ingest", "photos"): keys})
+    step = Ingest(at, spec).run().step
     assert step.reason == "1 moved"
     assert quarantined(store, step.keys["manifest"])["broken.jpg"][1] is None
 
@@ -178,7 +187,7 @@ def test_weights_reach_the_manifest_and_its_fingerprint(trained: Trained):
     trained({})
     plain = trained.manifest
     trained({0: 2.5, 3: 1})
-    rows = tables.read(MANIFEST, trained.context.store.path(trained.manifest))
+    rows = tables.read(MANIFEST, trained.work.at.store.path(trained.manifest.artifact))
     weights = dict(tables.values(rows, "uri", "weight"))
     assert {u: w for u, w in weights.items() if w is not None} == {"x/0": 2.5, "x/3": 1}
     assert trained.manifest.fingerprint != plain.fingerprint
@@ -204,8 +213,8 @@ def test_heads_learn_by_the_weights(trained: Trained, head: HeadSpec):
 def trained_vectors(trained: Trained) -> Any:
     from tl_pipeline.store.embeddings import EmbeddingFolder
 
-    rows = tables.read(MANIFEST, trained.context.store.path(trained.manifest))
-    folder = EmbeddingFolder(trained.context.store, trained.work.heads[0][0].key)
+    rows = tables.read(MANIFEST, trained.work.at.store.path(trained.manifest.artifact))
+    folder = EmbeddingFolder(trained.work.at.store, trained.work.heads[0][0].key)
     return folder.load(rows["image_id"].to_pylist())
 
 
@@ -245,10 +254,10 @@ def test_nothing_but_weights_of_0_is_refused(trained: Trained):
 def test_changed_weights_are_told(trained: Trained):
     trained({})
     keys = {"manifest": trained.manifest.key}
-    trained.context = replace(trained.context, previous={("ingest", "weighed"): keys})
+    at = replace(trained.work.at, previous={("ingest", "weighed"): keys})
     source = Weighed(trained._images, {0: 2.0, 1: 1.0})
     trained._patch.setattr(ingest, "open_source", lambda _: source)
-    assert ingest.plan(trained.context).step.reason == "1 weighed anew"
+    assert Ingest(at, trained.work.dataset).plan().step.reason == "1 weighed anew"
 
 
 def test_a_head_that_cannot_take_weights_is_refused(

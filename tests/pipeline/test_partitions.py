@@ -1,13 +1,15 @@
 """Partitions: the shards of a local run, and a worker that says what it cannot see."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tl_pipeline.config.catalog import find
+from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import forward
@@ -19,17 +21,27 @@ from tl_pipeline.pipeline import partitions
 from tl_pipeline.pipeline.partitions import Partition
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.pipeline.stages.embed import Group
-from tl_pipeline.runs.planning import Context
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def context(store: Store, folder: Path) -> Context:
+@dataclass(frozen=True)
+class Feed:
     """60 photos in shards of 16."""
-    return Context(store=store, dataset=find(str(folder)), part_rows=16)
+
+    store: Store
+    dataset: DatasetSpec
+    part_rows: int = 16
+
+    def cut(self, groups: Sequence[Group]) -> AbstractContextManager[list[Partition]]:
+        return partitions.cut(self.store, self.dataset, self.part_rows, groups)
+
+
+@pytest.fixture
+def feed(store: Store, folder: Path) -> Feed:
+    return Feed(store, find(str(folder)))
 
 
 @pytest.fixture
@@ -59,29 +71,27 @@ def parts(job: Job) -> list[str]:
     return sorted(file.name for file in job.folder.path.glob("part-*"))
 
 
-def local(context: Context, encoder: Encoder, images, root: Path) -> list[str]:
+def local(feed: Feed, encoder: Encoder, images, root: Path) -> list[str]:
     """The part files of a run in one process."""
-    context = replace(context, store=Store.open(root))
-    embed.fill(context, [encoder], images)
-    return parts(Job(encoder, EmbeddingFolder(context.store, encoder.key)))
+    store = Store.open(root)
+    embed.fill(store, feed.dataset, [encoder], images, feed.part_rows)
+    return parts(Job(encoder, EmbeddingFolder(store, encoder.key)))
 
 
 def test_partitions_write_the_part_files_of_a_local_run(
-    context: Context, job: Job, images, tmp_path: Path
+    feed: Feed, job: Job, images, tmp_path: Path
 ):
-    with partitions.cut(context, [Group([job], images)]) as found:
+    with feed.cut([Group([job], images)]) as found:
         assert [p.images for p in found] == [16, 16, 16, 12]
         done = [partitions.embed(p, 1)[job.encoder.key].images for p in reversed(found)]
     assert sum(done) == 60
-    assert parts(job) == local(context, job.encoder, images, tmp_path / "local")
-    assert not list((context.store.root / ".building").iterdir())
+    assert parts(job) == local(feed, job.encoder, images, tmp_path / "local")
+    assert not list((feed.store.root / ".building").iterdir())
 
 
-def test_many_shards_are_some_hundred_partitions_of_whole_shards(
-    context: Context, job: Job
-):
+def test_many_shards_are_some_hundred_partitions_of_whole_shards(feed: Feed, job: Job):
     many = [(f"{i:032x}", f"{i}.jpg") for i in range(1_003)]
-    with partitions.cut(replace(context, part_rows=3), [Group([job], many)]) as found:
+    with replace(feed, part_rows=3).cut([Group([job], many)]) as found:
         assert len(found) <= partitions.MOST
         assert all(p.images % 3 == 0 for p in found[:-1])
         listed = [image for p in found for image in partitions._images(place(p))]
@@ -93,10 +103,10 @@ def place(partition: Partition) -> Path:
 
 
 def test_a_partition_done_twice_computes_only_what_was_lost(
-    context: Context, job: Job, images, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, job: Job, images, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(partitions, "MOST", 1)
-    with partitions.cut(context, [Group([job], images)]) as (partition,):
+    with feed.cut([Group([job], images)]) as (partition,):
         partitions.embed(partition, 1)
         whole = {f: f.stat().st_mtime_ns for f in job.folder.path.glob("part-*")}
         lost, *kept = whole
@@ -109,7 +119,7 @@ def test_a_partition_done_twice_computes_only_what_was_lost(
 
 
 def test_a_worker_loads_a_network_once(
-    context: Context, job: Job, images, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, job: Job, images, monkeypatch: pytest.MonkeyPatch
 ):
     loaded = []
 
@@ -119,7 +129,7 @@ def test_a_worker_loads_a_network_once(
             super().__init__(*given)
 
     monkeypatch.setattr(forward, "Forward", Counted)
-    with partitions.cut(context, [Group([job], images)]) as found:
+    with feed.cut([Group([job], images)]) as found:
         for partition in found:
             partitions.embed(partition, 1)
     assert len(found) == 4
@@ -143,9 +153,9 @@ def test_a_worker_keeps_networks_up_to_a_size(
 
 
 def test_a_worker_that_does_not_see_the_store_makes_none(
-    context: Context, job: Job, images, tmp_path: Path
+    feed: Feed, job: Job, images, tmp_path: Path
 ):
-    with partitions.cut(context, [Group([job], images)]) as found:
+    with feed.cut([Group([job], images)]) as found:
         elsewhere = replace(found[0], store=str(tmp_path / "elsewhere"))
         with pytest.raises(StoreError, match="does not see the store"):
             partitions.embed(elsewhere, 1)
@@ -153,21 +163,21 @@ def test_a_worker_that_does_not_see_the_store_makes_none(
 
 
 def test_another_store_under_the_same_path_is_refused(
-    context: Context, job: Job, images, tmp_path: Path
+    feed: Feed, job: Job, images, tmp_path: Path
 ):
     other = Store.open(tmp_path / "other")
     other.create()
     with (
-        partitions.cut(context, [Group([job], images)]) as found,
+        feed.cut([Group([job], images)]) as found,
         pytest.raises(StoreError, match="does not see the store"),
     ):
         partitions.embed(replace(found[0], store=str(other.root)), 1)
 
 
 def test_a_worker_that_does_not_see_the_data_refuses_no_image(
-    context: Context, job: Job, images, folder: Path
+    feed: Feed, job: Job, images, folder: Path
 ):
-    with partitions.cut(context, [Group([job], images)]) as found:
+    with feed.cut([Group([job], images)]) as found:
         shutil.rmtree(folder)
         with pytest.raises(DatasetError, match="cannot read photos"):
             partitions.embed(found[0], 1)
@@ -175,25 +185,27 @@ def test_a_worker_that_does_not_see_the_data_refuses_no_image(
     assert parts(job) == []
 
 
-def test_one_image_that_is_gone_is_one_refused_row(context: Context, job: Job, images):
+def test_one_image_that_is_gone_is_one_refused_row(feed: Feed, job: Job, images):
     Path(images[0][1]).unlink()
-    with partitions.cut(context, [Group([job], images)]) as found:
+    with feed.cut([Group([job], images)]) as found:
         done = partitions.embed(found[0], 1)[job.encoder.key]
     assert (done.images, done.refused) == (15, 1)
     assert {why for why, _ in job.folder.refused().values()} == {"unreadable"}
 
 
 def test_what_workers_left_is_embedded_here_and_what_they_refused_is_not_tried_again(
-    context: Context, job: Job, images
+    feed: Feed, job: Job, images
 ):
     Path(images[0][1]).unlink()
 
-    def spread(context: Context, groups, _track) -> embed.Spread:
-        with partitions.cut(context, groups) as found:
+    def execute(_store, _dataset, _rows, groups, _track) -> embed.RemoteResult:
+        with feed.cut(groups) as found:
             done = partitions.embed(found[0], 1)  # the other three are lost
-        return embed.Spread(done, "; in 4 partitions on chance")
+        return embed.RemoteResult(done, "; in 4 partitions on chance")
 
-    filled = embed.fill(context, [job.encoder], images, spread)[job.encoder.key]
+    filled = embed.fill(
+        feed.store, feed.dataset, [job.encoder], images, feed.part_rows, execute
+    )[job.encoder.key]
     assert (filled.images, filled.refused) == (59, 1)
     assert filled.where == "; in 4 partitions on chance"
     assert len(parts(job)) == 4

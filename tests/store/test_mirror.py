@@ -532,25 +532,28 @@ def test_a_worker_elsewhere_embeds_into_the_same_store(
     from tl_pipeline.pipeline.stages import embed
 
     asked = work(at("A"), folder)
-    asked.context.store.create()
+    store, dataset = asked.at.store, asked.dataset
+    store.create()
     images = [
         (image_id(file.read_bytes()), str(file))
         for file in sorted(folder.rglob("*.jpg"))
     ]
     places: list[Any] = []
 
-    def spread(context: Any, groups: Any, _: Any) -> embed.Spread:
+    def execute(
+        store: Store, dataset: Any, rows: int, groups: Any, _: Any
+    ) -> embed.RemoteResult:
         done: dict[str, Any] = {}
-        with partitions.cut(context, groups) as cut:
+        with partitions.cut(store, dataset, rows, groups) as cut:
             monkeypatch.setenv("TL_CACHE", str(tmp_path / "worker"))
             for one in cut:
                 places.append(one.store)
                 for key, made in partitions.embed(one, cores=1).items():
                     done[key] = done[key] + made if key in done else made
-        return embed.Spread(done, "; elsewhere")
+        return embed.RemoteResult(done, "; elsewhere")
 
-    found = embed.fill(asked.context, asked.encoders, images, spread)
-    assert set(places) == {asked.context.store.uri}
+    found = embed.fill(store, dataset, asked.encoders, images, 512, execute)
+    assert set(places) == {store.uri}
     assert [(made.images, made.where) for made in found.values()] == [
         (60, "; elsewhere")
     ]
@@ -562,7 +565,8 @@ def test_a_partition_that_was_begun_elsewhere_is_finished(
     at: At, folder: Path, server: ObjectStore, url: str
 ):
     asked = work(at("A"), folder)
-    asked.context.store.create()
+    store, dataset = asked.at.store, asked.dataset
+    store.create()
     images = [
         (image_id(file.read_bytes()), str(file))
         for file in sorted(folder.rglob("*.jpg"))
@@ -571,9 +575,9 @@ def test_a_partition_that_was_begun_elsewhere_is_finished(
     from tl_pipeline.pipeline.stages.embed import Group
 
     (encoder,) = asked.encoders
-    job = Job(encoder, EmbeddingFolder(asked.context.store, encoder.key))
+    job = Job(encoder, EmbeddingFolder(store, encoder.key))
     job.folder.describe("{}")
-    with partitions.cut(asked.context, [Group([job], images)]) as cut:
+    with partitions.cut(store, dataset, 512, [Group([job], images)]) as cut:
         at("B")
         first = partitions.embed(cut[0], cores=1)
         at("C")

@@ -4,43 +4,46 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tl_pipeline.cli import main
 from tl_pipeline.errors import TransferLearningError
-from tl_pipeline.pipeline.labels import TrainingRows
+from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.studies.few_shots import drawn
 
+IDS = [f"{i:03d}" for i in range(90)]
 
-def rows(groups: dict[str, str] | None = None) -> TrainingRows:
-    labels = {f"{i:03d}": "abc"[i % 3] for i in range(90)}
-    return TrainingRows(labels, {}, groups or {})
+
+def rows(groups: dict[str, str] | None = None) -> Rows:
+    columns = {"image_id": IDS, "label": ["abc"[i % 3] for i in range(90)]}
+    if groups:
+        columns["group"] = [groups[i] for i in IDS]
+    return Rows(pa.table(columns))
 
 
 def test_a_draw_has_as_many_of_each_class_and_more_shots_hold_fewer():
     few, many = drawn(rows(), 2, 0, 0), drawn(rows(), 5, 0, 0)
     for part, shots in ((few, 2), (many, 5)):
-        found = list(part.labels.values())
-        assert {name: found.count(name) for name in "abc"} == dict.fromkeys(
-            "abc", shots
-        )
-    assert few.labels.keys() < many.labels.keys()
-    assert drawn(rows(), 5, 0, 0) == many
-    assert drawn(rows(), 5, 0, 1) != many
-    assert drawn(rows(), 5, 1, 0) != many
+        assert part.classes == dict.fromkeys("abc", shots)
+    assert set(few.ids) < set(many.ids)
+    assert drawn(rows(), 5, 0, 0).ids == many.ids
+    assert drawn(rows(), 5, 0, 1).ids != many.ids
+    assert drawn(rows(), 5, 1, 0).ids != many.ids
 
 
 def test_a_class_gives_what_it_has():
-    assert len(drawn(rows(), 1000, 0, 0).labels) == 90
+    assert len(drawn(rows(), 1000, 0, 0)) == 90
 
 
 def test_different_groups_come_first():
     groups = {f"{i:03d}": f"group {i // 9}" for i in range(90)}
     part = drawn(rows(groups), 10, 0, 0)
     for name in "abc":
-        own = [groups[i] for i, label in part.labels.items() if label == name]
+        pairs = zip(part.ids, part.labels, strict=True)
+        own = [groups[i] for i, label in pairs if label == name]
         assert len(set(own)) == 10
 
 

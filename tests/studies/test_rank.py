@@ -14,13 +14,15 @@ import pytest
 from tests.conftest import REPOSITORY
 from tl_pipeline.cli import rank_command
 from tl_pipeline.config import catalog
+from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.comparison import Difference
 from tl_pipeline.evaluation.metrics import Score
 from tl_pipeline.pipeline import wiring, work
 from tl_pipeline.pipeline.stages import embed
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.pipeline.work import Study
+from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -62,9 +64,13 @@ def tl(tmp_path: Path) -> Tl:
 
 def rank(store: Store, dataset: str, images: int, *wishes: EncoderSpec) -> Ranking:
     named = Path(dataset).exists()
-    context = Context(store, catalog.find(dataset, None if named else DIGITS))
+    entry = catalog.find(dataset, None if named else DIGITS)
     encoders = work.resolve(wishes or (LETTERS, TWIN), store)
-    return ranking.rank(context, encoders, images)
+    return ranking.rank(study(store, entry), encoders, images)
+
+
+def study(store: Store, entry: DatasetSpec) -> Study:
+    return Study(Workspace(store), entry, [], seed=0)
 
 
 def parts(store: Store) -> dict[Path, int]:
@@ -156,8 +162,8 @@ def test_whole_groups_are_judged_at_a_time(store: Store, folder: Path, tmp_path:
         "version: 1\ndatasets:\n  listed: {type: table, path: listed.csv, "
         "image_column: file, label_column: species, group_column: session}\n"
     )
-    context = Context(store, catalog.find("listed", entry))
-    found = ranking.rank(context, work.resolve([LETTERS], store), 30)
+    listed = study(store, catalog.find("listed", entry))
+    found = ranking.rank(listed, work.resolve([LETTERS], store), 30)
     assert found.grouped
     assert found.probed == found.sampled == 30
 
@@ -169,7 +175,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_for_all(
         file.write_bytes(file.read_bytes()[:-900])
     entry = catalog.find(str(folder)).model_copy(update={"max_quarantined": 0.5})
     encoders = work.resolve([LETTERS, TWIN], store)
-    found = ranking.rank(Context(store, entry), encoders, 100)
+    found = ranking.rank(study(store, entry), encoders, 100)
     refused = [len(EmbeddingFolder(store, row.key).refused()) for row in found.rows]
     assert found.probed == found.sampled - refused[0]
     assert refused[0] == refused[1] > 0
@@ -180,9 +186,8 @@ def test_too_few_images_to_judge_say_what_to_change(store: Store, folder: Path):
         rank(store, str(folder), 2)
     for file in sorted((folder / "china").iterdir())[4:]:
         file.unlink()
-    context = Context(store, catalog.find(str(folder)))
-    kept = store.path(wiring.ingest.run(context).output)
-    rows = tables.read(tables.MANIFEST, kept).to_pylist()
+    manifest = study(store, catalog.find(str(folder))).ingested()
+    rows = manifest.table.to_pylist()
     trained = [r for r in rows if (r["split"], r["label"]) == ("train", "china")]
     for row in trained[1:]:
         (folder / "china" / Path(row["uri"]).name).unlink()
@@ -231,15 +236,15 @@ def test_the_speed_is_measured_warm_and_few_images_do_not_replace_it(
     store: Store, folder: Path
 ):
     """A first pace of few images is better than none; a known one stays."""
-    context = Context(store, catalog.find(str(folder)))
+    entry = catalog.find(str(folder))
     (encoder,) = work.resolve([LETTERS], store)
-    every = embed.images_of(context, wiring.ingest.run(context).output)
+    every = embed.pairs(study(store, entry).ingested().images)
     place = EmbeddingFolder(store, encoder.key)
     assert embed.known_speed(place) is None
-    first = embed.fill(context, [encoder], every[:10])[encoder.key]
+    first = embed.fill(store, entry, [encoder], every[:10])[encoder.key]
     assert first.speed is not None
     assert embed.known_speed(place) == pytest.approx(first.speed, abs=0.01)
-    second = embed.fill(context, [encoder], every[:20])[encoder.key]
+    second = embed.fill(store, entry, [encoder], every[:20])[encoder.key]
     assert (second.images, second.speed) == (10, None)
     assert embed.known_speed(place) == pytest.approx(first.speed, abs=0.01)
 

@@ -64,7 +64,7 @@ def few_shot(
         search.candidates(one, SearchSpec(), seed)  # refuses ranges
     wishes = tuple(map(parse_backbone, backbone)) or RunSpec(dataset="-").backbones
     opened = Store.open(store)
-    context, encoders = work.prepare_encoders(
+    study = work.prepare_study(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
 
@@ -73,7 +73,7 @@ def few_shot(
     )
 
     with console.LiveProgress() as live, progress.reporting(live):
-        found = few_shots.few_shots(context, encoders, wanted, counts, draws)
+        found = few_shots.few_shots(study, wanted, counts, draws)
     if json:
         console.print_json(asdict(found))
         return

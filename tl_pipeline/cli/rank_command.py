@@ -50,17 +50,17 @@ def rank(
     from tl_pipeline.store.artifacts import Store
 
     opened = Store.open(store)
-    context, found = work.prepare_encoders(
+    study = work.prepare_study(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
-    encoders = concat.unique_members(found)
+    encoders = concat.unique_members(study.encoders)
 
     from tl_pipeline.studies import (
         ranking,  # scikit-learn: after what may be refused at once
     )
 
     with console.LiveProgress() as live, progress.reporting(live):
-        ranked = ranking.rank(context, encoders, images)
+        ranked = ranking.rank(study, encoders, images)
     if json:
         console.print_json(_document(ranked))
         return

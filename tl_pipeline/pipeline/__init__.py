@@ -5,4 +5,13 @@ and a run record, by ``wiring.plan``, ``wiring.run`` or the flow. ``stages`` hol
 module per stage.
 """
 
-__all__ = ["fits", "labels", "partitions", "stages", "trials", "wiring", "work"]
+__all__ = [
+    "fits",
+    "manifest",
+    "partitions",
+    "stage",
+    "stages",
+    "trials",
+    "wiring",
+    "work",
+]

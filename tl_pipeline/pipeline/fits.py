@@ -13,9 +13,8 @@ from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.encoders import concat
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.heads import HEADS
-from tl_pipeline.pipeline.labels import TrainingRows, training_rows
-from tl_pipeline.runs.planning import Context
-from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.pipeline.manifest import Rows
+from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
 
 if TYPE_CHECKING:
@@ -25,86 +24,69 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def rows_of(
-    context: Context, manifest: Artifact, embeddings: Artifact, *sides: str
-) -> TrainingRows:
-    """The images of the splits ``sides`` to learn from, in this context.
-
-    A control that deals images one by one knows no groups.
-    """
-    rows = training_rows(context.store, manifest, embeddings, sides)
-    return rows.ungrouped() if context.control else rows
-
-
 def document(
-    context: Context, embeddings: Artifact, rows: TrainingRows, config: HeadConfig
+    embeddings: Artifact, rows: Rows, config: HeadConfig, seed: int
 ) -> KeyDocument:
     """What the head of ``config`` that learns from ``rows`` depends on."""
     return key_document(
         "train",
         VERSION,
-        {"head": config.name, **config.params, "seed": context.seed},
+        {"head": config.name, **config.params, "seed": seed},
         {"encoder": embeddings.key, **inputs(rows, config.name)},
     )
 
 
-def inputs(rows: TrainingRows, head: str) -> dict[str, str]:
+def inputs(rows: Rows, head: str) -> dict[str, str]:
     """The fingerprints of ``rows``; groups count for heads that take them."""
     found = {"training rows": rows.fingerprint}
-    if rows.groups and HEADS[head].takes_groups:
-        found["groups"] = digest(sorted(rows.groups.items()))
+    if rows.groups_fingerprint and HEADS[head].takes_groups:
+        found["groups"] = rows.groups_fingerprint
     return found
 
 
-def check(context: Context, rows: TrainingRows) -> None:
-    """See that there is something to learn.
+def check(rows: Rows, dataset: str) -> None:
+    """See that ``rows``, of ``dataset``, hold something to learn.
 
     Raises:
         DatasetError: fewer than two classes have an embedded training image.
     """
-    if len(set(rows.labels.values())) < 2:
+    if len(rows.classes) < 2:
         raise DatasetError(
-            f"{context.dataset.name}: fewer than two classes have training images that "
-            "could be embedded; see the quarantine table"
+            f"{dataset}: fewer than two classes have training images that could be "
+            "embedded; see the quarantine table"
         )
 
 
 def make(
-    context: Context,
+    store: Store,
     embeddings: Artifact,
-    rows: TrainingRows,
+    rows: Rows,
     configs: Sequence[HeadConfig],
+    seed: int,
     done: Callable[[], None] = lambda: None,
-) -> None:
-    """Fit those of ``configs`` that are not there; ``done`` is called after each.
+) -> list[Artifact]:
+    """The heads of ``configs``, fitted where they are missing; ``done`` is called then.
 
     Raises:
-        DatasetError: fewer than two classes have an embedded training image.
         InvalidSpec: images have weights, and a head cannot take them.
     """
     # scikit-learn is imported only when there is something to train
     from tl_pipeline.heads import fitted, grids  # noqa: PLC0415
 
-    store = context.store
-    documents = [document(context, embeddings, rows, config) for config in configs]
-    due = [
-        at
-        for at, told in enumerate(documents)
-        if store.find("heads", digest(told)) is None
-    ]
-    if not due:
-        return
-    check(context, rows)
-    vectors = concat.load(store, embeddings, rows.labels)
-    learned = grids.Rows(vectors.vectors, *rows.columns(vectors.image_ids))
-    for fit in grids.fit([configs[at] for at in due], context.seed, learned):
-        at = due[fit.at]
-        head = fitted.fitted_head(
-            configs[at], context.seed, embeddings.key, fit.estimator
-        )
-        write = partial(_save, head, digest(documents[at]))
-        store.build("heads", documents[at], write)
-        done()
+    documents = [document(embeddings, rows, config, seed) for config in configs]
+    keys = [digest(told) for told in documents]
+    due = [at for at, key in enumerate(keys) if store.find("heads", key) is None]
+    if due:
+        vectors = concat.load(store, embeddings, rows.ids)
+        there = rows.aligned(vectors.image_ids)
+        groups = there.groups if there.grouped else None
+        learned = grids.Rows(vectors.vectors, there.labels, there.weights, groups)
+        for fit in grids.fit([configs[at] for at in due], seed, learned):
+            at = due[fit.at]
+            head = fitted.fitted_head(configs[at], seed, embeddings.key, fit.estimator)
+            store.build("heads", documents[at], partial(_save, head, keys[at]))
+            done()
+    return [Artifact("heads", key, key) for key in keys]
 
 
 def _save(head: "FittedHead", key: str, folder: Path) -> str:

@@ -23,9 +23,8 @@ from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError, StoreError
-from tl_pipeline.pipeline.stages.embed import Group, alike, unsettled
+from tl_pipeline.pipeline.stages.embed import Group, group_by_missing, pending
 from tl_pipeline.progress import track
-from tl_pipeline.runs.planning import Context
 from tl_pipeline.sources import open_source
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -66,13 +65,15 @@ class Partition:
 
 
 @contextlib.contextmanager
-def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
+def cut(
+    store: Store, dataset: DatasetSpec, part_rows: int, groups: Sequence[Group]
+) -> Iterator[list[Partition]]:
     """``groups`` as partitions, whose lists of images last as long as the block.
 
     There are some ``MOST`` of them at the most, and their shards are those of a run in
     one process.
     """
-    rows, root = context.part_rows, context.store.root
+    rows, root = part_rows, store.root
     shards = sum(-(-len(group.images) // rows) for group in groups)
     size = rows * max(1, -(-shards // MOST))
     lists = root / ".building" / f"partitions-{uuid.uuid4().hex}"
@@ -83,14 +84,14 @@ def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
             for start in range(0, len(group.images), size):
                 some = group.images[start : start + size]
                 file = lists / f"{len(found):04d}.parquet"
-                with context.store.mirror.sending(file):
+                with store.mirror.sending(file):
                     pq.write_table(_table(some), file)
                 partition = Partition(
                     number=len(found) + 1,
-                    store=context.store.uri,
+                    store=store.uri,
                     listed=str(file.relative_to(root)),
                     folder=str(Path.cwd()),
-                    dataset=context.dataset,
+                    dataset=dataset,
                     encoders=tuple(job.encoder for job in group.jobs),
                     images=len(some),
                     part_rows=rows,
@@ -98,7 +99,7 @@ def cut(context: Context, groups: Sequence[Group]) -> Iterator[list[Partition]]:
                 found.append(partition)
         yield found
     finally:
-        context.store.mirror.remove_folder(lists)
+        store.mirror.remove_folder(lists)
 
 
 def embed(partition: Partition, cores: int) -> Mapping[str, EmbedStats]:
@@ -123,7 +124,7 @@ def embed(partition: Partition, cores: int) -> Mapping[str, EmbedStats]:
             for encoder in partition.encoders
         ]
         # Of a worker that died the parts are there.
-        groups = alike(jobs, images) if again else [Group(jobs, images)]
+        groups = group_by_missing(jobs, images) if again else [Group(jobs, images)]
         total = {
             job.encoder.key: _settled(job, images) if again else EmbedStats()
             for job in jobs
@@ -196,7 +197,7 @@ def _begin(store: Store, listed: Path) -> bool:
 def _settled(job: "Job", images: Sequence["Image"]) -> EmbedStats:
     """What a worker that died did of these images."""
     ids = {image_id for image_id, _ in images}
-    left = {image_id for image_id, _ in unsettled(job.folder, images)}
+    left = {image_id for image_id, _ in pending(job.folder, images)}
     embedded = ids & job.folder.embedded()
     return EmbedStats(images=len(embedded), refused=len(ids - left - embedded))
 

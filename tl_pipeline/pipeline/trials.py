@@ -17,10 +17,9 @@ from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.encoders import concat
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.pipeline import fits
-from tl_pipeline.pipeline.labels import TrainingRows
-from tl_pipeline.runs.planning import Context
+from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import TRIAL
 
@@ -55,35 +54,37 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials on the embeddings of one encoder.
+    """The trials on the embeddings of one encoder, of images of ``dataset``.
 
-    ``held`` are the labels of the images that score; without any, the images to learn
-    from are divided into ``folds``.
+    ``held`` are the images that score; without any, the images to learn from are
+    divided into ``folds``.
     """
 
-    context: Context
+    store: Store
+    dataset: str
     embeddings: Artifact
-    held: dict[str, str]
+    seed: int
+    held: Rows | None
     folds: int
 
-    def inputs(self, rows: TrainingRows) -> dict[str, str]:
+    def inputs(self, rows: Rows) -> dict[str, str]:
         """The fingerprints of what a trial on ``rows`` depends on."""
         found = {"encoder": self.embeddings.key, "training rows": rows.fingerprint}
         if self.held:
-            found["validation rows"] = digest(sorted(self.held.items()))
-        if rows.groups:  # by which folds are dealt
-            found["groups"] = digest(sorted(rows.groups.items()))
+            found["validation rows"] = self.held.fingerprint
+        if rows.groups_fingerprint:  # by which folds are divided
+            found["groups"] = rows.groups_fingerprint
         return found
 
-    def missing(self, configs: Sequence[HeadConfig], rows: TrainingRows) -> int:
+    def missing(self, configs: Sequence[HeadConfig], rows: Rows) -> int:
         """How many of ``configs`` were not tried on ``rows``."""
         keys = [digest(self._document(config, rows)) for config in configs]
-        return sum(self.context.store.find("trials", key) is None for key in keys)
+        return sum(self.store.find("trials", key) is None for key in keys)
 
     def of(
         self,
         configs: Sequence[HeadConfig],
-        rows: TrainingRows,
+        rows: Rows,
         done: Callable[[], None] = lambda: None,
     ) -> list[Trial]:
         """``configs`` on ``rows``; what was not tried is tried, then ``done`` called.
@@ -93,55 +94,54 @@ class Trials:
                 class has two that could be divided.
             InvalidSpec: images have weights, and a head cannot take them.
         """
-        store = self.context.store
         documents = [self._document(config, rows) for config in configs]
         due = [
             at
             for at, document in enumerate(documents)
-            if store.find("trials", digest(document)) is None
+            if self.store.find("trials", digest(document)) is None
         ]
         if due:
             for at, scores in self._try([configs[at] for at in due], rows):
-                store.build("trials", documents[due[at]], partial(_write, scores))
+                self.store.build("trials", documents[due[at]], partial(_write, scores))
                 done()
         return [
-            self._read(config, len(rows.labels), digest(document))
+            self._read(config, len(rows), digest(document))
             for config, document in zip(configs, documents, strict=True)
         ]
 
-    def _document(self, config: HeadConfig, rows: TrainingRows) -> KeyDocument:
-        params = {"head": config.name, **config.params, "seed": self.context.seed}
+    def _document(self, config: HeadConfig, rows: Rows) -> KeyDocument:
+        params = {"head": config.name, **config.params, "seed": self.seed}
         how = {} if self.held else {"folds": self.folds}
         return key_document("trial", VERSION, {**params, **how}, self.inputs(rows))
 
     def _try(
-        self, configs: Sequence[HeadConfig], learned: TrainingRows
+        self, configs: Sequence[HeadConfig], learned: Rows
     ) -> "Iterator[tuple[int, list[Score]]]":
         # scikit-learn is imported only when there is something to try
-        from tl_pipeline.heads import trials  # noqa: PLC0415
-        from tl_pipeline.heads.grids import Rows  # noqa: PLC0415
+        from tl_pipeline.heads import grids, trials  # noqa: PLC0415
 
-        context = self.context
-        fits.check(context, learned)
-        load = partial(concat.load, context.store, self.embeddings)
-        vectors = load(learned.labels)
-        rows = Rows(vectors.vectors, *learned.columns(vectors.image_ids))
+        fits.check(learned, self.dataset)
+        load = partial(concat.load, self.store, self.embeddings)
+        vectors = load(learned.ids)
+        there = learned.aligned(vectors.image_ids)
+        groups = there.groups if there.grouped else None
+        rows = grids.Rows(vectors.vectors, there.labels, there.weights, groups)
         if self.held:
-            found = load(self.held)
-            names = np.array([self.held[image_id] for image_id in found.image_ids])
-            held = Rows(found.vectors, names)
-            yield from trials.held_out(configs, context.seed, rows, held)
+            found = load(self.held.ids)
+            names = self.held.aligned(found.image_ids).labels
+            held = grids.Rows(found.vectors, names)
+            yield from trials.held_out(configs, self.seed, rows, held)
             return
         try:
-            yield from trials.cross_validated(configs, context.seed, rows, self.folds)
+            yield from trials.cross_validated(configs, self.seed, rows, self.folds)
         except ValueError as error:
             raise DatasetError(
-                f"{context.dataset.name} cannot be cross-validated: {error}; use "
+                f"{self.dataset} cannot be cross-validated: {error}; use "
                 "--search validation"
             ) from None
 
     def _read(self, config: HeadConfig, images: int, key: str) -> Trial:
-        place = self.context.store.path(Artifact("trials", key, key))
+        place = self.store.path(Artifact("trials", key, key))
         found = tables.read(TRIAL, place).to_pydict()
         rows, accuracy = found["rows"], np.array(found["accuracy"])
         return Trial(

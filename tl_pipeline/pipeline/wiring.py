@@ -1,125 +1,162 @@
-"""The stages wired once, for whoever calls them: a flow, a plan, a notebook.
+"""The order of the stages, for whoever calls them: a flow, a plan, a notebook.
 
-``wire`` is handed the way to call a stage. ``run`` calls them directly, ``plan`` asks
-each what it would do, and the Prefect flow submits them as tasks.
+``wire`` is handed the way to carry out a stage. ``run`` runs each, ``plan`` asks each
+what it would do, and the Prefect flow runs each in a task.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Protocol, TypeVar
 
 from tl_pipeline import query, report
 from tl_pipeline.config.specs import HeadSpec
+from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
-from tl_pipeline.pipeline.stages import (
-    audit,
-    average,
-    embed,
-    evaluate,
-    ingest,
-    register,
-    search,
-    shuffle,
-    train,
-)
-from tl_pipeline.pipeline.stages.register import Best
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stage import Stage
+from tl_pipeline.pipeline.stages.audit import Audit
+from tl_pipeline.pipeline.stages.average import Average
+from tl_pipeline.pipeline.stages.embed import Embed, EmbeddingsOf, Executor
+from tl_pipeline.pipeline.stages.evaluate import Evaluate
+from tl_pipeline.pipeline.stages.ingest import Ingest
+from tl_pipeline.pipeline.stages.register import Best, Register
+from tl_pipeline.pipeline.stages.search import Search
+from tl_pipeline.pipeline.stages.shuffle import Shuffle
+from tl_pipeline.pipeline.stages.train import Train
 from tl_pipeline.pipeline.work import Work, prepare
 from tl_pipeline.runs import controls, records, results
 from tl_pipeline.runs.controls import Subject
-from tl_pipeline.runs.planning import ONE_BY_ONE, UNTRAINED, Context, Outcome, Step
+from tl_pipeline.runs.planning import UNTRAINED, Outcome, Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
-from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
+from tl_pipeline.store.tables import DUPLICATES, QUARANTINE
 
-__all__ = ["STAGES", "Wired", "Work", "finish", "plan", "prepare", "run", "wire"]
+__all__ = ["Execute", "Wired", "Work", "directly", "plan", "prepare", "run", "wire"]
 
-STAGES = {
-    "ingest": ingest,
-    "embed": embed,
-    "audit": audit,
-    "shuffle": shuffle,
-    "train": train,
-    "search": search,
-    "evaluate": evaluate,
-    "average": average,
-    "register": register,
-}
-
-# call(stage name, *inputs) -> a handle to its output, fit to be another's input
-Call = Callable[..., Any]
+OutputT = TypeVar("OutputT")
+# Carries out a stage and gives what the stages after it need.
+Execute = Callable[[Stage[Any]], Outcome[Any]]
 
 
-class Wired(NamedTuple):
-    """Handles to what the stages after the last one need.
+class Perform(Protocol):
+    """Plans or runs one stage; its output."""
 
-    ``subjects[i]`` is what ``evaluations[i]`` scores; it is no handle.
+    def __call__(self, stage: Stage[OutputT], /) -> OutputT:
+        """Plan or run ``stage``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wired:
+    """What all stages gave; ``registered`` is None while planning.
+
+    ``subjects[i]`` is what ``evaluations[i]`` scores.
     """
 
-    manifest: Any
-    evaluations: list[Any]
-    registered: Any
-    subjects: list[Subject]
+    manifest: Manifest
+    evaluations: tuple[Artifact, ...]
+    subjects: tuple[Subject, ...]
+    registered: Best | None
 
 
-def wire(work: Work, call: Call) -> Wired:
+def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wired:
     """Every head on every encoder, then the best; in the order of the README."""
-    context = work.context
-    ingested = manifest = call("ingest", context)
-    embedded = call("embed", context, ingested, work.encoders)
-    evaluations: list[Any] = []
-    subjects: list[Subject] = []
-    used: list[AnyEncoder | None] = []
-    # Of candidates and of their untrained twins: what may be averaged.
-    together: dict[bool, list[Any]] = {False: [], True: []}
-
-    def score(context: Context, rows: Any, encoder: AnyEncoder, head: HeadSpec) -> None:
-        # a control has nothing to choose
-        single = context.search.trains_all or HEADS[head.name].control
-        stage = "train" if single else "search"
-        trained = call(stage, context, rows, embedded, encoder, head)
-        scored = call("evaluate", context, rows, embedded, trained, encoder, head)
-        evaluations.append(scored)
-        subjects.append(Subject(encoder.key, head.short(), context.control))
-        used.append(encoder)
-        if not (context.control or HEADS[head.name].control):
-            together[encoder.control].append(scored)
-
-    if work.eye:
-        manifest = call("audit", context, ingested, embedded, work.eye)
-    for encoder, specs in work.heads:
-        for head in specs:
-            score(context, manifest, encoder, head)
+    at, spec, dataset = work.at, work.spec, work.dataset
+    ingested = manifest = perform(Ingest(at, dataset, work.verify))
+    embedded = perform(
+        Embed(at, dataset, ingested, work.encoders, spec.part_rows, executor)
+    )
+    if encoder := work.duplicate_encoder:
+        embeddings = concat.embeddings_of(embedded, encoder)
+        manifest = perform(Audit(at, dataset, ingested, embeddings, encoder))
+    scored = _Scored(work, perform, embedded)
+    for encoder, heads in work.heads:
+        for head in heads:
+            scored.add(manifest, encoder, head)
     if work.leakage:
-        encoder, specs = work.leakage
-        control = replace(context, control=ONE_BY_ONE)
-        shuffled = call("shuffle", control, manifest)
-        for head in specs:
-            score(control, shuffled, encoder, head)
-    for subject, scored in _averaged(work, call, manifest, together):
-        evaluations.append(scored)
-        subjects.append(subject)
-        used.append(None)
-    registered = call("register", context, evaluations, used)
-    return Wired(manifest, evaluations, registered, subjects)
+        encoder, heads = work.leakage
+        shuffled = perform(Shuffle(at, manifest, dataset.split.seed))
+        for head in heads:
+            scored.add(shuffled, encoder, head)
+    scored.average(manifest)
+    evaluations, used = tuple(scored.evaluations), tuple(scored.encoders)
+    best = perform(Register(at, dataset.name, evaluations, used))
+    return Wired(manifest, evaluations, tuple(scored.subjects), best)
 
 
-def _averaged(
-    work: Work, call: Call, manifest: Any, scored: dict[bool, list[Any]]
-) -> Iterator[tuple[Subject, Any]]:
-    """The heads of a run together, and as a control those of the untrained twins."""
-    ensemble, context = work.spec.ensemble, work.context
-    if ensemble:
-        made = call("average", context, manifest, scored[False], ensemble)
-        yield Subject("", ensemble), made
-    if ensemble and len(scored[True]) > 1 and not work.skipped:
-        control = replace(context, control=UNTRAINED)
-        made = call("average", control, manifest, scored[True], ensemble)
-        yield Subject("", ensemble, UNTRAINED), made
+class _Scored:
+    """The evaluations of a run as they come, each with its encoder."""
+
+    def __init__(self, work: Work, perform: Perform, embedded: EmbeddingsOf) -> None:
+        self._work = work
+        self._perform = perform
+        self._embedded = embedded
+        self.evaluations: list[Artifact] = []
+        self.subjects: list[Subject] = []
+        # None of averaged heads
+        self.encoders: list[AnyEncoder | None] = []
+        # What may be averaged: candidates, and their random-init baselines.
+        self._candidates: list[Artifact] = []
+        self._baselines: list[Artifact] = []
+
+    def add(self, manifest: Manifest, encoder: AnyEncoder, head: HeadSpec) -> None:
+        """Train ``head`` on the embeddings of ``encoder``, and evaluate it."""
+        at, spec = self._work.at, self._work.spec
+        embeddings = concat.embeddings_of(self._embedded, encoder)
+        # a control has nothing to choose
+        all_trained = spec.search.trains_all or HEADS[head.name].control
+        learn = Train if all_trained else Search
+        trained = self._perform(
+            learn(at, manifest, embeddings, encoder, head, spec.search, spec.seed)
+        )
+        scored = self._perform(
+            Evaluate(
+                at,
+                manifest,
+                embeddings,
+                trained,
+                encoder,
+                head,
+                spec.search,
+                spec.seed,
+                spec.calibration,
+                spec.error,
+            )
+        )
+        self.evaluations.append(scored)
+        self.subjects.append(Subject(encoder.key, head.short(), manifest.control))
+        self.encoders.append(encoder)
+        if not (manifest.control or HEADS[head.name].control):
+            to = self._baselines if encoder.control else self._candidates
+            to.append(scored)
+
+    def average(self, manifest: Manifest) -> None:
+        """The heads of a run together, and as a control those of the baselines."""
+        ensemble, work = self._work.spec.ensemble, self._work
+        if not ensemble:
+            return
+        several = [(self._candidates, "")]
+        if len(self._baselines) > 1 and not work.skipped:
+            several.append((self._baselines, UNTRAINED))
+        for evaluations, control in several:
+            mean = Average(
+                work.at,
+                manifest,
+                tuple(evaluations),
+                ensemble,
+                work.spec.seed,
+                work.spec.calibration,
+                work.spec.error,
+                control,
+            )
+            self.evaluations.append(self._perform(mean))
+            self.subjects.append(Subject("", ensemble, control))
+            self.encoders.append(None)
 
 
 def plan(work: Work) -> list[Step]:
@@ -129,62 +166,70 @@ def plan(work: Work) -> list[Step]:
         DatasetError: the dataset cannot be learned from.
     """
     steps: list[Step] = []
-    with work.context.store.overlay() as overlay:
-        context = replace(work.context, store=overlay)
+    with work.at.store.overlay() as overlay:
 
-        def call(stage: str, *inputs: Any) -> Any:
-            outcome = STAGES[stage].plan(*inputs)
+        def perform(stage: Stage[OutputT]) -> OutputT:
+            outcome = stage.plan()
             steps.extend(outcome.steps)
             return outcome.output
 
-        wire(replace(work, context=context), call)
+        wire(replace(work, at=replace(work.at, store=overlay)), perform)
     return steps + work.skipped
 
 
-def run(work: Work) -> RunRecord:
-    """Run everything in this process, without Prefect; see ``wire``.
+def directly(stage: Stage[OutputT]) -> Outcome[OutputT]:
+    """Run ``stage`` in this process, without Prefect."""
+    return stage.run()
+
+
+def run(
+    work: Work, execute: Execute = directly, executor: Executor | None = None
+) -> RunRecord:
+    """Run everything, each stage by ``execute``; see ``wire``.
+
+    Then record the run, rebuild the catalogue and write the report.
 
     Raises:
         DatasetError, WeightsError: see the stages.
     """
-    started, steps = datetime.now(UTC), []
+    started, steps = datetime.now(UTC), list[Step]()
 
-    def call(stage: str, *inputs: Any) -> Any:
-        outcome: Outcome[Any] = STAGES[stage].run(*inputs)
+    def perform(stage: Stage[OutputT]) -> OutputT:
+        outcome: Outcome[OutputT] = execute(stage)
         steps.extend(outcome.steps)
         return outcome.output
 
-    wired = wire(work, call)
-    return finish(work, started, steps, wired)
+    wired = wire(work, perform, executor)
+    record = _recorded(work, started, steps, wired)
+    records.write(work.at.store, record)
+    query.build(work.at.store)
+    report.write(work.at.store, record)
+    return record
 
 
-def finish(
+def _recorded(
     work: Work, started: datetime, steps: Sequence[Step], wired: Wired
 ) -> RunRecord:
-    """Record a run whose stages are done; rebuild the catalogue and write the report.
-
-    ``wired`` holds the outputs themselves, not handles.
-    """
-    store, dataset = work.context.store, work.context.dataset.name
+    store, dataset, manifest = work.at.store, work.dataset.name, wired.manifest
     best = wired.registered
-    assert isinstance(best, Best)  # noqa: S101 - None only while planning
+    assert best is not None  # noqa: S101 - None only while planning
     keys = [evaluation.key for evaluation in wired.evaluations]
     paired = controls.pair(wired.subjects, keys, work.baselines)
     found = results.results(store, wired.evaluations, best.evaluation.key, paired)
-    split = results.split_report(store, wired.manifest, dataset)
-    record = RunRecord(
+    split = results.split_report(store, manifest.artifact, dataset)
+    folder = store.path(manifest.artifact)
+    return RunRecord(
         run_id=records.new_run_id(),
         dataset=dataset,
         started=started,
         finished=datetime.now(UTC),
         spec=work.spec,
         steps=[*steps, *work.skipped],
-        images=_rows(store, wired.manifest, MANIFEST),
-        quarantined=_rows(store, wired.manifest, QUARANTINE)
-        + _refused(work, wired.manifest),
-        duplicates=_rows(store, wired.manifest, DUPLICATES),
+        images=manifest.table.num_rows,
+        quarantined=tables.count(QUARANTINE, folder) + _refused(work, manifest),
+        duplicates=tables.count(DUPLICATES, folder),
         split_report=split.model_copy(update={"leakage": controls.leakage(found)}),
-        manifest=wired.manifest.key,
+        manifest=manifest.key,
         results=found,
         joints=_joints(work),
         gain=controls.gain(store, found[0], work.spec.seed),
@@ -192,10 +237,6 @@ def finish(
         registered=_registered(store, dataset, best.model.key),
         chosen=best.chosen,
     )
-    records.write(store, record)
-    query.build(store)
-    report.write(store, record)
-    return record
 
 
 def _joints(work: Work) -> list[records.JointEncoder]:
@@ -226,15 +267,11 @@ def _registered(store: Store, dataset: str, model: str) -> records.Registered:
     )
 
 
-def _rows(store: Store, manifest: Artifact, table: tables.Table) -> int:
-    return tables.count(table, store.path(manifest))
-
-
-def _refused(work: Work, manifest: Artifact) -> int:
+def _refused(work: Work, manifest: Manifest) -> int:
     """Images of ``manifest`` that some encoder of this run could not decode."""
-    store = work.context.store
-    ids = tables.read(MANIFEST, store.path(manifest), ["image_id"])["image_id"]
     refused: set[str] = set()
     for part in (part for encoder, _ in work.heads for part in members_of(encoder)):
-        refused |= EmbeddingFolder(store, part.key).refused().keys()
-    return len(refused.intersection(ids.to_pylist())) if refused else 0
+        refused |= EmbeddingFolder(work.at.store, part.key).refused().keys()
+    if not refused:
+        return 0
+    return len(refused.intersection(manifest.table["image_id"].to_pylist()))

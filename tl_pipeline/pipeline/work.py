@@ -22,8 +22,10 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.search import candidates
 from tl_pipeline.inputs.images import AS_IS
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.runs import records
-from tl_pipeline.runs.planning import Context, Step
+from tl_pipeline.runs.planning import Step, Workspace
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -40,30 +42,32 @@ _CHOICES: dict[Modality, str] = {
 class Work:
     """What a run does: the heads to train on each encoder, candidates first.
 
-    ``eye`` is the encoder in whose embeddings near duplicates are looked for, None to
-    ignore them. ``baselines`` maps the key of an encoder to that of the same network
-    with random weights. ``skipped`` are the controls that were asked for and do not
-    exist.
+    ``duplicate_encoder`` is the encoder in whose embeddings near duplicates are looked
+    for, None to ignore them. ``baselines`` maps the key of an encoder to that of the
+    same network with random weights. ``skipped`` are the controls that were asked for
+    and do not exist. With ``verify`` no cache of unchanged files is trusted.
     """
 
     spec: RunSpec
-    context: Context
+    at: Workspace
+    dataset: DatasetSpec
     heads: list[tuple[AnyEncoder, list[HeadSpec]]]
-    eye: AnyEncoder | None
+    duplicate_encoder: AnyEncoder | None
     baselines: dict[str, str] = field(default_factory=dict)
     skipped: list[Step] = field(default_factory=list)
+    verify: bool = False
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
         """What is embedded: each encoder once, in the order of ``heads``."""
         used = [encoder for encoder, _ in self.heads]
-        used += [self.eye] if self.eye else []
+        used += [self.duplicate_encoder] if self.duplicate_encoder else []
         return concat.unique_members(used)
 
     @property
     def leakage(self) -> tuple[AnyEncoder, list[HeadSpec]] | None:
         """What is also run on a split image by image, where images belong together."""
-        if not (self.spec.controls and self.context.dataset.drawn_together):
+        if not (self.spec.controls and self.dataset.drawn_together):
             return None
         encoder, specs = self.heads[0]
         return encoder, [head for head in specs if not heads.HEADS[head.name].control]
@@ -89,8 +93,8 @@ def prepare(
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     spec = _with_backbones(spec, dataset)
     wanted = _complete(spec)
-    looker = _looker(spec, dataset)
-    asked = [*spec.backbones, *([looker] if looker else [])]
+    duplicate_spec = _duplicate_spec(spec, dataset)
+    asked = [*spec.backbones, *([duplicate_spec] if duplicate_spec else [])]
     check_modality(dataset, asked)
     found = resolve(asked, store, how=dataset.pixels, verify=verify, download=download)
     spec, encoders = _each_once(spec, found)
@@ -106,22 +110,35 @@ def prepare(
         new = {b.key: b for b in baselines.values() if b.key not in known}
         work += [(baseline, list(wanted)) for baseline in new.values()]
         skipped = list(_without_twin(spec))
-    context = Context(
-        store=store,
+    previous = records.keys_used(records.latest(store, dataset.name))
+    return Work(
+        spec=spec,
+        at=Workspace(store, previous),
         dataset=dataset,
-        seed=spec.seed,
-        search=spec.search,
-        calibration=spec.calibration,
-        error=spec.error,
-        part_rows=spec.part_rows,
-        trust_memo=not verify,
-        previous=records.keys_used(records.latest(store, dataset.name)),
+        heads=work,
+        duplicate_encoder=found[-1] if duplicate_spec else None,
+        baselines={key: baseline.key for key, baseline in baselines.items()},
+        skipped=skipped,
+        verify=verify,
     )
-    keys = {key: baseline.key for key, baseline in baselines.items()}
-    return Work(spec, context, work, found[-1] if looker else None, keys, skipped)
 
 
-def prepare_encoders(
+@dataclass(frozen=True)
+class Study:
+    """What a command needs that embeds and is no run."""
+
+    at: Workspace
+    dataset: DatasetSpec
+    encoders: list[AnyEncoder]
+    seed: int
+    verify: bool = False
+
+    def ingested(self) -> Manifest:
+        """The manifest of the dataset; see ``stages.ingest``."""
+        return Ingest(self.at, self.dataset, self.verify).run().output
+
+
+def prepare_study(
     dataset: str,
     asked: Sequence[BackboneSpec],
     store: Store,
@@ -129,17 +146,16 @@ def prepare_encoders(
     catalog_file: Path | None,
     seed: int,
     verify: bool,
-) -> tuple[Context, list[AnyEncoder]]:
-    """What a command needs that embeds and is no run; weights are downloaded.
+) -> Study:
+    """Resolve the names of a study; weights are downloaded.
 
     Raises:
         CatalogError, UnknownName, InvalidSpec, WeightsError: see ``prepare``.
     """
     entry = catalog.find(dataset, catalog_file)
     check_modality(entry, asked)
-    context = Context(store=store, dataset=entry, seed=seed, trust_memo=not verify)
     found = resolve(asked, store, how=entry.pixels, verify=verify, download=True)
-    return context, found
+    return Study(Workspace(store), entry, found, seed, verify)
 
 
 def _complete(spec: RunSpec) -> list[HeadSpec]:
@@ -176,11 +192,11 @@ def _each_once(
     return spec.model_copy(update={"backbones": backbones}), encoders
 
 
-def _looker(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:
+def _duplicate_spec(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:
     """In whose embeddings near duplicates are looked for; None to ignore them."""
     near = dataset.near_duplicates
-    looker = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
-    return None if near.action == "ignore" else looker
+    wanted = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
+    return None if near.action == "ignore" else wanted
 
 
 def _check_ensemble(

@@ -4,18 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from tl_pipeline.config.datasets import DatasetSpec
-from tl_pipeline.config.specs import SearchSpec
 from tl_pipeline.errors import DamagedArtifact
-from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.keys import KeyDocument, digest
 from tl_pipeline.store.timings import Timings
 
 OutputT = TypeVar("OutputT")
-# What embed gives: the embeddings of each encoder, by its key.
-EmbeddingsOf = Mapping[str, Artifact]
-BY_VALIDATION = SearchSpec()
-# What makes a control of a context: see ``Context.control``.
+# (stage, subject) -> label -> key
+KeysUsed = Mapping[tuple[str, str], Mapping[str, str]]
+# What makes a control of a manifest or of averaged heads.
 ONE_BY_ONE = "split image by image"
 UNTRAINED = "untrained"
 LOST = "its artifact is missing or damaged"
@@ -64,56 +61,41 @@ class Outcome(Generic[OutputT]):
 
 
 @dataclass(frozen=True)
-class Context:
-    """What every stage needs to know of the run it belongs to.
+class Workspace:
+    """Where stages work: the store, and the keys that the last finished run used.
 
-    ``previous`` maps (stage, subject) to the keys of the last finished run on this
-    dataset: only reasons come from it, never a decision. ``control`` names what makes
-    everything done in this context a control, such as ``ONE_BY_ONE``.
+    Only the reasons that people read come from ``previous``, never a decision.
     """
 
     store: Store
-    dataset: DatasetSpec
-    seed: int = 0
-    search: SearchSpec = BY_VALIDATION
-    calibration: str = "temperature"
-    error: float = 0.05
-    part_rows: int = 512
-    trust_memo: bool = True
-    previous: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
-    control: str = ""
+    previous: KeysUsed = field(default_factory=dict)
 
-    def named(self, encoder: str) -> str:
-        """The label of an encoder as people read it in this context."""
-        return f"{encoder} ({self.control})" if self.control else encoder
+    def why_not_cached(
+        self, kind: str, subject: str, label: str, document: KeyDocument
+    ) -> str:
+        """Why ``label``, an artifact of ``kind`` with this ``document``, must be made.
 
+        It is compared with what the last run used under the same subject and label; if
+        that run used one other thing there, with that.
+        """
+        before = self.previous.get((document["stage"], subject), {})
+        others = list(before.values())
+        key = before.get(label) or (others[0] if len(others) == 1 else None)
+        if key is None:
+            return "new"
+        if key == digest(document):
+            return LOST
+        found = self.store.find(kind, key)
+        if found is None:
+            return "new"
+        try:
+            return "; ".join(changes(self.store.provenance(found), document)) or LOST
+        except DamagedArtifact:
+            return LOST
 
-def why_not_cached(
-    context: Context,
-    kind: str,
-    subject: str,
-    label: str,
-    document: KeyDocument,
-) -> str:
-    """Why ``label``, an artifact of ``kind`` with this ``document``, must be made.
-
-    It is compared with what the last run used under the same subject and label; if
-    that run used one other thing there, with that.
-    """
-    before = context.previous.get((document["stage"], subject), {})
-    others = list(before.values())
-    key = before.get(label) or (others[0] if len(others) == 1 else None)
-    if key is None:
-        return "new"
-    if key == digest(document):
-        return LOST
-    found = context.store.find(kind, key)
-    if found is None:
-        return "new"
-    try:
-        return "; ".join(changes(context.store.provenance(found), document)) or LOST
-    except DamagedArtifact:
-        return LOST
+    def manifest_before(self, dataset: str) -> "str | None":
+        """The key of the manifest that ingest gave the last run on ``dataset``."""
+        return self.previous.get(("ingest", dataset), {}).get("manifest")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -147,6 +147,6 @@ def latest_of_each(records: Iterable[RunRecord]) -> dict[str, RunRecord]:
 
 
 def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, str]]:
-    """(stage, subject) -> keys of ``record``: see ``planning.Context.previous``."""
+    """(stage, subject) -> keys of ``record``: see ``planning.Workspace``."""
     steps = record.steps if record else []
     return {(step.stage, step.subject): step.keys for step in steps}

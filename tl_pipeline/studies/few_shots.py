@@ -21,11 +21,11 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation.metrics import LEVEL
 from tl_pipeline.heads.search import ranked
 from tl_pipeline.pipeline import fits
-from tl_pipeline.pipeline.labels import TrainingRows, labels_of
-from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.manifest import Rows
+from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.trials import Trials
+from tl_pipeline.pipeline.work import Study
 from tl_pipeline.progress import track
-from tl_pipeline.runs.planning import Context
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class FewShots:
 
 
 def few_shots(
-    context: Context,
-    encoders: Sequence[AnyEncoder],
+    study: Study,
     wanted: Sequence[HeadSpec],
     shots: Sequence[int],
     draws: int,
@@ -80,8 +79,10 @@ def few_shots(
             validation.
         WeightsError: a network cannot be loaded.
     """
-    manifest = ingest.run(context).output
-    embedded = embed.run(context, manifest, concat.unique_members(encoders)).output
+    encoders, dataset = study.encoders, study.dataset
+    manifest = study.ingested()
+    flat = concat.unique_members(encoders)
+    embedded = Embed(study.at, dataset, manifest, flat).run().output
     found: list[FewShot] = []
     total = len(encoders) * len(wanted) * len(shots) * draws
     sizes: dict[str, int] = {}
@@ -89,23 +90,26 @@ def few_shots(
     with track("few-shot", total) as progress:
         for encoder in encoders:
             made = concat.embeddings_of(embedded, encoder)
-            held = labels_of(context.store, manifest, made, VALIDATION)
-            if not held:
+            images = manifest.encoded(made)
+            held = images.held_out(VALIDATION)
+            if not len(held):
                 raise DatasetError(
-                    f"{context.dataset.name}: no validation image could be embedded, "
+                    f"{dataset.name}: no validation image could be embedded, "
                     "and they are what scores; see the quarantine table"
                 )
-            rows = fits.rows_of(context, manifest, made, TRAIN)
-            fits.check(context, rows)
-            sizes, scored = _sizes(rows), len(held)
-            trials = Trials(context, made, held, folds=0)
+            rows = images.learned(TRAIN)
+            fits.check(rows, dataset.name)
+            sizes, scored = rows.classes, len(held)
+            trials = Trials(
+                study.at.store, dataset.name, made, study.seed, held, folds=0
+            )
             for head in wanted:
                 for k in shots:
-                    parts = [drawn(rows, k, context.seed, at) for at in range(draws)]
+                    parts = [drawn(rows, k, study.seed, at) for at in range(draws)]
                     found.append(_row(trials, encoder, head, k, parts))
                     progress.advance(draws)
     return FewShots(
-        dataset=context.dataset.name,
+        dataset=dataset.name,
         classes=len(sizes),
         most=max(shots),
         short=sum(size < max(shots) for size in sizes.values()),
@@ -114,23 +118,23 @@ def few_shots(
     )
 
 
-def drawn(rows: TrainingRows, shots: int, seed: int, number: int) -> TrainingRows:
+def drawn(rows: Rows, shots: int, seed: int, number: int) -> Rows:
     """``shots`` images of each class, or all that it has; the draw ``number``.
 
     Of different groups, as long as there are some.
     """
-    ids = sorted(rows.labels)
+    ids, labels, named = rows.ids, rows.labels.tolist(), rows.named
     order = np.random.default_rng([seed, number]).permutation(len(ids))
-    classes: dict[str, list[str]] = defaultdict(list)
+    classes: dict[str, list[int]] = defaultdict(list)
     for at in order:
-        classes[rows.labels[ids[at]]].append(ids[at])
+        classes[labels[at]].append(at)
     chosen: list[str] = []
     for members in classes.values():
         turns: dict[str, int] = defaultdict(int)
         ordered = []
-        for place, image_id in enumerate(members):
-            unit = rows.groups.get(image_id, image_id)
-            ordered.append((turns[unit], place, image_id))
+        for place, at in enumerate(members):
+            unit = named[at] or ids[at]
+            ordered.append((turns[unit], place, ids[at]))
             turns[unit] += 1
         chosen += [image_id for _, _, image_id in sorted(ordered)[:shots]]
     return rows.part(chosen)
@@ -141,7 +145,7 @@ def _row(
     encoder: AnyEncoder,
     head: HeadSpec,
     shots: int,
-    parts: Sequence[TrainingRows],
+    parts: Sequence[Rows],
 ) -> FewShot:
     configs = list(heads.grid(head))
     tried = [trials.of(configs, part) for part in parts]  # (draws, configurations)
@@ -162,17 +166,10 @@ def _row(
         tried=len(configs),
         shots=shots,
         draws=number,
-        images=max(len(part.labels) for part in parts),
+        images=max(map(len, parts)),
         accuracy=float(means[best]),
         low=low,
         high=high,
         deviation=deviation,
         log_loss=float(loss[best]),
     )
-
-
-def _sizes(rows: TrainingRows) -> dict[str, int]:
-    sizes: dict[str, int] = defaultdict(int)
-    for label in rows.labels.values():
-        sizes[label] += 1
-    return sizes

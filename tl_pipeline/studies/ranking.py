@@ -18,12 +18,10 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.comparison import Difference
 from tl_pipeline.evaluation.metrics import Score
-from tl_pipeline.pipeline.stages import embed, ingest
+from tl_pipeline.pipeline.stages import embed
+from tl_pipeline.pipeline.work import Study
 from tl_pipeline.progress import track
-from tl_pipeline.runs.planning import Context
-from tl_pipeline.store import tables
 from tl_pipeline.store.embeddings import EmbeddingFolder
-from tl_pipeline.store.tables import MANIFEST
 from tl_pipeline.studies import probe
 from tl_pipeline.studies.transferability import LogME, logme
 
@@ -121,7 +119,7 @@ class _Looked(NamedTuple):
     cost: Cost
 
 
-def rank(context: Context, encoders: Sequence[Encoder], images: int) -> Ranking:
+def rank(study: Study, encoders: Sequence[Encoder], images: int) -> Ranking:
     """Embed a sample of ``images`` training images under each of ``encoders``.
 
     An encoder that stands there twice is ranked once. All are judged on the same rows:
@@ -132,65 +130,66 @@ def rank(context: Context, encoders: Sequence[Encoder], images: int) -> Ranking:
         DatasetError: no two classes that could be judged; or see ``stages.ingest``.
         WeightsError: a network cannot be loaded.
     """
-    manifest = ingest.run(context).output
-    rows = tables.read(MANIFEST, context.store.path(manifest)).to_pylist()
+    manifest = study.ingested()
+    rows = manifest.table.to_pylist()
     trained = [row for row in rows if row["split"] == TRAIN]
     drawn = stratified(
         [Drawable(row["image_id"], row["label"], row["group"]) for row in trained],
         images,
     )
     wanted = {encoder.key: encoder for encoder in encoders}
-    every = embed.images_of(context, manifest)
-    costs = {key: _cost(context, wanted[key], drawn, every) for key in wanted}
+    every = embed.pairs(manifest.images)
+    costs = {key: _cost(study, wanted[key], drawn, every) for key in wanted}
     refused = set[str]().union(
-        *(EmbeddingFolder(context.store, key).refused() for key in wanted)
+        *(EmbeddingFolder(study.at.store, key).refused() for key in wanted)
     )
     usable = [image for image in drawn if image.image_id not in refused]
     kept = probe.probed([i.label for i in usable], [i.unit for i in usable])
     judged = [usable[row] for row in kept]
-    _check(context, judged, drawn, len(trained))
+    _check(study, judged, drawn, len(trained))
     cut = probe.divide([i.label for i in judged], [i.unit for i in judged])
     with track("probe", len(wanted)) as progress:
         found = []
         for key, encoder in wanted.items():
-            found.append(_look(context, encoder, judged, cut, costs[key]))
+            found.append(_look(study, encoder, judged, cut, costs[key]))
             progress.advance()
     return Ranking(
-        dataset=context.dataset.name,
+        dataset=study.dataset.name,
         images=len(rows),
         trained=len(trained),
         sampled=len(drawn),
         probed=len(judged),
         classes=len({image.label for image in judged}),
         grouped=cut.grouped,
-        rows=_sorted(found, cut, context.seed),
+        rows=_sorted(found, cut, study.seed),
     )
 
 
 def _cost(
-    context: Context,
+    study: Study,
     encoder: Encoder,
     drawn: Sequence[Drawable],
     every: Sequence[tuple[str, str]],
 ) -> Cost:
     """Embed what is missing of the sample, and tell what that costs an image."""
-    folder = EmbeddingFolder(context.store, encoder.key)
+    folder = EmbeddingFolder(study.at.store, encoder.key)
     ids = {image.image_id for image in drawn}
     sample = [image for image in every if image[0] in ids]
     measured = None
-    if embed.unsettled(folder, sample):
-        measured = embed.fill(context, [encoder], sample)[encoder.key].speed
+    if embed.pending(folder, sample):
+        done = embed.fill(study.at.store, study.dataset, [encoder], sample)
+        measured = done[encoder.key].speed
     speed = measured or embed.known_speed(folder)
     return Cost(
         seconds_per_image=1 / speed.images_per_second if speed else None,
         remembered=measured is None,
         images=len(every),
-        missing=len(embed.unsettled(folder, every)),
+        missing=len(embed.pending(folder, every)),
     )
 
 
 def _check(
-    context: Context,
+    study: Study,
     judged: Sequence[Drawable],
     drawn: Sequence[Drawable],
     trained: int,
@@ -199,7 +198,7 @@ def _check(
     if classes > 1:
         return
     said = (
-        f"{context.dataset.name}: among {len(drawn):,} sampled training images "
+        f"{study.dataset.name}: among {len(drawn):,} sampled training images "
         f"{classes} classes have two images (or groups) that could be embedded; a "
         "probe needs two such classes"
     )
@@ -209,14 +208,14 @@ def _check(
 
 
 def _look(
-    context: Context,
+    study: Study,
     encoder: Encoder,
     judged: Sequence[Drawable],
     cut: probe.Rows,
     cost: Cost,
 ) -> _Looked:
     ids = [image.image_id for image in judged]
-    found = EmbeddingFolder(context.store, encoder.key).load(ids)
+    found = EmbeddingFolder(study.at.store, encoder.key).load(ids)
     assert found.image_ids == ids  # noqa: S101 - both are sorted, all are embedded
     score = logme(found.vectors, cut.labels)
     right = probe.judge(found.vectors, cut)

@@ -7,16 +7,17 @@ that a cluster stays on one side. What was found stands in its provenance under
 """
 
 import shutil
-import time
 from collections import Counter
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.split_specs import SplitSpec
 from tl_pipeline.data import splits
 from tl_pipeline.data.split_findings import near_duplicates
@@ -24,106 +25,157 @@ from tl_pipeline.data.split_report import NearDuplicateFindings
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.runs import results
-from tl_pipeline.runs.planning import (
-    Context,
-    EmbeddingsOf,
-    Outcome,
-    Step,
-    why_not_cached,
-)
+from tl_pipeline.runs.planning import Outcome, Step
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.keys import KeyDocument, digest, key_document
+from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.keys import KeyDocument, key_document
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 # Bump when the same inputs must give other rows.
 VERSION = 1
 
 
-def plan(
-    context: Context,
-    manifest: Artifact,
-    embedded: EmbeddingsOf,
-    encoder: AnyEncoder,
-) -> Outcome[Artifact]:
-    """Look whether these images were compared already.
+class _Audited(NamedTuple):
+    """The manifest after the audit, the pairs, and what was found."""
 
-    Until they are, the output is ``manifest`` itself: with ``keep_together`` the plan
-    of what follows holds for its splits, and may change by what is found.
-    """
-    embeddings = concat.embeddings_of(embedded, encoder)
-    started = time.perf_counter()
-    too_many = _too_many(context, manifest)
-    document = _document(context, manifest, embeddings)
-    made = context.store.find("manifests", digest(document))
-    if too_many:
-        reason = too_many
-    elif made:
-        reason = _said(context.store, made)
-    else:
-        subject = context.dataset.name
-        reason = why_not_cached(context, "manifests", subject, "manifest", document)
-        if context.dataset.near_duplicates.action == "keep_together":
-            reason += "; images may change sides"
-    step = Step(
-        stage="audit",
-        subject=context.dataset.name,
-        cached=bool(made or too_many),
-        reason=reason,
-        keys={} if too_many else {"manifest": digest(document)},
-        seconds=time.perf_counter() - started,
-    )
-    return Outcome(made or manifest, (step,))
+    rows: pa.Table
+    similar: pa.Table
+    findings: NearDuplicateFindings
 
 
-def run(
-    context: Context, manifest: Artifact, embedded: EmbeddingsOf, encoder: AnyEncoder
-) -> Outcome[Artifact]:
-    """Find the near duplicates, and keep them together where the dataset says so.
+@dataclass(frozen=True)
+class Audit(Unit[Manifest]):
+    """``manifest`` with its near duplicates in the ``embeddings`` of ``encoder``.
+
+    Until they are compared, a plan goes on with ``manifest`` itself: with
+    ``keep_together`` it holds for its splits, and may change by what is found.
 
     Raises:
         DatasetError: they are to be kept together, but are too many to be compared.
     """
-    embeddings = concat.embeddings_of(embedded, encoder)
-    started = time.perf_counter()
-    planned = plan(context, manifest, embedded, encoder)
-    if planned.step.cached:
-        return planned
-    # scipy is imported only when there is something to compare
-    from tl_pipeline.data.near_duplicates import find  # noqa: PLC0415
 
-    store, wanted = context.store, context.dataset.near_duplicates
-    rows = tables.read(MANIFEST, store.path(manifest))
-    vectors = concat.load(store, embeddings, rows["image_id"].to_pylist())
-    # Both are sorted by id; images that the encoder refused have no vector.
-    at = np.searchsorted(rows["image_id"].to_numpy(), np.array(vectors.image_ids))
-    found = find(vectors.vectors, rows["label"].to_numpy()[at], wanted.ratio)
-    pairs, clusters = at[found.pairs], np.full(len(rows), -1)
-    clusters[at] = found.clusters
-    near = _findings(rows, pairs, clusters)
-    if wanted.action == "keep_together":
-        rows, changed = _together(rows, clusters, context.dataset.split)
-        near |= changed
-    said = NearDuplicateFindings(encoder=encoder.label, ratio=found.ratio, **near)
-    similar = pa.table(
-        {
-            "image_id": rows["image_id"].take(pairs[:, 0]),
-            "near_id": rows["image_id"].take(pairs[:, 1]),
-            "similarity": found.similarity,
-            "cluster": clusters[pairs[:, 0]],
+    stage: ClassVar[str] = "audit"
+    kind: ClassVar[str] = "manifests"
+    label: ClassVar[str] = "manifest"
+
+    dataset: DatasetSpec
+    manifest: Manifest
+    embeddings: Artifact
+    encoder: AnyEncoder
+
+    @property
+    def subject(self) -> str:
+        """See ``Unit``."""
+        return self.dataset.name
+
+    def depends_on(self) -> KeyDocument:
+        """See ``Unit``."""
+        near = self.dataset.near_duplicates
+        params: dict[str, Any] = {"action": near.action, "ratio": near.ratio}
+        if near.action == "keep_together":
+            params["split"] = self.dataset.split.model_dump(mode="json")
+        inputs = {
+            "manifest": self.manifest.key,
+            "embeddings": self.embeddings.fingerprint,
         }
-    )
-    made = store.build(
-        "manifests",
-        _document(context, manifest, embeddings),
-        partial(_write, store.path(manifest), rows, similar),
-        extra={"near_duplicates": said.model_dump(mode="json")},
-    )
-    reason = f"{planned.step.reason}: {near_duplicates(said)}"
-    return replace(planned, output=made).ran(
-        time.perf_counter() - started, reason=reason
-    )
+        return key_document("audit", VERSION, params, inputs)
+
+    def look(self) -> Outcome[Manifest]:
+        """See ``Unit``; too many images are not compared."""
+        if too_many := self._too_many():
+            step = Step("audit", self.subject, cached=True, reason=too_many, keys={})
+            return Outcome(self.manifest, (step,))
+        return super().look()
+
+    def found(self, made: Artifact) -> str:
+        """See ``Unit``."""
+        found = results.near_duplicates(self.at.store, made)
+        return near_duplicates(found) if found else ""
+
+    def missing(self) -> str:
+        """See ``Unit``."""
+        together = self.dataset.near_duplicates.action == "keep_together"
+        return super().missing() + "; images may change sides" * together
+
+    def told(self, reason: str, made: Artifact) -> str:
+        """See ``Unit``."""
+        return f"{reason}: {self.found(made)}"
+
+    def units(self, made: Artifact | None) -> int:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``: nothing that is worth counting."""
+        return 0
+
+    def output(self, made: Artifact | None) -> Manifest:
+        """See ``Unit``."""
+        if made is None:
+            return self.manifest
+        return Manifest(self.at.store, made, self.manifest.dataset)
+
+    def extra(self) -> Mapping[str, Any]:
+        """See ``Unit``."""
+        return {"near_duplicates": self._audited.findings.model_dump(mode="json")}
+
+    def write(self, folder: Path) -> str:
+        """See ``Unit``."""
+        before = self.at.store.path(self.manifest.artifact)
+        for table in (QUARANTINE, DUPLICATES):
+            shutil.copyfile(before / table.file, folder / table.file)
+        tables.write(MANIFEST, self._audited.rows, folder)
+        tables.write(NEAR_DUPLICATES, self._audited.similar, folder)
+        return tables.content(self._audited.rows)
+
+    @cached_property
+    def _audited(self) -> _Audited:
+        # scipy is imported only when there is something to compare
+        from tl_pipeline.data.near_duplicates import find  # noqa: PLC0415
+
+        store, wanted = self.at.store, self.dataset.near_duplicates
+        rows = tables.read(MANIFEST, store.path(self.manifest.artifact))
+        vectors = concat.load(store, self.embeddings, rows["image_id"].to_pylist())
+        # Both are sorted by id; images that the encoder refused have no vector.
+        at = np.searchsorted(rows["image_id"].to_numpy(), np.array(vectors.image_ids))
+        found = find(vectors.vectors, rows["label"].to_numpy()[at], wanted.ratio)
+        pairs, clusters = at[found.pairs], np.full(len(rows), -1)
+        clusters[at] = found.clusters
+        near = _findings(rows, pairs, clusters)
+        if wanted.action == "keep_together":
+            rows, changed = _together(rows, clusters, self.dataset.split)
+            near |= changed
+        similar = pa.table(
+            {
+                "image_id": rows["image_id"].take(pairs[:, 0]),
+                "near_id": rows["image_id"].take(pairs[:, 1]),
+                "similarity": found.similarity,
+                "cluster": clusters[pairs[:, 0]],
+            }
+        )
+        return _Audited(
+            rows,
+            similar,
+            NearDuplicateFindings(
+                encoder=self.encoder.label, ratio=found.ratio, **near
+            ),
+        )
+
+    def _too_many(self) -> str:
+        """Why these images are not compared, or nothing."""
+        wanted = self.dataset.near_duplicates
+        images = self.manifest.table.num_rows
+        if images <= wanted.most_images:
+            return ""
+        said = (
+            f"{images:,} images are more than near_duplicates.most_images = "
+            f"{wanted.most_images:,}"
+        )
+        if wanted.action == "keep_together":
+            raise DatasetError(
+                f"{self.subject}: {said}, so near duplicates cannot be kept "
+                "together. Raise it (time grows with its square), or name groups"
+            )
+        return f"not looked for: {said}"
 
 
 def _together(
@@ -139,43 +191,6 @@ def _together(
     }
     place = rows.schema.get_field_index("split")
     return rows.set_column(place, rows.schema.field("split"), pa.array(sides)), changed
-
-
-def _said(store: Store, made: Artifact) -> str:
-    found = results.near_duplicates(store, made)
-    return near_duplicates(found) if found else ""
-
-
-def _too_many(context: Context, manifest: Artifact) -> str:
-    """Why these images are not compared, or nothing."""
-    wanted = context.dataset.near_duplicates
-    images = tables.count(MANIFEST, context.store.path(manifest))
-    if images <= wanted.most_images:
-        return ""
-    said = (
-        f"{images:,} images are more than near_duplicates.most_images = "
-        f"{wanted.most_images:,}"
-    )
-    if wanted.action == "keep_together":
-        raise DatasetError(
-            f"{context.dataset.name}: {said}, so near duplicates cannot be kept "
-            "together. Raise it (time grows with its square), or name groups"
-        )
-    return f"not looked for: {said}"
-
-
-def _document(
-    context: Context, manifest: Artifact, embeddings: Artifact
-) -> KeyDocument:
-    dataset = context.dataset
-    params: dict[str, Any] = {
-        "action": dataset.near_duplicates.action,
-        "ratio": dataset.near_duplicates.ratio,
-    }
-    if dataset.near_duplicates.action == "keep_together":
-        params["split"] = dataset.split.model_dump(mode="json")
-    inputs = {"manifest": manifest.key, "embeddings": embeddings.fingerprint}
-    return key_document("audit", VERSION, params, inputs)
 
 
 def _findings(
@@ -196,11 +211,3 @@ def _findings(
         "largest": int(sizes.max(initial=0)),
         "across": dict(across.most_common()),
     }
-
-
-def _write(before: Path, rows: pa.Table, near: pa.Table, folder: Path) -> str:
-    for table in (QUARANTINE, DUPLICATES):
-        shutil.copyfile(before / table.file, folder / table.file)
-    tables.write(MANIFEST, rows, folder)
-    tables.write(NEAR_DUPLICATES, near, folder)
-    return tables.content(rows)

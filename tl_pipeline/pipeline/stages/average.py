@@ -10,24 +10,24 @@ members (on validation one of those to choose from) has not scored is left out.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
-from tl_pipeline.config.specs import Ensemble
+from tl_pipeline.config.specs import Ensemble, Method
 from tl_pipeline.data.splits import TEST, VALIDATION
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.averaging import Said, averaged, greedy, shared
 from tl_pipeline.evaluation.scored_rows import Scored, metric_rows, predictions
-from tl_pipeline.pipeline.labels import groups_of, units
-from tl_pipeline.runs.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import METRICS, PREDICTIONS
 
@@ -47,7 +47,7 @@ _NAMED = 2
 
 
 class _Chosen(NamedTuple):
-    """How often each candidate counts, and what they say together of validation.
+    """How often each candidate counts, and what they say together of held-out rows.
 
     ``alone`` tells why the best was taken alone, where no more could be chosen.
     """
@@ -62,117 +62,182 @@ class _Chosen(NamedTuple):
         return [n for n in self.times if n]
 
 
-def plan(
-    context: Context,
-    manifest: Artifact,  # noqa: ARG001 - the signature of run
-    evaluations: Sequence[Artifact],
-    ensemble: Ensemble,
-) -> Outcome[Artifact]:
-    """Look whether these heads were put together already."""
-    started = time.perf_counter()
-    document = _document(context, evaluations, ensemble)
-    key, subject = digest(document), context.named(_SUBJECTS[ensemble])
-    made = context.store.find("evaluations", key)
-    if made:
-        reason = _told(context.store, made)
-    else:
-        reason = why_not_cached(context, "evaluations", subject, "evaluation", document)
-    step = Step(
-        stage="average",
-        subject=subject,
-        cached=made is not None,
-        reason=reason,
-        keys={"evaluation": key},
-        units=0 if made else len(evaluations),
-        seconds=time.perf_counter() - started,
-    )
-    return Outcome(Artifact("evaluations", key, key), (step,))
+class _Averaged(NamedTuple):
+    """What was chosen, the members with their predictions, and their mean on test."""
+
+    chosen: _Chosen
+    members: list[Scored]
+    test: Said
+    candidates: int
 
 
-def run(
-    context: Context,
-    manifest: Artifact,
-    evaluations: Sequence[Artifact],
-    ensemble: Ensemble,
-) -> Outcome[Artifact]:
-    """Choose members on validation, score their mean on validation and on test.
+@dataclass(frozen=True)
+class Average(Unit[Artifact]):
+    """The mean of ``evaluations``; ``control`` tells what makes it a control.
 
     Raises:
-        DatasetError: no image of one of these splits was scored by all candidates.
+        DatasetError: no image of a held-out split was scored by all candidates.
     """
-    started, planned = (
-        time.perf_counter(),
-        plan(context, manifest, evaluations, ensemble),
-    )
-    if planned.step.cached:
-        return planned
-    found = [scored_rows.read(context.store, evaluation) for evaluation in evaluations]
-    _check(context, found)
-    chosen = _chosen(context, found, ensemble, groups_of(context.store, manifest))
-    validation = chosen.validation.said
-    # a candidate that is no member may know classes that no member knows
-    test = _mean(found, chosen.times, TEST).naming(validation.classes)
-    members = [one for one, n in zip(found, chosen.times, strict=True) if n]
-    every = set[str]().union(*(m.said[s].image_ids for m in members for s in _HELD))
-    scored = len(validation.image_ids) + len(test.image_ids)
-    extra = {
-        "members": [
+
+    stage: ClassVar[str] = "average"
+    kind: ClassVar[str] = "evaluations"
+    label: ClassVar[str] = "evaluation"
+
+    manifest: Manifest
+    evaluations: tuple[Artifact, ...]
+    ensemble: Ensemble
+    seed: int
+    calibration: Method
+    error: float
+    control: str = ""
+
+    @property
+    def subject(self) -> str:
+        """See ``Unit``."""
+        subject = _SUBJECTS[self.ensemble]
+        return f"{subject} ({self.control})" if self.control else subject
+
+    def depends_on(self) -> KeyDocument:
+        """See ``Unit``."""
+        heads = {artifact.fingerprint: None for artifact in self.evaluations}
+        return key_document(
+            "average",
+            VERSION,
             {
-                "evaluation": member.evaluation.key,
-                "encoder": member.row["encoder"],
-                "head": member.row["head"],
-                "times": count,
-            }
-            for member, count in zip(members, chosen.counts, strict=True)
-        ],
-        "candidates": len(found),
-        "left_out": len(every) - scored,
-        "alone": chosen.alone,
-    }
-    document = _document(context, evaluations, ensemble)
-    write = partial(_write, context, members, chosen, test, document)
-    made = context.store.build("evaluations", document, write, extra)
-    reason = f"{planned.step.reason}: {_told(context.store, made)}"
-    return planned.ran(time.perf_counter() - started, reason=reason)
+                "family": self.ensemble,
+                "control": bool(self.control),
+                "seed": self.seed,
+                "calibration": self.calibration,
+                "error": self.error,
+            },
+            {"evaluations": digest(list(heads))},
+        )
 
-
-def _check(context: Context, found: Sequence[Scored]) -> None:
-    for split in _HELD:
-        if not len(shared([one.said[split] for one in found])):
-            raise DatasetError(
-                f"{context.dataset.name}: no {split} image was scored by all heads "
-                "that may be averaged; the quarantine table tells what encoders "
-                "refused"
+    def found(self, made: Artifact) -> str:
+        """See ``Unit``."""
+        about = self.at.store.provenance(made)
+        said = f"{len(about['members'])} of {about['candidates']} heads"
+        if about["alone"]:
+            said += f": the best alone, as {about['alone']}"
+        if about["left_out"]:
+            said += (
+                f"; {about['left_out']:,} images that not all of them scored left out"
             )
+        return said
 
+    def told(self, reason: str, made: Artifact) -> str:
+        """See ``Unit``."""
+        return f"{reason}: {self.found(made)}"
 
-def _chosen(
-    context: Context,
-    found: Sequence[Scored],
-    ensemble: Ensemble,
-    groups: Mapping[str, str],
-) -> _Chosen:
-    """What of ``found`` is put together, and what it says of validation."""
-    # scipy is imported only when there is something to choose
-    from tl_pipeline.evaluation import cross_fitting  # noqa: PLC0415
+    def units(self, made: Artifact | None) -> int:
+        """See ``Unit``."""
+        return 0 if made else len(self.evaluations)
 
-    said = [one.said[VALIDATION] for one in found]
-    ids, alone = shared(said), None
-    if ensemble == "greedy":
-        belongs = units(ids.tolist(), groups)
-        alone = cross_fitting.shortage(belongs)
-        if not alone:
-            said = [one.of(ids) for one in said]
-            crossed = cross_fitting.greedy(context.calibration, said, belongs)
-            return _Chosen(greedy(said), crossed)
-    times = _best(
-        found, [ensemble if alone else one.row["encoder_key"] for one in found]
-    )
-    mean = _mean(found, times, VALIDATION)
-    belongs = units(mean.image_ids.tolist(), groups)
-    return _Chosen(
-        times, cross_fitting.fixed(context.calibration, mean, belongs), alone
-    )
+    def output(self, made: Artifact | None) -> Artifact:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return Artifact(self.kind, self.key, self.key)
+
+    def extra(self) -> Mapping[str, Any]:
+        """See ``Unit``."""
+        chosen, members, test, candidates = self._averaged
+        every = set[str]().union(*(m.said[s].image_ids for m in members for s in _HELD))
+        scored = len(chosen.validation.said.image_ids) + len(test.image_ids)
+        return {
+            "members": [
+                {
+                    "evaluation": member.evaluation.key,
+                    "encoder": member.row["encoder"],
+                    "head": member.row["head"],
+                    "times": count,
+                }
+                for member, count in zip(members, chosen.counts, strict=True)
+            ],
+            "candidates": candidates,
+            "left_out": len(every) - scored,
+            "alone": chosen.alone,
+        }
+
+    def write(self, folder: Path) -> str:
+        """See ``Unit``."""
+        from tl_pipeline.evaluation.scoring import score_mean  # noqa: PLC0415 - scipy
+
+        chosen, members, test, _ = self._averaged
+        found = score_mean(
+            chosen.validation, test, self.calibration, self.error, self.seed
+        )
+        about = _about(self.key, self.ensemble, members)
+        metrics = [
+            row
+            for split, said in found.said.items()
+            for row in metric_rows(
+                about | {"split": split, "images": len(said.image_ids)},
+                found.scores[split],
+            )
+        ]
+        tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
+        rows = [
+            predictions(
+                {"evaluation": self.key, "split": split},
+                said.image_ids.tolist(),
+                said.labels,
+                said.classes,
+                said.probabilities,
+                found.point,
+            )
+            for split, said in found.said.items()
+        ]
+        tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
+        told = {
+            "members": [
+                {"evaluation": member.evaluation.key, "times": count}
+                for member, count in zip(members, chosen.counts, strict=True)
+            ],
+            "classes": test.classes,
+        }
+        (folder / "chosen.json").write_text(json.dumps(told, ensure_ascii=False))
+        found.point.write(folder)
+        return self.key
+
+    @cached_property
+    def _averaged(self) -> _Averaged:
+        """Members chosen on validation, and their mean."""
+        found = [scored_rows.read(self.at.store, one) for one in self.evaluations]
+        self._check(found)
+        chosen = self._chosen(found)
+        # a candidate that is no member may know classes that no member knows
+        test = _mean(found, chosen.times, TEST).naming(chosen.validation.said.classes)
+        members = [one for one, n in zip(found, chosen.times, strict=True) if n]
+        return _Averaged(chosen, members, test, len(found))
+
+    def _check(self, found: Sequence[Scored]) -> None:
+        for split in _HELD:
+            if not len(shared([one.said[split] for one in found])):
+                raise DatasetError(
+                    f"{self.manifest.dataset}: no {split} image was scored by all "
+                    "heads that may be averaged; the quarantine table tells what "
+                    "encoders refused"
+                )
+
+    def _chosen(self, found: Sequence[Scored]) -> _Chosen:
+        """What of ``found`` is put together, and what it says of validation."""
+        # scipy is imported only when there is something to choose
+        from tl_pipeline.evaluation import cross_fitting  # noqa: PLC0415
+
+        said = [one.said[VALIDATION] for one in found]
+        ids, alone = shared(said), None
+        if self.ensemble == "greedy":
+            groups = self.manifest.groups_of(ids.tolist())
+            alone = cross_fitting.shortage(groups)
+            if not alone:
+                said = [one.of(ids) for one in said]
+                crossed = cross_fitting.greedy(self.calibration, said, groups)
+                return _Chosen(greedy(said), crossed)
+        kinds = [self.ensemble if alone else one.row["encoder_key"] for one in found]
+        times = _best(found, kinds)
+        mean = _mean(found, times, VALIDATION)
+        groups = self.manifest.groups_of(mean.image_ids.tolist())
+        fixed = cross_fitting.fixed(self.calibration, mean, groups)
+        return _Chosen(times, fixed, alone)
 
 
 def _best(found: Sequence[Scored], kinds: Sequence[str]) -> list[int]:
@@ -190,81 +255,6 @@ def _mean(found: Sequence[Scored], times: Sequence[int], split: str) -> Said:
     """Of those that count, for the images of ``split`` that all of them scored."""
     members = [one.said[split] for one, n in zip(found, times, strict=True) if n]
     return averaged(members, [n for n in times if n])
-
-
-def _document(
-    context: Context, evaluations: Sequence[Artifact], ensemble: Ensemble
-) -> KeyDocument:
-    heads = {artifact.fingerprint: None for artifact in evaluations}
-    return key_document(
-        "average",
-        VERSION,
-        {
-            "family": ensemble,
-            "control": bool(context.control),
-            "seed": context.seed,
-            "calibration": context.calibration,
-            "error": context.error,
-        },
-        {"evaluations": digest(list(heads))},
-    )
-
-
-def _told(store: Store, made: Artifact) -> str:
-    about = store.provenance(made)
-    said = f"{len(about['members'])} of {about['candidates']} heads"
-    if about["alone"]:
-        said += f": the best alone, as {about['alone']}"
-    if about["left_out"]:
-        said += f"; {about['left_out']:,} images that not all of them scored left out"
-    return said
-
-
-def _write(
-    context: Context,
-    members: Sequence[Scored],
-    chosen: _Chosen,
-    test: Said,
-    document: KeyDocument,
-    folder: Path,
-) -> str:
-    from tl_pipeline.evaluation.scoring import score_mean  # noqa: PLC0415 - scipy
-
-    found = score_mean(
-        chosen.validation, test, context.calibration, context.error, context.seed
-    )
-    key = digest(document)
-    about = _about(key, document["params"]["family"], members)
-    metrics = [
-        row
-        for split, said in found.said.items()
-        for row in metric_rows(
-            about | {"split": split, "images": len(said.image_ids)}, found.scores[split]
-        )
-    ]
-    tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
-    rows = [
-        predictions(
-            {"evaluation": key, "split": split},
-            said.image_ids.tolist(),
-            said.labels,
-            said.classes,
-            said.probabilities,
-            found.point,
-        )
-        for split, said in found.said.items()
-    ]
-    tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
-    told = {
-        "members": [
-            {"evaluation": member.evaluation.key, "times": count}
-            for member, count in zip(members, chosen.counts, strict=True)
-        ],
-        "classes": test.classes,
-    }
-    (folder / "chosen.json").write_text(json.dumps(told, ensure_ascii=False))
-    found.point.write(folder)
-    return key
 
 
 def _about(key: str, family: Ensemble, members: Sequence[Scored]) -> dict[str, Any]:

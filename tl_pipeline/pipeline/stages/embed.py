@@ -6,26 +6,28 @@ fingerprint of an encoder's embeddings is (encoder key, set of image ids), not t
 of floats.
 """
 
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.progress import Track, track
-from tl_pipeline.runs.planning import (
-    Context,
-    EmbeddingsOf,
-    Outcome,
-    Step,
-    field_changes,
-)
+from tl_pipeline.runs.planning import Outcome, Step, Workspace, field_changes
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.keys import digest
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from tl_pipeline.data.reading import Image
     from tl_pipeline.embedding.engine import Job
 
+# The embeddings of each encoder, by its key.
+EmbeddingsOf = Mapping[str, Artifact]
+
 
 class Speed(NamedTuple):
     """How fast an encoder embeds on this machine, and the floats of an embedding."""
@@ -44,7 +49,7 @@ class Speed(NamedTuple):
     width: int
 
 
-class Filled(NamedTuple):
+class EmbedResult(NamedTuple):
     """What ``fill`` did for an encoder; ``speed`` is None where it told nothing new.
 
     ``where`` says in words if it was done elsewhere than in this process.
@@ -64,82 +69,143 @@ class Group(NamedTuple):
     images: "list[Image]"
 
 
-class Spread(NamedTuple):
+class RemoteResult(NamedTuple):
     """What was done elsewhere, by encoder key, and where, in words."""
 
     done: Mapping[str, EmbedStats]
     where: str
 
 
-# Lets others embed images into the store while the caller holds the writer's locks.
-Spreader = Callable[[Context, Sequence[Group], Track], Spread]
+# Embeds images into the store elsewhere, while the caller holds the writer's locks.
+Executor = Callable[[Store, DatasetSpec, int, Sequence[Group], Track], RemoteResult]
 
 
-def plan(
-    context: Context, manifest: Artifact, encoders: Sequence[Encoder]
-) -> Outcome[EmbeddingsOf]:
-    """Count the images of ``manifest`` that have no embedding, encoder by encoder."""
-    images = images_of(context, manifest)
-    found = {encoder.key: _plan(context, images, encoder) for encoder in encoders}
-    return Outcome(
-        {key: artifact for key, (artifact, _) in found.items()},
-        tuple(step for _, step in found.values()),
-    )
+@dataclass(frozen=True)
+class Embed:
+    """The images of ``manifest`` under each of ``encoders``, in parts of ``part_rows``.
 
-
-def run(
-    context: Context,
-    manifest: Artifact,
-    encoders: Sequence[Encoder],
-    spread: Spreader | None = None,
-) -> Outcome[EmbeddingsOf]:
-    """Embed what is missing, shard by shard; refuse what cannot be decoded.
-
-    With ``spread`` others do the work, and this process what they left.
+    With an ``executor`` others do the work, and this process what they left.
 
     Raises:
         WeightsError: a network cannot be loaded.
         DeviceError: there is a GPU that torch cannot use.
     """
-    started, planned = time.perf_counter(), plan(context, manifest, encoders)
-    due = [
-        e for e, step in zip(encoders, planned.steps, strict=True) if not step.cached
-    ]
-    if not due:
-        return planned
-    filled = fill(context, due, images_of(context, manifest), spread)
-    # planned anew: what was refused is known only now
-    after = plan(context, manifest, encoders)
-    seconds = time.perf_counter() - started
-    worked = sum(done.timings.elapsed for done in filled.values())
 
-    def ran(before: Step) -> Step:
-        done = filled.get(before.keys["encoder"])
-        if done is None:
-            return before
-        refused = f"; {done.refused:,} refused" if done.refused else ""
-        share = done.timings.elapsed / worked if worked else 1 / len(filled)
-        return replace(
-            before,
-            reason=before.reason + done.where + refused,
-            units=done.images,
-            seconds=seconds * share,
-            timings=done.timings,
+    at: Workspace
+    dataset: DatasetSpec
+    manifest: Manifest
+    encoders: tuple[Encoder, ...]
+    part_rows: int = 512
+    executor: Executor | None = None
+
+    @property
+    def title(self) -> str:
+        """See ``Stage``."""
+        return f"embed {_named(self.encoders)}"
+
+    def plan(self) -> Outcome[EmbeddingsOf]:
+        """Count the images that have no embedding, encoder by encoder."""
+        found = {encoder.key: self._look(encoder) for encoder in self.encoders}
+        return Outcome(
+            {key: artifact for key, (artifact, _) in found.items()},
+            tuple(step for _, step in found.values()),
         )
 
-    return replace(after, steps=tuple(map(ran, planned.steps)))
+    def run(self) -> Outcome[EmbeddingsOf]:
+        """Embed what is missing, shard by shard; refuse what cannot be decoded."""
+        started, planned = time.perf_counter(), self.plan()
+        steps = zip(self.encoders, planned.steps, strict=True)
+        due = [encoder for encoder, step in steps if not step.cached]
+        if not due:
+            return planned
+        filled = fill(
+            self.at.store,
+            self.dataset,
+            due,
+            pairs(self.manifest.images),
+            self.part_rows,
+            self.executor,
+        )
+        # looked at anew: what was refused is known only now
+        after = self.plan()
+        seconds = time.perf_counter() - started
+        worked = sum(done.timings.elapsed for done in filled.values())
+
+        def ran(before: Step) -> Step:
+            done = filled.get(before.keys["encoder"])
+            if done is None:
+                return before
+            refused = f"; {done.refused:,} refused" if done.refused else ""
+            share = done.timings.elapsed / worked if worked else 1 / len(filled)
+            return replace(
+                before,
+                reason=before.reason + done.where + refused,
+                units=done.images,
+                seconds=seconds * share,
+                timings=done.timings,
+            )
+
+        return replace(after, steps=tuple(map(ran, planned.steps)))
+
+    def _look(self, encoder: Encoder) -> tuple[Artifact, Step]:
+        started = time.perf_counter()
+        folder = EmbeddingFolder(self.at.store, encoder.key)
+        ids = self.manifest.table["image_id"]
+        missing = ids.filter(pc.invert(_in(ids, settled(folder))))
+        speed = known_speed(folder)
+        embedded = ids.filter(pc.invert(_in(ids, folder.refused().keys())))
+        count = len(missing)
+        step = Step(
+            stage="embed",
+            subject=encoder.label,
+            cached=not count,
+            reason=self._reason(encoder, missing),
+            keys={"encoder": encoder.key},
+            units=count,
+            seconds=time.perf_counter() - started,
+            estimated_seconds=count / speed.images_per_second if speed else None,
+            estimated_bytes=count * speed.width * 4 if speed else None,
+        )
+        fingerprint = _fingerprint(encoder, embedded)
+        return Artifact("embeddings", encoder.key, fingerprint), step
+
+    def _reason(self, encoder: Encoder, missing: pa.ChunkedArray) -> str:
+        images = self.manifest.table.num_rows
+        if not len(missing):
+            return f"all {images:,} images are embedded"
+        used = self.at.previous.get(("embed", encoder.label), {}).get("encoder")
+        total = f"{len(missing):,} of {images:,} images"
+        if used is None:
+            return f"{total} are not embedded yet"
+        if used != encoder.key:
+            return f"{_encoder_changes(self.at.store, used, encoder)}: {total}"
+        seen = pc.sum(_in(missing, self._ids_of_last_run())).as_py() or 0
+        lost = f"the part files of {seen:,} images are gone or damaged" if seen else ""
+        fresh = len(missing) - seen
+        new = f"{fresh:,} of {images:,} images are new" if fresh else ""
+        return "; ".join(said for said in (lost, new) if said)
+
+    def _ids_of_last_run(self) -> Sequence[str]:
+        key = self.at.manifest_before(self.dataset.name)
+        found = self.at.store.find("manifests", key) if key else None
+        if found is None:
+            return []
+        rows = tables.read(MANIFEST, self.at.store.path(found), ["image_id"])
+        return rows["image_id"].to_pylist()
 
 
 def fill(
-    context: Context,
+    store: Store,
+    dataset: DatasetSpec,
     encoders: Sequence[Encoder],
     images: Sequence["Image"],
-    spread: Spreader | None = None,
-) -> dict[str, Filled]:
+    part_rows: int = 512,
+    executor: Executor | None = None,
+) -> dict[str, EmbedResult]:
     """Embed those of ``images`` that are missing; what was done, by encoder key.
 
-    ``images`` are pairs of (image_id, uri) of ``context.dataset``. On this machine
-    there is one writer of an encoder at a time.
+    ``images`` are pairs of (image_id, uri) of ``dataset``. On this machine there is one
+    writer of an encoder at a time.
 
     Raises:
         WeightsError: a network cannot be loaded.
@@ -148,8 +214,8 @@ def fill(
     # torch is imported only when there is something to embed
     from tl_pipeline.embedding import engine  # noqa: PLC0415
 
-    context.store.create()
-    jobs = [engine.Job(e, EmbeddingFolder(context.store, e.key)) for e in encoders]
+    store.create()
+    jobs = [engine.Job(e, EmbeddingFolder(store, e.key)) for e in encoders]
     # Neighbours in a tar, a row group or a folder are read together.
     by_place = sorted(images, key=lambda image: image[1])
     total = {encoder.key: EmbedStats() for encoder in encoders}
@@ -159,38 +225,42 @@ def fill(
             job.folder.describe(job.encoder.model_dump_json(indent=1))
             locks.enter_context(job.folder.writing())
         # another run may have embedded them while we waited
-        wanted = alike(jobs, by_place)
-        label = encoders[0].label if len(encoders) == 1 else f"{len(encoders)} encoders"
-        due = sum(len(group) * len(missing) for group, missing in wanted)
-        away = Spread({}, "")
-        with track(f"embed {label}", due) as progress:
-            if spread and wanted:
+        groups = group_by_missing(jobs, by_place)
+        due = sum(len(group.jobs) * len(group.images) for group in groups)
+        remote = RemoteResult({}, "")
+        with track(f"embed {_named(encoders)}", due) as progress:
+            if executor and groups:
                 # The workers take no locks: ours keep every other run out, and among
                 # themselves no two of them write the same part.
-                away = spread(context, wanted, progress)
+                remote = executor(store, dataset, part_rows, groups, progress)
                 for job in jobs:
                     job.folder.sweep()  # after workers that were killed
-                wanted = [left for group in wanted for left in alike(*group, untouched)]
-            for group, missing in wanted:
-                read = open_source(context.dataset).read
-                made = engine.embed(group, missing, read, context.part_rows, progress)
+                groups = [
+                    left
+                    for group in groups
+                    for left in group_by_missing(*group, not_attempted)
+                ]
+            for group, missing in groups:
+                read = open_source(dataset).read
+                made = engine.embed(group, missing, read, part_rows, progress)
                 for job, done in zip(group, made, strict=True):
                     total[job.encoder.key] += done
         return {
-            job.encoder.key: _filled(job, total[job.encoder.key], away) for job in jobs
+            job.encoder.key: _result(job, total[job.encoder.key], remote)
+            for job in jobs
         }
 
 
-def alike(
+def group_by_missing(
     jobs: "Sequence[Job]",
     images: Sequence["Image"],
     choose: Callable[[EmbeddingFolder, Sequence["Image"]], list["Image"]] | None = None,
 ) -> list[Group]:
     """``images`` in groups of those that are missing under the same of ``jobs``.
 
-    ``choose`` gives the missing ones of a folder, ``unsettled`` by default.
+    ``choose`` gives the missing ones of a folder, ``pending`` by default.
     """
-    choose = choose or unsettled
+    choose = choose or pending
     missing = [{i for i, _ in choose(job.folder, images)} for job in jobs]
     groups: dict[tuple[int, ...], list[Image]] = {}
     for image in images:
@@ -200,7 +270,7 @@ def alike(
     return [Group([jobs[at] for at in which], found) for which, found in groups.items()]
 
 
-def _filled(job: "Job", done: EmbedStats, away: Spread) -> Filled:
+def _result(job: "Job", done: EmbedStats, remote: RemoteResult) -> EmbedResult:
     """What was done here and elsewhere; our own speed is remembered for plans."""
     known, speed = known_speed(job.folder), None
     if done.seconds_per_image:
@@ -209,90 +279,52 @@ def _filled(job: "Job", done: EmbedStats, away: Spread) -> Filled:
         speed = Speed(done.images / done.timings.elapsed, done.width)
     if speed:
         _remember_speed(job.folder, speed)
-    there = away.done.get(job.encoder.key)
+    there = remote.done.get(job.encoder.key)
     done = done + there if there else done
-    where = away.where if there else ""
-    return Filled(done.images, done.refused, speed, done.timings, where)
+    where = remote.where if there else ""
+    return EmbedResult(done.images, done.refused, speed, done.timings, where)
 
 
-def _plan(
-    context: Context, images: Sequence["Image"], encoder: Encoder
-) -> tuple[Artifact, Step]:
-    started = time.perf_counter()
-    folder = EmbeddingFolder(context.store, encoder.key)
-    missing = unsettled(folder, images)
-    speed = known_speed(folder)
-    ids = sorted({image_id for image_id, _ in images} - folder.refused().keys())
-    step = Step(
-        stage="embed",
-        subject=encoder.label,
-        cached=not missing,
-        reason=_reason(context, encoder, images, missing),
-        keys={"encoder": encoder.key},
-        units=len(missing),
-        seconds=time.perf_counter() - started,
-        estimated_seconds=len(missing) / speed.images_per_second if speed else None,
-        estimated_bytes=len(missing) * speed.width * 4 if speed else None,
-    )
-    return Artifact("embeddings", encoder.key, digest([encoder.key, ids])), step
+def pairs(images: pa.Table) -> list[tuple[str, str]]:
+    """(image_id, uri) of every one of ``images``."""
+    return list(tables.values(images, "image_id", "uri"))
 
 
-def images_of(context: Context, manifest: Artifact) -> list[tuple[str, str]]:
-    """(image_id, uri) of every image, in the order of the ids."""
-    rows = tables.read(MANIFEST, context.store.path(manifest), ["image_id", "uri"])
-    return list(zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
-
-
-def unsettled(
-    folder: EmbeddingFolder, images: Sequence[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """Those of ``images`` that have no embedding and were not refused for good."""
+def settled(folder: EmbeddingFolder) -> set[str]:
+    """Ids of the images that have an embedding, or were refused for good."""
     refused = folder.refused().items()
-    final = {image_id for image_id, (why, _) in refused if why not in RETRIED}
-    settled = folder.embedded() | final
-    return [image for image in images if image[0] not in settled]
+    return folder.embedded() | {i for i, (why, _) in refused if why not in RETRIED}
 
 
-def untouched(
-    folder: EmbeddingFolder, images: Sequence[tuple[str, str]]
-) -> list[tuple[str, str]]:
+def pending(folder: EmbeddingFolder, images: Sequence["Image"]) -> list["Image"]:
+    """Those of ``images`` that have no embedding and were not refused for good."""
+    done = settled(folder)
+    return [image for image in images if image[0] not in done]
+
+
+def not_attempted(folder: EmbeddingFolder, images: Sequence["Image"]) -> list["Image"]:
     """Those of ``images`` that have no embedding and were not refused at all."""
-    settled = folder.embedded() | folder.refused().keys()
-    return [image for image in images if image[0] not in settled]
+    done = folder.embedded() | folder.refused().keys()
+    return [image for image in images if image[0] not in done]
 
 
-def _reason(
-    context: Context,
-    encoder: Encoder,
-    images: Sequence[tuple[str, str]],
-    missing: Sequence[tuple[str, str]],
-) -> str:
-    if not missing:
-        return f"all {len(images):,} images are embedded"
-    used = context.previous.get(("embed", encoder.label), {}).get("encoder")
-    known = _ids_of_last_run(context)
-    seen = sum(image_id in known for image_id, _ in missing)
-    total = f"{len(missing):,} of {len(images):,} images"
-    if used is None:
-        return f"{total} are not embedded yet"
-    if used != encoder.key:
-        return f"{_encoder_changes(context, used, encoder)}: {total}"
-    lost = f"the part files of {seen:,} images are gone or damaged" if seen else ""
-    fresh = len(missing) - seen
-    new = f"{fresh:,} of {len(images):,} images are new" if fresh else ""
-    return "; ".join(said for said in (lost, new) if said)
+def _named(encoders: Sequence[Encoder]) -> str:
+    return encoders[0].label if len(encoders) == 1 else f"{len(encoders)} encoders"
 
 
-def _ids_of_last_run(context: Context) -> set[str]:
-    key = context.previous.get(("ingest", context.dataset.name), {}).get("manifest")
-    found = context.store.find("manifests", key) if key else None
-    return {image_id for image_id, _ in images_of(context, found)} if found else set()
+def _in(ids: pa.ChunkedArray, some: Collection[str]) -> pa.ChunkedArray:
+    return pc.is_in(ids, pa.array(list(some), pa.string()))
 
 
-def _encoder_changes(context: Context, used: str, encoder: Encoder) -> str:
-    file = EmbeddingFolder(context.store, used).path / "encoder.json"
+def _fingerprint(encoder: Encoder, ids: pa.ChunkedArray) -> str:
+    """Of the embeddings of ``ids``, which are sorted: of (encoder key, ids)."""
+    return digest([encoder.key, ids.to_pylist()])
+
+
+def _encoder_changes(store: Store, used: str, encoder: Encoder) -> str:
+    file = EmbeddingFolder(store, used).path / "encoder.json"
     with suppress(FileNotFoundError):
-        context.store.mirror.fetch([file])
+        store.mirror.fetch([file])
     if not file.exists():
         return "another encoder"
     before = json.loads(file.read_text())

@@ -10,17 +10,16 @@ is carried over as the split FOLDS.
 """
 
 import json
-import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from tl_pipeline import heads
-from tl_pipeline.config.specs import HeadConfig, HeadSpec
+from tl_pipeline.config.specs import HeadConfig, HeadSpec, Method, SearchSpec
 from tl_pipeline.data.splits import FOLDS, TEST, TRAIN, VALIDATION
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
@@ -28,15 +27,9 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation.averaging import aligned
 from tl_pipeline.evaluation.scored_rows import metric_rows, predictions
 from tl_pipeline.pipeline import fits
-from tl_pipeline.pipeline.labels import groups_of, labels_of, units
+from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
+from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.pipeline.trials import Trials
-from tl_pipeline.runs.planning import (
-    Context,
-    EmbeddingsOf,
-    Outcome,
-    Step,
-    why_not_cached,
-)
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
@@ -52,260 +45,212 @@ CHOSEN = "chosen.json"
 Row = dict[str, Any]
 
 
-def plan(
-    context: Context,
-    manifest: Artifact,
-    embedded: EmbeddingsOf,
-    trained: tuple[Artifact, ...],
-    encoder: AnyEncoder,
-    head: HeadSpec,
-) -> Outcome[Artifact]:
-    """Look whether these heads were scored on these rows."""
-    embeddings = concat.embeddings_of(embedded, encoder)
-    started = time.perf_counter()
-    document = _document(context, manifest, embeddings, trained, encoder, head)
-    key, subject = digest(document), f"{head.name} on {context.named(encoder.label)}"
-    found = context.store.find("evaluations", key)
-    cached, keys = found is not None, {"evaluation": key}
-    reason = f"{len(trained)} scored already"
-    if found is not None:
-        keys |= _fitted_here(context, trained, found)
-    else:
-        reason = why_not_cached(context, "evaluations", subject, "evaluation", document)
-    step = Step(
-        stage="evaluate",
-        subject=subject,
-        cached=cached,
-        reason=reason,
-        keys=keys,
-        units=0 if cached else len(trained),
-        seconds=time.perf_counter() - started,
-    )
-    return Outcome(Artifact("evaluations", key, key), (step,))
-
-
-def run(
-    context: Context,
-    manifest: Artifact,
-    embedded: EmbeddingsOf,
-    trained: tuple[Artifact, ...],
-    encoder: AnyEncoder,
-    head: HeadSpec,
-) -> Outcome[Artifact]:
-    """Choose on validation, look at test once.
+@dataclass(frozen=True)
+class Evaluate(Unit[Artifact]):
+    """The heads or the search that ``trained`` names, scored on held-out rows.
 
     Raises:
         DatasetError: no validation or no test image could be embedded.
     """
-    embeddings = concat.embeddings_of(embedded, encoder)
-    started = time.perf_counter()
-    planned = plan(context, manifest, embedded, trained, encoder, head)
-    if planned.step.cached:
-        return planned
-    document = _document(context, manifest, embeddings, trained, encoder, head)
-    write = partial(_write, context, manifest, embeddings, trained, document)
-    made = context.store.build("evaluations", document, write)
-    keys = {**planned.step.keys, **_fitted_here(context, trained, made)}
-    return planned.ran(time.perf_counter() - started, keys=keys)
 
+    stage: ClassVar[str] = "evaluate"
+    kind: ClassVar[str] = "evaluations"
+    label: ClassVar[str] = "evaluation"
 
-def _fitted_here(
-    context: Context, trained: tuple[Artifact, ...], evaluation: Artifact
-) -> dict[str, str]:
-    """The key of the chosen head, if it is none of those that were ``trained``."""
-    about = json.loads((context.store.path(evaluation) / CHOSEN).read_text())
-    known = {artifact.key for artifact in trained}
-    return {} if about["head"] in known else {"head": about["head"]}
+    manifest: Manifest
+    embeddings: Artifact
+    trained: tuple[Artifact, ...]
+    encoder: AnyEncoder
+    head: HeadSpec
+    search: SearchSpec
+    seed: int
+    calibration: Method
+    error: float
 
+    @property
+    def subject(self) -> str:
+        """See ``Unit``."""
+        return f"{self.head.name} on {self.manifest.named(self.encoder.label)}"
 
-def _document(
-    context: Context,
-    manifest: Artifact,
-    embeddings: Artifact,
-    trained: tuple[Artifact, ...],
-    encoder: AnyEncoder,
-    head: HeadSpec,
-) -> KeyDocument:
-    held = {
-        split: labels_of(context.store, manifest, embeddings, split)
-        for split in (VALIDATION, TEST)
-    }
-    groups = _groups(context, manifest)
-    grouped = sorted((i, groups[i]) for i in held[VALIDATION] if i in groups)
-    params: dict[str, Any] = {
-        "encoder": context.named(encoder.label),
-        "family": head.name,
-        "control": encoder.control
-        or heads.HEADS[head.name].control
-        or bool(context.control),
-        "seed": context.seed,
-        "calibration": context.calibration,
-        "error": context.error,
-    }
-    inputs = {
-        "encoder": embeddings.key,
-        "heads": digest([artifact.fingerprint for artifact in trained]),
-        "validation rows": digest(sorted(held[VALIDATION].items())),
-        "test rows": digest(sorted(held[TEST].items())),
-    }
-    if grouped:
-        inputs["validation groups"] = digest(grouped)
-    if _cross_validated(context, trained):
-        rows = fits.rows_of(context, manifest, embeddings, TRAIN)
-        inputs["rows of folds"] = digest(
-            [rows.fingerprint, sorted(rows.groups.items())]
+    def depends_on(self) -> KeyDocument:
+        """See ``Unit``."""
+        validation, test = map(self._images.held_out, (VALIDATION, TEST))
+        control = self.encoder.control or heads.HEADS[self.head.name].control
+        params: dict[str, Any] = {
+            "encoder": self.manifest.named(self.encoder.label),
+            "family": self.head.name,
+            "control": control or bool(self.manifest.control),
+            "seed": self.seed,
+            "calibration": self.calibration,
+            "error": self.error,
+        }
+        inputs = {
+            "encoder": self.embeddings.key,
+            "heads": digest([artifact.fingerprint for artifact in self.trained]),
+            "validation rows": validation.fingerprint,
+            "test rows": test.fingerprint,
+        }
+        if validation.groups_fingerprint:
+            inputs["validation groups"] = validation.groups_fingerprint
+        if self._cross_validated:
+            rows = self._images.learned(TRAIN)
+            inputs["rows of folds"] = _grouped_fingerprint(rows)
+        if self.search.refit:
+            rows = self._images.learned(TRAIN, VALIDATION)
+            inputs["refit"] = digest([fits.VERSION, fits.inputs(rows, self.head.name)])
+        return key_document("evaluate", VERSION, params, inputs)
+
+    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return f"{len(self.trained)} scored already"
+
+    def units(self, made: Artifact | None) -> int:
+        """See ``Unit``."""
+        return 0 if made else len(self.trained)
+
+    def keys(self, made: Artifact) -> Mapping[str, str]:
+        """The key of the chosen head, if it is none of those that were ``trained``."""
+        about = json.loads((self.at.store.path(made) / CHOSEN).read_text())
+        known = {artifact.key for artifact in self.trained}
+        return {} if about["head"] in known else {"head": about["head"]}
+
+    def output(self, made: Artifact | None) -> Artifact:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return Artifact(self.kind, self.key, self.key)
+
+    def write(self, folder: Path) -> str:
+        """Choose on validation, look at test once."""
+        # scikit-learn and scipy are imported only when there is something to score
+        from tl_pipeline.evaluation.scoring import choose, learn, score, validate  # noqa: PLC0415
+        from tl_pipeline.heads import fitted  # noqa: PLC0415
+
+        store = self.at.store
+        validation = self._held_out(VALIDATION)
+        candidates = self._candidates()
+        tried = [
+            validate(
+                fitted.load(store.path(artifact)),
+                validation,
+                self.calibration,
+                self.seed,
+            )
+            for artifact in candidates
+        ]
+        chosen = choose(tried)
+        point = learn(chosen, self.calibration, self.error)
+        final = candidates[tried.index(chosen)]
+        if self.search.refit:
+            final = self._fit(chosen.head.config, TRAIN, VALIDATION)
+        held_out = self._held_out(TEST)
+        test = score(fitted.load(store.path(final)), held_out, point, self.seed)
+        metrics = [
+            row
+            for scored in (*tried, test)
+            for row in metric_rows(
+                {
+                    **self._about,
+                    "head": heads.label(scored.head.config),
+                    "chosen": scored.head.config == chosen.head.config,
+                    "split": scored.rows.split,
+                    "images": len(scored.rows.labels),
+                },
+                scored.scores,
+            )
+        ]
+        if self._cross_validated:
+            metrics += self._in_folds(chosen.head.config)
+        # one order for both splits: after a refit the head may know more classes
+        classes = test.head.classes
+        rows = [
+            predictions(
+                {"evaluation": self.key, "split": scored.rows.split},
+                scored.rows.embeddings.image_ids,
+                scored.rows.labels,
+                classes,
+                aligned(scored.probabilities, scored.head.classes, classes),
+                point,
+            )
+            for scored in (chosen, test)
+        ]
+        tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
+        tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
+        about = json.dumps({"head": final.key, "classes": classes}, ensure_ascii=False)
+        (folder / CHOSEN).write_text(about)
+        point.write(folder)
+        return self.key
+
+    @cached_property
+    def _images(self) -> EncodedImages:
+        return self.manifest.encoded(self.embeddings)
+
+    @property
+    def _about(self) -> Row:
+        """What all rows of METRICS tell."""
+        return {
+            "evaluation": self.key,
+            "encoder_key": self.embeddings.key,
+            "encoder": self.manifest.named(self.encoder.label),
+            "family": self.head.name,
+        }
+
+    @property
+    def _searched(self) -> bool:
+        """Whether a search has chosen the configuration."""
+        return self.trained[0].kind == "searches"
+
+    @property
+    def _cross_validated(self) -> bool:
+        """Whether folds of train have chosen the configuration, and scored it."""
+        return self._searched and self.search.select == "cross_validation"
+
+    def _in_folds(self, config: HeadConfig) -> Iterator[Row]:
+        """The rows of METRICS of what the search found of its choice, ``config``.
+
+        A trial that is lost is made again.
+        """
+        from tl_pipeline.evaluation.metrics import fold_scores  # noqa: PLC0415 - scipy
+
+        trials = Trials(
+            self.at.store,
+            self.manifest.dataset,
+            self.embeddings,
+            self.seed,
+            None,
+            self.search.folds,
         )
-    if context.search.refit:
-        rows = fits.rows_of(context, manifest, embeddings, TRAIN, VALIDATION)
-        inputs["refit"] = digest([fits.VERSION, fits.inputs(rows, head.name)])
-    return key_document("evaluate", VERSION, params, inputs)
+        (trial,) = trials.of([config], self._images.learned(TRAIN))
+        about = {"head": trial.label, "chosen": True, "split": FOLDS}
+        found = fold_scores(trial.rows, trial.accuracy, trial.log_loss)
+        return metric_rows({**self._about, **about, "images": trial.rows}, found)
+
+    def _held_out(self, split: str) -> "HeldOut":
+        from tl_pipeline.evaluation.scoring import HeldOut  # noqa: PLC0415
+
+        rows = self._images.held_out(split)
+        if not len(rows):
+            raise DatasetError(
+                f"{self.manifest.dataset}: no {split} image could be embedded; see the "
+                "quarantine table"
+            )
+        found = concat.load(self.at.store, self.embeddings, rows.ids)
+        rows = rows.aligned(found.image_ids)
+        return HeldOut(split, found, rows.labels, rows.groups)
+
+    def _candidates(self) -> list[Artifact]:
+        """``trained``; or the one head that a search has chosen, fitted on train."""
+        if not self._searched:
+            return list(self.trained)
+        text = (self.at.store.path(self.trained[0]) / CHOSEN).read_text()
+        return [self._fit(HeadConfig.model_validate_json(text), TRAIN)]
+
+    def _fit(self, config: HeadConfig, *sides: str) -> Artifact:
+        """The head of ``config`` that learned from the splits ``sides``."""
+        rows = self._images.learned(*sides)
+        (made,) = fits.make(self.at.store, self.embeddings, rows, [config], self.seed)
+        return made
 
 
-def _write(
-    context: Context,
-    manifest: Artifact,
-    embeddings: Artifact,
-    trained: tuple[Artifact, ...],
-    document: KeyDocument,
-    folder: Path,
-) -> str:
-    # scikit-learn and scipy are imported only when there is something to score
-    from tl_pipeline.evaluation.scoring import choose, learn, score, validate  # noqa: PLC0415
-    from tl_pipeline.heads import fitted  # noqa: PLC0415
-
-    store, method, seed = context.store, context.calibration, context.seed
-    validation = _held_out(context, manifest, embeddings, VALIDATION)
-    candidates = _fitted(context, manifest, embeddings, trained)
-    tried = [
-        validate(fitted.load(store.path(artifact)), validation, method, seed)
-        for artifact in candidates
-    ]
-    chosen = choose(tried)
-    point = learn(chosen, method, context.error)
-    final = candidates[tried.index(chosen)]
-    if context.search.refit:
-        (final,) = _fit(
-            context, manifest, embeddings, chosen.head.config, TRAIN, VALIDATION
-        )
-    held_out = _held_out(context, manifest, embeddings, TEST)
-    test = score(fitted.load(store.path(final)), held_out, point, seed)
-    key = digest(document)
-    about = {
-        "evaluation": key,
-        "encoder_key": embeddings.key,
-        "encoder": document["params"]["encoder"],
-        "family": document["params"]["family"],
-    }
-    metrics = [
-        row
-        for scored in (*tried, test)
-        for row in metric_rows(
-            {
-                **about,
-                "head": heads.label(scored.head.config),
-                "chosen": scored.head.config == chosen.head.config,
-                "split": scored.rows.split,
-                "images": len(scored.rows.labels),
-            },
-            scored.scores,
-        )
-    ]
-    if _cross_validated(context, trained):
-        metrics += _in_folds(context, manifest, embeddings, chosen.head.config, about)
-    # one order for both splits: after a refit the head may know more classes
-    classes = test.head.classes
-    rows = [
-        predictions(
-            {"evaluation": key, "split": scored.rows.split},
-            scored.rows.embeddings.image_ids,
-            scored.rows.labels,
-            classes,
-            aligned(scored.probabilities, scored.head.classes, classes),
-            point,
-        )
-        for scored in (chosen, test)
-    ]
-    tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
-    tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
-    told = {"head": final.key, "classes": classes}
-    (folder / CHOSEN).write_text(json.dumps(told, ensure_ascii=False))
-    point.write(folder)
-    return key
-
-
-def _cross_validated(context: Context, trained: tuple[Artifact, ...]) -> bool:
-    """Whether folds of train have chosen the configuration, and so have scored it."""
-    by_folds = context.search.select == "cross_validation"
-    return by_folds and trained[0].kind == "searches"
-
-
-def _in_folds(
-    context: Context,
-    manifest: Artifact,
-    embeddings: Artifact,
-    config: HeadConfig,
-    about: Row,
-) -> Iterator[Row]:
-    """The rows of METRICS of what the search found of its choice, ``config``.
-
-    A trial that is lost is made again. ``about`` is what all rows tell.
-    """
-    from tl_pipeline.evaluation.metrics import fold_scores  # noqa: PLC0415 - scipy
-
-    rows = fits.rows_of(context, manifest, embeddings, TRAIN)
-    trials = Trials(context, embeddings, {}, context.search.folds)
-    (trial,) = trials.of([config], rows)
-    head = {"head": trial.label, "chosen": True, "split": FOLDS, "images": trial.rows}
-    found = fold_scores(trial.rows, trial.accuracy, trial.log_loss)
-    return metric_rows({**about, **head}, found)
-
-
-def _held_out(
-    context: Context, manifest: Artifact, embeddings: Artifact, split: str
-) -> "HeldOut":
-    from tl_pipeline.evaluation.scoring import HeldOut  # noqa: PLC0415
-
-    labels = labels_of(context.store, manifest, embeddings, split)
-    if not labels:
-        raise DatasetError(
-            f"{context.dataset.name}: no {split} image could be embedded; see the "
-            "quarantine table"
-        )
-    found = concat.load(context.store, embeddings, labels)
-    names = np.array([labels[image_id] for image_id in found.image_ids])
-    belongs = units(found.image_ids, _groups(context, manifest))
-    return HeldOut(split, found, names, belongs)
-
-
-def _groups(context: Context, manifest: Artifact) -> dict[str, str]:
-    """Image id -> group; a control that deals images one by one knows none."""
-    return {} if context.control else groups_of(context.store, manifest)
-
-
-def _fitted(
-    context: Context,
-    manifest: Artifact,
-    embeddings: Artifact,
-    trained: tuple[Artifact, ...],
-) -> tuple[Artifact, ...]:
-    """``trained``; or the one head that a search has chosen, fitted on train."""
-    (kind,) = {artifact.kind for artifact in trained}
-    if kind != "searches":
-        return trained
-    text = (context.store.path(trained[0]) / CHOSEN).read_text()
-    config = HeadConfig.model_validate_json(text)
-    return _fit(context, manifest, embeddings, config, TRAIN)
-
-
-def _fit(
-    context: Context,
-    manifest: Artifact,
-    embeddings: Artifact,
-    config: HeadConfig,
-    *sides: str,
-) -> tuple[Artifact]:
-    """The head of ``config`` that learned from the splits ``sides``."""
-    rows = fits.rows_of(context, manifest, embeddings, *sides)
-    fits.make(context, embeddings, rows, [config])
-    key = digest(fits.document(context, embeddings, rows, config))
-    return (Artifact("heads", key, key),)
+def _grouped_fingerprint(rows: Rows) -> str:
+    """Stands for the rows of folds, which are divided by groups."""
+    groups = list(zip(rows.ids, rows.named, strict=True)) if rows.grouped else []
+    return digest([rows.fingerprint, [pair for pair in groups if pair[1] is not None]])

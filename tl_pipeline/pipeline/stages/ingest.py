@@ -9,10 +9,11 @@ where the source tells one: a folder that was moved causes no further work.
 # pyarrow.compute is filled when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,11 +24,13 @@ from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import Scan
 from tl_pipeline.data.scan import scan as look
 from tl_pipeline.errors import DatasetError, TooManyRefused
-from tl_pipeline.runs.planning import LOST, Context, Outcome, Step
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stage import Unit
+from tl_pipeline.runs.planning import LOST, Outcome
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
-from tl_pipeline.store.keys import digest, key_document
+from tl_pipeline.store.keys import KeyDocument, key_document
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 
 # Bump when the same inputs must give other rows.
@@ -35,51 +38,114 @@ VERSION = 1
 _NAMED = 3  # of many, in a message
 
 
-def plan(context: Context) -> Outcome[Artifact]:
-    """Scan the source into the overlay of ``context.store``: it is cheap enough."""
-    return run(replace(context, dataset=context.dataset.offline()))
-
-
-def run(context: Context) -> Outcome[Artifact]:
-    """Write the manifest of ``context.dataset``, unless that very manifest exists.
+@dataclass(frozen=True)
+class Ingest(Unit[Manifest]):
+    """The manifest of ``dataset``; with ``verify`` every input is read again.
 
     Raises:
         DatasetError: nothing to learn from: no images, one class, an empty split, no
             weight above 0; or a weight that is none.
         TooManyRefused: more than ``max_quarantined`` of the inputs were refused.
     """
-    started, dataset, store = time.perf_counter(), context.dataset, context.store
-    memo = Memo(store, dataset.name, trust=context.trust_memo)
-    scan = look(open_source(dataset), dataset, memo)
-    _check(dataset, scan)
-    fingerprint = tables.content(scan.manifest)
-    document = key_document(
-        "ingest",
-        VERSION,
-        {"dataset": dataset.name, "split": dataset.split.model_dump(mode="json")},
-        {
-            "images": fingerprint,
-            "places": tables.fingerprint(scan.manifest, "uri"),
-            "refused": tables.fingerprint(scan.quarantine, "uri", "reason"),
-            "duplicates": tables.fingerprint(scan.duplicates, "uri", "kept_uri"),
-            **_declared(scan.manifest),
-        },
-    )
-    made = store.find("manifests", digest(document))
-    reason = _summary(scan) if made else _changes(context, digest(document), scan)
-    artifact = made or store.build(
-        "manifests", document, lambda folder: _write(folder, context, scan, fingerprint)
-    )
-    step = Step(
-        stage="ingest",
-        subject=dataset.name,
-        cached=made is not None,
-        reason=reason + _tiny(scan),
-        keys={"manifest": artifact.key},
-        seconds=time.perf_counter() - started,
-        units=scan.manifest.num_rows,
-    )
-    return Outcome(artifact, (step,))
+
+    stage: ClassVar[str] = "ingest"
+    kind: ClassVar[str] = "manifests"
+    label: ClassVar[str] = "manifest"
+
+    dataset: DatasetSpec
+    verify: bool = False
+
+    @property
+    def subject(self) -> str:
+        """See ``Unit``."""
+        return self.dataset.name
+
+    def plan(self) -> Outcome[Manifest]:
+        """Scan the source into the overlay of the store: it is cheap enough."""
+        return replace(self, dataset=self.dataset.offline()).run()
+
+    @cached_property
+    def scan(self) -> Scan:
+        """What the source holds."""
+        memo = Memo(self.at.store, self.dataset.name, trust=not self.verify)
+        found = look(open_source(self.dataset), self.dataset, memo)
+        _check(self.dataset, found)
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the rows."""
+        return tables.content(self.scan.manifest)
+
+    def depends_on(self) -> KeyDocument:
+        """See ``Unit``."""
+        scan, dataset = self.scan, self.dataset
+        return key_document(
+            "ingest",
+            VERSION,
+            {"dataset": dataset.name, "split": dataset.split.model_dump(mode="json")},
+            {
+                "images": self.fingerprint,
+                "places": tables.fingerprint(scan.manifest, "uri"),
+                "refused": tables.fingerprint(scan.quarantine, "uri", "reason"),
+                "duplicates": tables.fingerprint(scan.duplicates, "uri", "kept_uri"),
+                **_declared(scan.manifest),
+            },
+        )
+
+    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return _summary(self.scan) + _tiny(self.scan)
+
+    def missing(self) -> str:
+        """See ``Unit``."""
+        return self._changes() + _tiny(self.scan)
+
+    def units(self, made: Artifact | None) -> int:  # noqa: ARG002 - the signature of Unit
+        """The images of the dataset."""
+        return self.scan.manifest.num_rows
+
+    def write(self, folder: Path) -> str:
+        """See ``Unit``."""
+        tables.write(MANIFEST, self.scan.manifest, folder)
+        tables.write(QUARANTINE, self._dated(self.scan.quarantine), folder)
+        tables.write(DUPLICATES, self.scan.duplicates, folder)
+        return self.fingerprint
+
+    def output(self, made: Artifact | None) -> Manifest:
+        """See ``Unit``."""
+        made = made or Artifact(self.kind, self.key, self.fingerprint)
+        return Manifest(self.at.store, made, self.dataset.name)
+
+    def _before(self) -> Artifact | None:
+        """The manifest of the last run."""
+        key = self.at.manifest_before(self.dataset.name)
+        return self.at.store.find("manifests", key) if key else None
+
+    def _changes(self) -> str:
+        """How the rows differ from those of the last run."""
+        key = self.at.manifest_before(self.dataset.name)
+        if key is None:
+            return f"new: {_summary(self.scan)}"
+        found = self._before()
+        if key == self.key or found is None:
+            return LOST
+        names = ["image_id", "uri", "label", "split", "weight"]
+        old = tables.read(MANIFEST, self.at.store.path(found), names)
+        return _differences(old, self.scan.manifest.select(names))
+
+    def _dated(self, quarantine: pa.Table) -> pa.Table:
+        """When each input was first refused for its reason: by the last run, or now."""
+        now = pa.scalar(datetime.now(UTC), QUARANTINE.schema.field("first_seen").type)
+        seen = pa.repeat(now, quarantine.num_rows)
+        if found := self._before():
+            old = tables.read(QUARANTINE, self.at.store.path(found))
+            known = old["uri"].combine_chunks()
+            then = old.take(pc.index_in(quarantine["uri"], value_set=known))
+            same = pc.fill_null(pc.equal(then["reason"], quarantine["reason"]), False)
+            seen = pc.if_else(same, then["first_seen"], seen)
+        at = quarantine.column_names.index("first_seen")
+        return quarantine.set_column(at, QUARANTINE.schema.field(at), seen)
 
 
 def _declared(manifest: pa.Table) -> dict[str, str]:
@@ -168,20 +234,11 @@ def _check_weights(name: str, manifest: pa.Table) -> None:
         )
 
 
-def _changes(context: Context, key: str, scan: Scan) -> str:
-    """How the rows differ from those of the last run."""
-    before = context.previous.get(("ingest", context.dataset.name), {}).get("manifest")
-    if before is None:
-        return f"new: {_summary(scan)}"
-    found = context.store.find("manifests", before)
-    if before == key or found is None:
-        return LOST
-    names = ["image_id", "uri", "label", "split", "weight"]
-    old = tables.read(MANIFEST, context.store.path(found), names)
-    now = scan.manifest.select(names)
+def _differences(old: pa.Table, now: pa.Table) -> str:
+    """How the rows ``now`` differ from the ``old`` ones, in words."""
     place = pc.index_in(now["image_id"], value_set=old["image_id"].combine_chunks())
     now, then = now.filter(pc.is_valid(place)), old.take(place.drop_null())
-    same = {name: pc.equal(*_filled(now, then, name)) for name in names}
+    same = {name: pc.equal(*_filled(now, then, name)) for name in now.column_names}
     counts = {
         "added": place.null_count,
         "removed": old.num_rows - now.num_rows,
@@ -224,26 +281,3 @@ def _tiny(scan: Scan) -> str:
     if len(said) > _NAMED:
         said[_NAMED:] = [f"{len(said) - _NAMED:,} more"]
     return f"; too small for all splits: {', '.join(said)}" if said else ""
-
-
-def _dated(context: Context, quarantine: pa.Table) -> pa.Table:
-    """When each input was first refused for its reason: by the last run, or now."""
-    now = pa.scalar(datetime.now(UTC), QUARANTINE.schema.field("first_seen").type)
-    seen = pa.repeat(now, quarantine.num_rows)
-    before = context.previous.get(("ingest", context.dataset.name), {}).get("manifest")
-    found = context.store.find("manifests", before) if before else None
-    if found:
-        old = tables.read(QUARANTINE, context.store.path(found))
-        place = pc.index_in(quarantine["uri"], value_set=old["uri"].combine_chunks())
-        then = old.take(place)
-        same = pc.fill_null(pc.equal(then["reason"], quarantine["reason"]), False)
-        seen = pc.if_else(same, then["first_seen"], seen)
-    at = quarantine.column_names.index("first_seen")
-    return quarantine.set_column(at, QUARANTINE.schema.field(at), seen)
-
-
-def _write(folder: Path, context: Context, scan: Scan, fingerprint: str) -> str:
-    tables.write(MANIFEST, scan.manifest, folder)
-    tables.write(QUARANTINE, _dated(context, scan.quarantine), folder)
-    tables.write(DUPLICATES, scan.duplicates, folder)
-    return fingerprint

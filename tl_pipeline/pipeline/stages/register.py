@@ -24,9 +24,9 @@ from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.evaluation import choice
 from tl_pipeline.evaluation.choice import Candidate, Tally
 from tl_pipeline.registry import versions
-from tl_pipeline.runs.planning import Context, Outcome, Step, why_not_cached
+from tl_pipeline.runs.planning import Outcome, Step, Workspace
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact
+from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import METRICS
 
@@ -43,87 +43,91 @@ class Best:
     chosen: str
 
 
-def plan(
-    context: Context,
-    evaluations: Sequence[Artifact],
-    encoders: Sequence[AnyEncoder | None],  # noqa: ARG001 - the signature of run
-) -> Outcome[Best | None]:
-    """Look whether the best candidate is registered; None while one is unscored.
+@dataclass(frozen=True)
+class Register:
+    """The best of ``evaluations`` as a model of ``dataset``.
 
     ``encoders[i]`` is the encoder of ``evaluations[i]``, None of averaged heads.
     """
-    started = time.perf_counter()
-    unscored = [
-        evaluation
-        for evaluation in evaluations
-        if context.store.find("evaluations", evaluation.key) is None
-    ]
-    if unscored:
+
+    at: Workspace
+    dataset: str
+    evaluations: tuple[Artifact, ...]
+    encoders: tuple[AnyEncoder | None, ...]
+
+    @property
+    def title(self) -> str:
+        """See ``Stage``."""
+        return f"register {self.dataset}"
+
+    def plan(self) -> Outcome[Best | None]:
+        """Look whether the best is registered; None while one is unscored."""
+        started, store = time.perf_counter(), self.at.store
+        unscored = [
+            evaluation
+            for evaluation in self.evaluations
+            if store.find("evaluations", evaluation.key) is None
+        ]
+        if unscored:
+            step = Step(
+                stage="register",
+                subject=self.dataset,
+                cached=False,
+                reason=f"waits for {len(unscored)} evaluations",
+                keys={},
+                seconds=time.perf_counter() - started,
+            )
+            return Outcome(None, (step,))
+        best, chosen = _best(store, self.evaluations)
+        document = _document(self.dataset, best)
+        key = digest(document)
+        whole = store.find("models", key) is not None
+        registered = versions.is_registered(store, key)
+        reason = "the best candidate is registered"
+        if not (whole and registered):
+            reason = self.at.why_not_cached("models", self.dataset, "model", document)
         step = Step(
             stage="register",
-            subject=context.dataset.name,
-            cached=False,
-            reason=f"waits for {len(unscored)} evaluations",
-            keys={},
+            subject=self.dataset,
+            cached=whole and registered,
+            reason=reason,
+            keys={"model": key},
             seconds=time.perf_counter() - started,
         )
-        return Outcome(None, (step,))
-    best, chosen = _best(context, evaluations)
-    document = _document(context, best)
-    key = digest(document)
-    whole = context.store.find("models", key) is not None
-    registered = versions.is_registered(context.store, key)
-    reason = "the best candidate is registered"
-    if not (whole and registered):
-        subject = context.dataset.name
-        reason = why_not_cached(context, "models", subject, "model", document)
-    step = Step(
-        stage="register",
-        subject=context.dataset.name,
-        cached=whole and registered,
-        reason=reason,
-        keys={"model": key},
-        seconds=time.perf_counter() - started,
-    )
-    return Outcome(Best(Artifact("models", key, key), best, chosen), (step,))
+        return Outcome(Best(Artifact("models", key, key), best, chosen), (step,))
+
+    def run(self) -> Outcome[Best | None]:
+        """Build the model folder of the best candidate and register it."""
+        started, store, planned = time.perf_counter(), self.at.store, self.plan()
+        if planned.step.cached:
+            return planned
+        # MLflow is imported only when there is something to register
+        from tl_pipeline.registry import index  # noqa: PLC0415
+
+        best, chosen = _best(store, self.evaluations)
+        document = _document(self.dataset, best)
+        pairs = zip(self.evaluations, self.encoders, strict=True)
+        used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
+        write = partial(_write, store, best, chosen, used, self.dataset)
+        index.register(store, store.build("models", document, write))
+        return planned.ran(time.perf_counter() - started)
 
 
-def run(
-    context: Context,
-    evaluations: Sequence[Artifact],
-    encoders: Sequence[AnyEncoder | None],
-) -> Outcome[Best | None]:
-    """Build the model folder of the best candidate and register it."""
-    started, planned = time.perf_counter(), plan(context, evaluations, encoders)
-    if planned.step.cached:
-        return planned
-    # MLflow is imported only when there is something to register
-    from tl_pipeline.registry import index  # noqa: PLC0415
-
-    best, chosen = _best(context, evaluations)
-    document = _document(context, best)
-    pairs = zip(evaluations, encoders, strict=True)
-    used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
-    write = partial(_write, context, best, chosen, used, document)
-    index.register(context.store, context.store.build("models", document, write))
-    return planned.ran(time.perf_counter() - started)
-
-
-def _best(context: Context, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]:
+def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]:
     """The best of the evaluations that are no controls, and by what it was chosen."""
-    about = {e.key: context.store.provenance(e) for e in evaluations}
+    about = {e.key: store.provenance(e) for e in evaluations}
     candidates = [e for e in evaluations if not about[e.key]["params"]["control"]]
     found = choice.best(
-        [_candidate(context, e, about[e.key]["inputs"]) for e in candidates]
+        [_candidate(store, e, about[e.key]["inputs"]) for e in candidates]
     )
     return candidates[found.at], found.words
 
 
 def _candidate(
-    context: Context, evaluation: Artifact, inputs: Mapping[str, str]
+    store: Store, evaluation: Artifact, inputs: Mapping[str, str]
 ) -> Candidate:
     """What held-out images say of ``evaluation``; its test rows are not looked at."""
-    rows = tables.read(METRICS, context.store.path(evaluation)).to_pylist()
+    rows = tables.read(METRICS, store.path(evaluation)).to_pylist()
     chosen = [row for row in rows if row["chosen"]]
 
     def tally(split: str) -> Tally | None:
@@ -145,77 +149,77 @@ def _candidate(
     )
 
 
-def _metrics(context: Context, evaluation: Artifact) -> dict[str, dict[str, Any]]:
+def _metrics(store: Store, evaluation: Artifact) -> dict[str, dict[str, Any]]:
     """Split -> metric -> value, low, high of the chosen configuration."""
     found: dict[str, dict[str, Any]] = {}
-    for row in tables.read(METRICS, context.store.path(evaluation)).to_pylist():
+    for row in tables.read(METRICS, store.path(evaluation)).to_pylist():
         if row["chosen"]:
             score = {name: row[name] for name in ("value", "low", "high")}
             found.setdefault(row["split"], {})[row["metric"]] = score
     return found
 
 
-def _document(context: Context, best: Artifact) -> KeyDocument:
+def _document(dataset: str, best: Artifact) -> KeyDocument:
     return key_document(
         "register",
         VERSION,
-        {"dataset": context.dataset.name},
+        {"dataset": dataset},
         {"evaluation": best.fingerprint},
     )
 
 
 def _write(
-    context: Context,
+    store: Store,
     best: Artifact,
     chosen_by: str,
     encoders: Mapping[str, AnyEncoder],
-    document: KeyDocument,
+    dataset: str,
     folder: Path,
 ) -> str:
     """``encoders`` has the encoder of each evaluation of one head, by its key."""
     from tl_pipeline.registry.index import SEVERAL  # noqa: PLC0415 - see run
 
-    rows = tables.read(METRICS, context.store.path(best)).to_pylist()
+    rows = tables.read(METRICS, store.path(best)).to_pylist()
     shown = next(row for row in rows if row["chosen"])
-    chosen = _chosen(context, best.key)
+    chosen = _chosen(store, best.key)
     encoder = encoders.get(best.key)
-    _copy_point(context, best.key, folder)
+    _copy_point(store, best.key, folder)
     if isinstance(encoder, Encoder):
         model = {
             "format": 1,
             "encoder": encoder.model_dump(mode="json"),
             "encoder_key": encoder.key,
             "head": chosen["head"],
-            "head_label": _copy_head(context, chosen["head"], folder),
+            "head_label": _copy_head(store, chosen["head"], folder),
         }
     else:
         rows = chosen.get("members") or [{"evaluation": best.key, "times": 1}]
         model = {
             "format": SEVERAL,
             "members": [
-                _member(context, row, encoders, folder, f"members/{number}")
+                _member(store, row, encoders, folder, f"members/{number}")
                 for number, row in enumerate(rows)
             ],
             "head_label": shown["head"],
         }
         for row, place in zip(rows, model["members"], strict=True):
             if row["evaluation"] != best.key:  # of several, each is calibrated
-                _copy_point(context, row["evaluation"], folder / place["folder"])
+                _copy_point(store, row["evaluation"], folder / place["folder"])
     model |= {
-        "dataset": context.dataset.name,
+        "dataset": dataset,
         "encoder_label": shown["encoder"],
         "classes": chosen["classes"],
-        "metrics": _metrics(context, best),
+        "metrics": _metrics(store, best),
         "chosen": chosen_by,
         "evaluation": best.key,
     }
     text = json.dumps(model, indent=1, ensure_ascii=False)
     (folder / "model.json").write_text(text)
-    return digest(document)
+    return digest(_document(dataset, best))
 
 
 def _member(
-    context: Context,
+    store: Store,
     row: Mapping[str, Any],
     encoders: Mapping[str, AnyEncoder],
     folder: Path,
@@ -223,7 +227,7 @@ def _member(
 ) -> dict[str, Any]:
     """Copy the head of one member to ``place`` in ``folder``; what the model tells."""
     encoder = encoders[row["evaluation"]]
-    head = _chosen(context, row["evaluation"])["head"]
+    head = _chosen(store, row["evaluation"])["head"]
     (folder / place).mkdir(parents=True)
     return {
         "folder": place,
@@ -232,30 +236,30 @@ def _member(
         "encoder_keys": [part.key for part in members_of(encoder)],
         "encoder_label": encoder.label,
         "head": head,
-        "head_label": _copy_head(context, head, folder / place),
+        "head_label": _copy_head(store, head, folder / place),
         "evaluation": row["evaluation"],
     }
 
 
-def _chosen(context: Context, evaluation: str) -> dict[str, Any]:
-    folder = context.store.path(Artifact("evaluations", evaluation, ""))
+def _chosen(store: Store, evaluation: str) -> dict[str, Any]:
+    folder = store.path(Artifact("evaluations", evaluation, ""))
     return json.loads((folder / "chosen.json").read_text())
 
 
-def _copy_point(context: Context, evaluation: str, folder: Path) -> None:
+def _copy_point(store: Store, evaluation: str, folder: Path) -> None:
     """Copy the operating point of an evaluation into ``folder``."""
     from tl_pipeline.evaluation import operating_point  # noqa: PLC0415 - imports scipy
 
-    place = context.store.path(Artifact("evaluations", evaluation, ""))
+    place = store.path(Artifact("evaluations", evaluation, ""))
     shutil.copyfile(place / operating_point.FILE, folder / operating_point.FILE)
 
 
-def _copy_head(context: Context, key: str, folder: Path) -> str:
+def _copy_head(store: Store, key: str, folder: Path) -> str:
     """Copy the files of a head into ``folder``; its label."""
-    made = context.store.find("heads", key)
+    made = store.find("heads", key)
     if made is None:
         raise DamagedArtifact(f"the head {key} is not in the store; run again")
-    head = context.store.path(made)
+    head = store.path(made)
     about = json.loads((head / "head.json").read_text())
     for name in ("head.json", about["file"]):
         shutil.copyfile(head / name, folder / name)

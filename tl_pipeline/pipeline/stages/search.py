@@ -7,32 +7,24 @@ was chosen.
 """
 
 import json
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tl_pipeline.config.specs import HeadConfig, HeadSpec
+from tl_pipeline.config.specs import HeadConfig, HeadSpec, SearchSpec
 from tl_pipeline.data.sampling import Drawable, stratified
 from tl_pipeline.data.splits import TRAIN, VALIDATION
-from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.heads import search
-from tl_pipeline.pipeline import fits
-from tl_pipeline.pipeline.labels import TrainingRows, labels_of
+from tl_pipeline.pipeline.manifest import Manifest, Rows
+from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.pipeline.trials import Trial, Trials
 from tl_pipeline.progress import track
-from tl_pipeline.runs.planning import (
-    Context,
-    EmbeddingsOf,
-    Outcome,
-    Step,
-    why_not_cached,
-)
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
-from tl_pipeline.store.keys import KeyDocument, digest, key_document
+from tl_pipeline.store.keys import KeyDocument, key_document
 from tl_pipeline.store.tables import SEARCH
 
 # Bump when the same inputs must give another choice.
@@ -40,177 +32,151 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What is searched: configurations of a head, on embeddings of one encoder."""
-
-    trials: Trials
-    rows: TrainingRows
-    configs: list[HeadConfig]
-    encoder: str
-
-    @property
-    def rungs(self) -> list[search.Rung]:
-        """The rounds; one, with everything, unless they are halved."""
-        if self.trials.context.search.strategy != "halving":
-            return [search.Rung(len(self.configs), len(self.rows.labels))]
-        classes = len(set(self.rows.labels.values()))
-        return search.rungs(len(self.configs), len(self.rows.labels), classes)
-
-    def part(self, rung: search.Rung) -> TrainingRows:
-        """The training rows of ``rung``; those of a later one hold those of another."""
-        if rung.images >= len(self.rows.labels):
-            return self.rows
-        images = [
-            Drawable(image_id, label, self.rows.groups.get(image_id))
-            for image_id, label in self.rows.labels.items()
-        ]
-        drawn = stratified(images, rung.images)
-        return self.rows.part(image.image_id for image in drawn)
-
-    @property
-    def document(self) -> KeyDocument:
-        """What the choice depends on."""
-        wanted = self.trials.context.search
-        params: dict[str, Any] = {
-            "family": self.configs[0].name,
-            "configurations": [config.model_dump() for config in self.configs],
-            "select": wanted.select,
-            "strategy": wanted.strategy,
-            "seed": self.trials.context.seed,
-        }
-        if wanted.select == "cross_validation":
-            params["folds"] = wanted.folds
-        return key_document("search", VERSION, params, self.trials.inputs(self.rows))
-
-
-def plan(
-    context: Context,
-    manifest: Artifact,
-    embedded: EmbeddingsOf,
-    encoder: AnyEncoder,
-    head: HeadSpec,
-) -> Outcome[tuple[Artifact, ...]]:
-    """Look whether the choice was made; if not, which trials there are already."""
-    started = time.perf_counter()
-    question = _question(context, manifest, embedded, encoder, head)
-    document, key = question.document, digest(question.document)
-    subject = f"{head.name} on {context.named(encoder.label)}"
-    made = context.store.find("searches", key)
-    keys, due = {"search": key}, 0
-    reason = f"{len(question.configs)} configurations were tried already"
-    if made is None:
-        first = question.part(question.rungs[0])
-        due = question.trials.missing(question.configs, first)
-        why = why_not_cached(context, "searches", subject, "search", document)
-        reason = f"{due} of {len(question.configs)} configurations to be tried: {why}"
-    else:
-        keys |= _trial_keys(context, made)
-    step = Step(
-        stage="search",
-        subject=subject,
-        cached=made is not None,
-        reason=reason,
-        keys=keys,
-        units=due,
-        seconds=time.perf_counter() - started,
-    )
-    return Outcome((Artifact("searches", key, key),), (step,))
-
-
-def run(
-    context: Context,
-    manifest: Artifact,
-    embedded: EmbeddingsOf,
-    encoder: AnyEncoder,
-    head: HeadSpec,
-) -> Outcome[tuple[Artifact, ...]]:
-    """Try the configurations of ``head`` that were not tried, and choose.
+class Search(Unit[tuple[Artifact, ...]]):
+    """The best configuration of ``head`` on the embeddings of one encoder.
 
     By accuracy, then by log loss, then the first.
 
     Raises:
         DatasetError, InvalidSpec: see ``trials.Trials.of``.
     """
-    started = time.perf_counter()
-    planned = plan(context, manifest, embedded, encoder, head)
-    if planned.step.cached:
-        return planned
-    question = _question(context, manifest, embedded, encoder, head)
-    write = partial(_write, question, planned.step.subject)
-    made = context.store.build("searches", question.document, write)
-    keys = {**planned.step.keys, **_trial_keys(context, made)}
-    return planned.ran(time.perf_counter() - started, keys=keys)
 
+    stage: ClassVar[str] = "search"
+    kind: ClassVar[str] = "searches"
+    label: ClassVar[str] = "search"
 
-def _question(
-    context: Context,
-    manifest: Artifact,
-    embedded: EmbeddingsOf,
-    encoder: AnyEncoder,
-    head: HeadSpec,
-) -> _Question:
-    embeddings = concat.embeddings_of(embedded, encoder)
-    held = {}
-    if context.search.select == "validation":
-        held = labels_of(context.store, manifest, embeddings, VALIDATION)
-    return _Question(
-        Trials(context, embeddings, held, context.search.folds),
-        fits.rows_of(context, manifest, embeddings, TRAIN),
-        search.candidates(head, context.search, context.seed),
-        context.named(encoder.label),
-    )
+    manifest: Manifest
+    embeddings: Artifact
+    encoder: AnyEncoder
+    head: HeadSpec
+    how: SearchSpec
+    seed: int
 
+    @property
+    def subject(self) -> str:
+        """See ``Unit``."""
+        return f"{self.head.name} on {self.manifest.named(self.encoder.label)}"
 
-def _trial_keys(context: Context, made: Artifact) -> dict[str, str]:
-    """The trials behind a search, which are used as long as it is."""
-    columns = ("head", "round", "trial")
-    rows = tables.read(SEARCH, context.store.path(made), columns)
-    return {
-        f"{head}, round {number + 1}" if number else head: trial
-        for head, number, trial in tables.values(rows, *columns)
-    }
+    def depends_on(self) -> KeyDocument:
+        """See ``Unit``."""
+        params: dict[str, Any] = {
+            "family": self._configs[0].name,
+            "configurations": [config.model_dump() for config in self._configs],
+            "select": self.how.select,
+            "strategy": self.how.strategy,
+            "seed": self.seed,
+        }
+        if self.how.select == "cross_validation":
+            params["folds"] = self.how.folds
+        return key_document("search", VERSION, params, self._trials.inputs(self._rows))
 
+    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return f"{len(self._configs)} configurations were tried already"
 
-def _write(question: _Question, subject: str, folder: Path) -> str:
-    """Go through the rounds; the best configuration of the last one is chosen."""
-    left, rounds = question.configs, []
-    total = sum(rung.configurations for rung in question.rungs)
-    with track(f"search {subject}", total) as progress:
-        for rung in question.rungs:
-            left = left[: rung.configurations]
-            tried = question.trials.of(left, question.part(rung), progress.advance)
-            order = search.ranked([(one.accuracy, one.log_loss) for one in tried])
-            left = [left[at] for at in order]
-            rounds.append(tried)
-    rows = [
-        _row(
-            question,
-            trial,
-            number,
-            chosen=tried is rounds[-1] and trial.config == left[0],
+    def missing(self) -> str:
+        """See ``Unit``."""
+        tried = f"{self.units(None)} of {len(self._configs)} configurations to be tried"
+        return f"{tried}: {super().missing()}"
+
+    def units(self, made: Artifact | None) -> int:
+        """See ``Unit``: the configurations that were not tried in the first round."""
+        if made:
+            return 0
+        return self._trials.missing(self._configs, self._part(self._rungs[0]))
+
+    def keys(self, made: Artifact) -> Mapping[str, str]:
+        """The trials behind a search, which are used as long as it is."""
+        columns = ("head", "round", "trial")
+        rows = tables.read(SEARCH, self.at.store.path(made), columns)
+        return {
+            f"{head}, round {number + 1}" if number else head: trial
+            for head, number, trial in tables.values(rows, *columns)
+        }
+
+    def output(self, made: Artifact | None) -> tuple[Artifact, ...]:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return (Artifact(self.kind, self.key, self.key),)
+
+    def write(self, folder: Path) -> str:
+        """Go through the rounds; the best configuration of the last one is chosen."""
+        left, rounds = self._configs, []
+        total = sum(rung.configurations for rung in self._rungs)
+        with track(self.title, total) as progress:
+            for rung in self._rungs:
+                left = left[: rung.configurations]
+                tried = self._trials.of(left, self._part(rung), progress.advance)
+                order = search.ranked([(one.accuracy, one.log_loss) for one in tried])
+                left = [left[at] for at in order]
+                rounds.append(tried)
+        rows = [
+            self._row(
+                trial,
+                number,
+                chosen=tried is rounds[-1] and trial.config == left[0],
+            )
+            for number, tried in enumerate(rounds)
+            for trial in tried
+        ]
+        tables.write(SEARCH, tables.from_rows(SEARCH, rows), folder)
+        chosen = json.dumps(left[0].model_dump(mode="json"))
+        (folder / "chosen.json").write_text(chosen)
+        return self.key
+
+    @cached_property
+    def _configs(self) -> list[HeadConfig]:
+        return search.candidates(self.head, self.how, self.seed)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return self.manifest.encoded(self.embeddings).learned(TRAIN)
+
+    @cached_property
+    def _trials(self) -> Trials:
+        held = None
+        if self.how.select == "validation":
+            held = self.manifest.encoded(self.embeddings).held_out(VALIDATION)
+        return Trials(
+            self.at.store,
+            self.manifest.dataset,
+            self.embeddings,
+            self.seed,
+            held,
+            self.how.folds,
         )
-        for number, tried in enumerate(rounds)
-        for trial in tried
-    ]
-    tables.write(SEARCH, tables.from_rows(SEARCH, rows), folder)
-    (folder / "chosen.json").write_text(json.dumps(left[0].model_dump(mode="json")))
-    return digest(question.document)
 
+    @cached_property
+    def _rungs(self) -> list[search.Rung]:
+        """The rounds; one, with everything, unless they are halved."""
+        if self.how.strategy != "halving":
+            return [search.Rung(len(self._configs), len(self._rows))]
+        classes = len(self._rows.classes)
+        return search.rungs(len(self._configs), len(self._rows), classes)
 
-def _row(
-    question: _Question, trial: Trial, number: int, *, chosen: bool
-) -> dict[str, Any]:
-    return {
-        "search": digest(question.document),
-        "encoder": question.encoder,
-        "family": trial.config.name,
-        "head": trial.label,
-        "round": number,
-        "images": trial.images,
-        "folds": trial.folds,
-        "accuracy": trial.accuracy,
-        "log_loss": trial.log_loss,
-        "deviation": trial.deviation,
-        "chosen": chosen,
-        "trial": trial.key,
-    }
+    def _part(self, rung: search.Rung) -> Rows:
+        """The training rows of ``rung``; those of a later one hold those of another."""
+        rows = self._rows
+        if rung.images >= len(rows):
+            return rows
+        images = [
+            Drawable(*image)
+            for image in zip(rows.ids, rows.labels.tolist(), rows.named, strict=True)
+        ]
+        drawn = stratified(images, rung.images)
+        return rows.part(image.image_id for image in drawn)
+
+    def _row(self, trial: Trial, number: int, *, chosen: bool) -> dict[str, Any]:
+        return {
+            "search": self.key,
+            "encoder": self.manifest.named(self.encoder.label),
+            "family": trial.config.name,
+            "head": trial.label,
+            "round": number,
+            "images": trial.images,
+            "folds": trial.folds,
+            "accuracy": trial.accuracy,
+            "log_loss": trial.log_loss,
+            "deviation": trial.deviation,
+            "chosen": chosen,
+            "trial": trial.key,
+        }

@@ -5,61 +5,81 @@ dealt anew, one by one, in the same shares; test is untouched. How much better
 validation gets by that is the leakage that the groups prevent.
 """
 
-import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from tl_pipeline.data import splits
-from tl_pipeline.runs.planning import Context, Outcome, Step
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stage import Unit
+from tl_pipeline.runs.planning import ONE_BY_ONE, Outcome
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
-from tl_pipeline.store.keys import digest, key_document
+from tl_pipeline.store.keys import KeyDocument, key_document
 from tl_pipeline.store.tables import MANIFEST
 
 # Bump when the same inputs must give other rows.
 VERSION = 1
 
 
-def plan(context: Context, manifest: Artifact) -> Outcome[Artifact]:
-    """Shuffle into the overlay of ``context.store``: it is cheap enough."""
-    return run(context, manifest)
+@dataclass(frozen=True)
+class Shuffle(Unit[Manifest]):
+    """The images of ``manifest``, drawn one by one with ``seed``."""
 
+    stage: ClassVar[str] = "shuffle"
+    kind: ClassVar[str] = "manifests"
+    label: ClassVar[str] = "manifest"
 
-def run(context: Context, manifest: Artifact) -> Outcome[Artifact]:
-    """Write the shuffled manifest, unless that very one exists."""
-    started, store = time.perf_counter(), context.store
-    seed = context.dataset.split.seed
-    document = key_document(
-        "shuffle", VERSION, {"seed": seed}, {"manifest": manifest.fingerprint}
-    )
-    made = store.find("manifests", digest(document))
-    reason = "a control for leakage: validation drawn image by image"
-    write = partial(_write, store.path(manifest), seed)
-    step = Step(
-        stage="shuffle",
-        subject=context.dataset.name,
-        cached=made is not None,
-        reason=reason,
-        keys={"manifest": digest(document)},
-        seconds=time.perf_counter() - started,
-    )
-    outcome = Outcome(made or store.build("manifests", document, write), (step,))
-    return outcome if made else outcome.ran(time.perf_counter() - started)
+    manifest: Manifest
+    seed: int
 
+    @property
+    def subject(self) -> str:
+        """See ``Unit``."""
+        return self.manifest.dataset
 
-def _write(before: Path, seed: int, folder: Path) -> str:
-    rows = tables.read(MANIFEST, before)
-    sides = rows["split"].to_numpy(zero_copy_only=False).astype(object)
-    dealt = np.flatnonzero(np.isin(sides, (splits.TRAIN, splits.VALIDATION)))
-    held = int((sides == splits.VALIDATION).sum())
-    ids = rows["image_id"].to_pylist()
-    order = np.argsort([splits.draw(ids[i], seed) for i in dealt], kind="stable")
-    sides[dealt] = splits.TRAIN
-    sides[dealt[order[:held]]] = splits.VALIDATION
-    place = rows.schema.get_field_index("split")
-    rows = rows.set_column(place, MANIFEST.schema.field("split"), pa.array(sides))
-    tables.write(MANIFEST, rows, folder)
-    return tables.content(rows)
+    def depends_on(self) -> KeyDocument:
+        """See ``Unit``."""
+        inputs = {"manifest": self.manifest.artifact.fingerprint}
+        return key_document("shuffle", VERSION, {"seed": self.seed}, inputs)
+
+    def plan(self) -> Outcome[Manifest]:
+        """Shuffle into the overlay of the store: it is cheap enough."""
+        return self.run()
+
+    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``."""
+        return self.missing()
+
+    def missing(self) -> str:
+        """See ``Unit``."""
+        return "a control for leakage: validation drawn image by image"
+
+    def units(self, made: Artifact | None) -> int:  # noqa: ARG002 - the signature of Unit
+        """See ``Unit``: nothing that is worth counting."""
+        return 0
+
+    def output(self, made: Artifact | None) -> Manifest:
+        """See ``Unit``."""
+        made = made or Artifact(self.kind, self.key, self.key)
+        return Manifest(self.at.store, made, self.manifest.dataset, ONE_BY_ONE)
+
+    def write(self, folder: Path) -> str:
+        """See ``Unit``."""
+        rows = tables.read(MANIFEST, self.at.store.path(self.manifest.artifact))
+        sides = rows["split"].to_numpy(zero_copy_only=False).astype(object)
+        shuffled = np.flatnonzero(np.isin(sides, (splits.TRAIN, splits.VALIDATION)))
+        held = int((sides == splits.VALIDATION).sum())
+        ids = rows["image_id"].to_pylist()
+        draws = [splits.draw(ids[i], self.seed) for i in shuffled]
+        order = np.argsort(draws, kind="stable")
+        sides[shuffled] = splits.TRAIN
+        sides[shuffled[order[:held]]] = splits.VALIDATION
+        place = rows.schema.get_field_index("split")
+        field = MANIFEST.schema.field("split")
+        rows = rows.set_column(place, field, pa.array(sides))
+        tables.write(MANIFEST, rows, folder)
+        return tables.content(rows)
