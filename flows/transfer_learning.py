@@ -11,7 +11,7 @@ from flows.clusters import Runner
 from flows.partitions import ClusterExecutor
 from flows.tasks import TaskPerStage
 from flows.watching import logged
-from tl_pipeline.config.encoder_specs import parse_backbone
+from tl_pipeline.config.encoder_specs import backbone_of, texts_of
 from tl_pipeline.config.specs import (
     Ensemble,
     ErrorRate,
@@ -28,12 +28,13 @@ from tl_pipeline.store.artifacts import Store
 
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
+ConcatText = Annotated[list[BackboneText], Field(min_length=2)]
 HeadText = Annotated[
     str, Field(pattern=rf"^({'|'.join([*HEADS, *PROFILES])})(:.+=.+)?$")
 ]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
-BACKBONES_BY_DEFAULT = [encoder.short() for encoder in DEFAULTS.backbones]
+BACKBONES_BY_DEFAULT = list(map(texts_of, DEFAULTS.backbones))
 SEARCH_BY_DEFAULT = DEFAULTS.search.short()
 HEADS_BY_DEFAULT = [head.short() for head in DEFAULTS.heads]
 
@@ -44,7 +45,7 @@ HEADS_BY_DEFAULT = [head.short() for head in DEFAULTS.heads]
 )
 def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     dataset: str,
-    backbones: list[BackboneText] = BACKBONES_BY_DEFAULT,
+    backbones: list[BackboneText | ConcatText] = BACKBONES_BY_DEFAULT,
     heads: list[HeadText] = HEADS_BY_DEFAULT,
     search: SearchText = SEARCH_BY_DEFAULT,
     ensemble: Ensemble | None = None,
@@ -64,7 +65,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
 
     Args:
         dataset: a name in the data catalogue, or a folder of images.
-        backbones: each NAME or NAME:layer=...,weights=..., or several joined by +.
+        backbones: each NAME or NAME:layer=...,weights=...; a list of them is one
+            candidate, their embeddings side by side.
         heads: each NAME or NAME:param=value, a slash between the values of a grid;
             or quick or thorough.
         search: validation or cross_validation, and how, such as
@@ -86,7 +88,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     clusters.check(runner, address)
     spec = RunSpec(
         dataset=dataset,
-        backbones=tuple(map(parse_backbone, backbones)),
+        backbones=tuple(map(backbone_of, backbones)),
         heads=tuple(map(HeadSpec.parse, heads)),
         search=SearchSpec.parse(search),
         ensemble=ensemble,

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tl_pipeline.cli import few_shot_command, rank_command
+from tl_pipeline.cli import few_shot_command
 from tl_pipeline.cli.request import Request
 from tl_pipeline.config import catalog
 from tl_pipeline.config.encoder_specs import (
     ConcatSpec,
     EncoderSpec,
+    backbone_of,
     members,
-    parse_backbone,
 )
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.encoders import concat, resolution
@@ -32,43 +32,47 @@ F6 = EncoderSpec(backbone="lenet5", layer="f6")
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("text", "expected"),
     [
-        ("lenet5", ["lenet5"]),
-        ("lenet5:layer=c5+lenet5:layer=f6", ["lenet5:layer=c5", "lenet5:layer=f6"]),
-        ("lenet5 + vgg16: layer=fc7", ["lenet5", "vgg16:layer=fc7"]),
-        ("a+b+c", ["a", "b", "c"]),
-        ("a:weights=/x/a+b.pth+b", ["a:weights=/x/a+b.pth", "b"]),
-        ("a:weights=/c++/x.pth", ["a:weights=/c++/x.pth"]),
+        ("lenet5:layer=c5,lenet5:layer=f6", ["lenet5:layer=c5", "lenet5:layer=f6"]),
+        ("lenet5, vgg16: layer=fc7", ["lenet5", "vgg16:layer=fc7"]),
+        ("a,b,c", ["a", "b", "c"]),
         (
-            "onnx:/x/a+b.onnx+timm:r.a1:pool=gap",
+            "a:weights=/x/a+b.pth,layer=l,b",
+            ["a:layer=l,weights=/x/a+b.pth", "b"],
+        ),
+        (
+            "onnx:/x/a+b.onnx,timm:r.a1:pool=gap",
             ["onnx:/x/a+b.onnx", "timm:r.a1:pool=gap"],
         ),
-        ("vit_b_16:pool=cls+mean", ["vit_b_16:pool=cls+mean"]),
-        ("vit_b_16:pool=cls+mean+lenet5", ["vit_b_16:pool=cls+mean", "lenet5"]),
-        ("vit_b_16:pool=cls+lenet5", ["vit_b_16:pool=cls", "lenet5"]),
+        (
+            "vit_b_16:pool=cls+mean,precision=fp32,lenet5",
+            ["vit_b_16:pool=cls+mean,precision=fp32", "lenet5"],
+        ),
     ],
 )
-def test_a_plus_joins_encoders_and_reads_back(text: str, parts: list[str]):
-    wish = parse_backbone(text)
-    assert [part.short() for part in members(wish)] == parts
-    assert parse_backbone(wish.short()) == wish
+def test_a_comma_separates_encoders_and_reads_back(text: str, expected: list[str]):
+    spec = ConcatSpec.parse(text)
+    assert [member.short() for member in spec.members] == expected
+    assert ConcatSpec.parse(spec.short()) == spec
 
 
-def test_a_name_that_would_be_taken_for_two_is_refused():
-    with pytest.raises(InvalidSpec, match="taken for another encoder"):
-        EncoderSpec(backbone="lenet5", weights="/data/a+b").short()
+@pytest.mark.parametrize("text", ["lenet5", "vgg16:layer=fc7,weights=x.pth", ""])
+def test_one_encoder_is_not_concatenated(text: str):
+    with pytest.raises(InvalidSpec, match="two or more with commas between"):
+        ConcatSpec.parse(text)
 
 
-def test_the_flow_takes_joint_names():
-    for text in ("lenet5+vgg16", "lenet5 + vgg16:layer=fc7", "lenet5:layer=f6+lenet5"):
-        assert re.match(PATTERN, text)
-    assert not re.match(PATTERN, "lenet+vgg16")
+def test_a_plus_is_part_of_a_name():
+    spec = EncoderSpec(backbone="lenet5", weights="/data/a+b")
+    assert EncoderSpec.parse(spec.short()) == spec
+    assert not re.match(PATTERN, "lenet5+vgg16")
 
 
-def test_a_run_reads_joints_as_text_and_as_members_and_comes_back_from_json():
+def test_a_run_reads_lists_and_records_of_concatenated_encoders():
+    """Records hold ``members``, since before lists were read."""
     run = RunSpec.model_validate(
-        {"dataset": "d", "backbones": ["a+b", {"members": ["a", {"backbone": "b"}]}]}
+        {"dataset": "d", "backbones": [["a", "b"], {"members": ["a", "b"]}]}
     )
     assert run.backbones[0] == run.backbones[1]
     assert isinstance(run.backbones[0], ConcatSpec)
@@ -82,11 +86,11 @@ def test_a_joint_of_one_is_refused():
 
 def test_a_fault_in_a_joint_is_reported_at_its_line(tmp_path: Path):
     file = tmp_path / "run.yaml"
-    file.write_text("dataset: d\nbackbones:\n- members: [lenet5]\n")
+    file.write_text("dataset: d\nbackbones:\n- [lenet5]\n")
     with pytest.raises(CatalogError) as fault:
         catalog.load_run(file)
     assert f"{file}:2: backbones.0.members: " in str(fault.value)
-    assert "joint encoders" not in str(fault.value)
+    assert "concatenated encoders" not in str(fault.value)
 
 
 @pytest.fixture
@@ -118,7 +122,7 @@ def test_an_encoder_joined_with_itself_is_refused(store: Store):
 
 def test_each_member_is_checked(store: Store):
     with pytest.raises(UnknownName, match="lenet6"):
-        work.resolve([parse_backbone("lenet5+lenet6")], store)
+        work.resolve([ConcatSpec.parse("lenet5,lenet6")], store)
 
 
 def test_the_untrained_twin_has_the_members_untrained(
@@ -191,18 +195,24 @@ def test_one_encoder_is_read_as_ever(pair: ConcatEncoder, store: Store):
 
 def test_the_command_line_and_the_flow_say_the_same():
     """What is asked for goes through the texts of the flow's parameters unchanged."""
-    asked = Request("d", backbone=(" lenet5 + lenet5:layer=f6",), ensemble="greedy")
+    asked = Request(
+        "d",
+        backbone=("lenet5",),
+        concat=("lenet5, lenet5:layer=f6",),
+        ensemble="greedy",
+    )
     spec = asked.spec()
     assert spec.ensemble == "greedy"
-    assert [m.layer for m in members(spec.backbones[0])] == [None, "f6"]
+    assert [m.layer for m in members(spec.backbones[1])] == [None, "f6"]
     given = asked.parameters(spec)
     assert given["ensemble"] == "greedy"
-    assert tuple(map(parse_backbone, given["backbones"])) == spec.backbones
+    assert given["backbones"] == ["lenet5", ["lenet5", "lenet5:layer=f6"]]
+    assert tuple(map(backbone_of, given["backbones"])) == spec.backbones
 
 
 def test_weights_beside_a_joint_are_refused():
     with pytest.raises(InvalidSpec, match="for one backbone"):
-        Request("d", backbone=("lenet5+vgg16",), weights="x.pth").spec()
+        Request("d", concat=("lenet5,vgg16",), weights="x.pth").spec()
 
 
 def test_few_shots_learn_from_joint_vectors(
@@ -210,7 +220,8 @@ def test_few_shots_learn_from_joint_vectors(
 ):
     few_shot_command.few_shot(
         str(folder),
-        backbone=("lenet5+lenet5:layer=f6", "lenet5"),
+        backbone=("lenet5",),
+        concat=("lenet5,lenet5:layer=f6",),
         head=("nearest_centroid:whiten=false",),
         shots="3",
         draws=2,
@@ -219,12 +230,7 @@ def test_few_shots_learn_from_joint_vectors(
     )
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["encoder"] for row in rows] == [
-        "lenet5/c5 LETTERS + lenet5/f6 LETTERS",
         "lenet5/c5 LETTERS",
+        "lenet5/c5 LETTERS + lenet5/f6 LETTERS",
     ]
     assert len(list((tmp_path / "store" / "embeddings").iterdir())) == 2
-
-
-def test_rank_refuses_what_is_joint():
-    with pytest.raises(InvalidSpec, match="ranked one by one"):
-        rank_command.rank("digits", backbone=("lenet5+lenet5:layer=f6",))

@@ -27,7 +27,7 @@ from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import MANIFEST, METRICS, PREDICTIONS
 
 C5, F6 = "lenet5", "lenet5:layer=f6"
-BOTH = f"{C5}+{F6}"
+BOTH = [C5, F6]
 POOR = "mlp:hidden=1,max_epochs=1,learning_rate=1e-9"
 
 
@@ -318,7 +318,7 @@ def test_changed_weights_of_one_member_are_an_error(
 
     weights = tmp_path / "own.pth"
     torch.save(LeNet5(3).state_dict(), weights)
-    run(folder, store, backbones=[f"lenet5:weights={weights}+{F6}"], controls=False)
+    run(folder, store, backbones=[[f"lenet5:weights={weights}", F6]], controls=False)
     model = index.load_model(store, "photos")
     image = next(folder.glob("flower/*"))
     assert predict(model, [image])[0].label

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.transfer_learning import transfer_learning
-from tl_pipeline.config.encoder_specs import parse_backbone
+from tl_pipeline.config.encoder_specs import backbone_of
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.pipeline import wiring
@@ -72,7 +72,7 @@ def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
 
 def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
     """The same wiring, whoever calls the stages; joint and averaged ones too."""
-    backbones = ["lenet5", "lenet5+lenet5:layer=f6"]
+    backbones = ["lenet5", ["lenet5", "lenet5:layer=f6"]]
     flow = transfer_learning(
         str(folder),
         backbones=backbones,
@@ -82,7 +82,7 @@ def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
     )
     spec = RunSpec(
         dataset=str(folder),
-        backbones=tuple(map(parse_backbone, backbones)),
+        backbones=tuple(map(backbone_of, backbones)),
         heads=(HeadSpec(name="logistic", params={"C": 0.1}),),
         ensemble="average",
     )
@@ -105,5 +105,5 @@ def test_failure_is_the_first_error_itself(tmp_path: Path):
 
 def test_parameters_name_the_choices_in_their_schema():
     schema = transfer_learning.parameters.properties
-    assert "squeezenet1_0" in schema["backbones"]["items"]["pattern"]
+    assert "squeezenet1_0" in schema["backbones"]["items"]["anyOf"][0]["pattern"]
     assert "logistic" in schema["heads"]["items"]["pattern"]

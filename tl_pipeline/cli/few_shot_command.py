@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from tl_pipeline.cli.request import CatalogOption, Json, StoreOption
-from tl_pipeline.config.encoder_specs import parse_backbone
+from tl_pipeline.cli.request import CatalogOption, ConcatOption, Json, StoreOption
+from tl_pipeline.config.encoder_specs import parse_backbones
 from tl_pipeline.config.specs import HeadSpec, RunSpec, SearchSpec
 from tl_pipeline.errors import InvalidSpec
 
@@ -21,6 +21,7 @@ def few_shot(
     /,
     *,
     backbone: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    concat: ConcatOption = (),
     head: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     shots: str = "1/2/5/10",
     draws: int = 10,
@@ -39,6 +40,7 @@ def few_shot(
         dataset: a name in the data catalogue, or a folder of images.
         backbone: NAME or NAME:layer=...,weights=...; repeat to compare.
             Default: lenet5.
+        concat: A,B: one candidate whose embedding is theirs side by side.
         head: NAME or NAME:param=value; of a grid the best on average is shown.
             Default: linear and nearest_centroid.
         shots: images of each class, a slash between several.
@@ -62,7 +64,7 @@ def few_shot(
     wanted = [heads.complete(one) for given in named for one in heads.expanded(given)]
     for one in wanted:
         search.candidates(one, SearchSpec(), seed)  # refuses ranges
-    wishes = tuple(map(parse_backbone, backbone)) or RunSpec(dataset="-").backbones
+    wishes = parse_backbones(backbone, concat) or RunSpec(dataset="-").backbones
     opened = Store.open(store)
     study = work.prepare_study(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tl_pipeline.cli.request import CatalogOption, Json, StoreOption
-from tl_pipeline.config.encoder_specs import ConcatSpec, EncoderSpec, parse_backbone
+from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -70,24 +70,17 @@ def rank(
 
 
 def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:
-    """Those that can be ranked.
+    """The encoders to rank.
 
     Raises:
-        InvalidSpec: there is none, or one is a joint.
+        InvalidSpec: there is none.
     """
     if not backbones:
         raise InvalidSpec(
             "name the encoders to rank: --backbone NAME, once for each; "
             "see `tl backbones`"
         )
-    wishes = []
-    for wish in map(parse_backbone, backbones):
-        if isinstance(wish, ConcatSpec):
-            raise InvalidSpec(
-                f"{wish.short()}: encoders are ranked one by one; name each by itself"
-            )
-        wishes.append(wish)
-    return wishes
+    return list(map(EncoderSpec.parse, backbones))
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,11 @@ from cyclopts import Parameter
 from pydantic import ValidationError
 
 from tl_pipeline.config import catalog
-from tl_pipeline.config.encoder_specs import ConcatSpec, parse_backbone
+from tl_pipeline.config.encoder_specs import (
+    ConcatSpec,
+    parse_backbones,
+    texts_of,
+)
 from tl_pipeline.config.specs import Ensemble, HeadSpec, Method, RunSpec, SearchSpec
 from tl_pipeline.errors import InvalidSpec
 
@@ -19,6 +23,13 @@ StoreOption = Annotated[
         name="--store",
         env_var="TL_STORE",
         help="All artifacts: a folder, or s3://BUCKET/NAME or gs://BUCKET/NAME.",
+    ),
+]
+ConcatOption = Annotated[
+    tuple[str, ...],
+    Parameter(
+        negative="",
+        help="A,B: one candidate whose embedding is theirs side by side; repeatable.",
     ),
 ]
 CatalogOption = Annotated[
@@ -38,7 +49,9 @@ class Request:
     """A name in the data catalogue, or a folder of images."""
 
     backbone: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    """NAME or NAME:layer=...,weights=...; A+B joins; repeat to compare."""
+    """NAME or NAME:layer=...,weights=...; repeat to compare."""
+
+    concat: ConcatOption = ()
 
     head: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """NAME or NAME:param=value; 0.1/1 is a grid; or quick, or thorough.
@@ -83,7 +96,7 @@ class Request:
         Raises:
             InvalidSpec, CatalogError: it is not one; the message says why.
         """
-        encoders = tuple(map(parse_backbone, self.backbone))
+        encoders = parse_backbones(self.backbone, self.concat)
         if self.weights:
             encoders = encoders or RunSpec(dataset="-").backbones
             if len(encoders) != 1 or isinstance(encoders[0], ConcatSpec):
@@ -121,7 +134,7 @@ class Request:
         """``spec`` and the rest of this request as parameters of the flow."""
         return {
             "dataset": spec.dataset,
-            "backbones": [encoder.short() for encoder in spec.backbones],
+            "backbones": list(map(texts_of, spec.backbones)),
             "heads": [head.short() for head in spec.heads],
             "search": spec.search.short(),
             "ensemble": spec.ensemble,

@@ -1,10 +1,10 @@
-"""Which embeddings are wanted: an encoder, or several joined.
+"""Which embeddings are wanted: an encoder, or several concatenated.
 
 Pure: nothing here reads a file or knows which networks exist.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -31,14 +31,6 @@ def _parse_encoder(text: str) -> tuple[str, dict[str, str]]:
         return parse_short(text)
     params = parse_short(f"-:{found['params']}")[1] if found["params"] else {}
     return found["name"], params
-
-
-# A plus between two encoders: what follows it begins with a name. That of a file
-# (``a+b.pth``) is none, nor is the second half of the pooling ``cls+mean``.
-_PLUS = re.compile(
-    r"\s*(?:(?<!=cls)\+|\+(?!mean(?:[,+\s]|$)))\s*"
-    r"(?=(?:timm|python|onnx|export|text):|[a-zA-Z]\w*\s*(?::\s*[a-z_]+\s*=|\+|$))"
-)
 
 
 def _numbers(value: Any) -> Any:
@@ -96,13 +88,7 @@ class EncoderSpec(Spec):
     def short(self) -> str:
         """The text that ``parse`` reads back to this."""
         given = self.model_dump(exclude={"backbone"}, exclude_defaults=True)
-        text = short_form(self.backbone, self.texts(given))
-        if _PLUS.search(text):
-            raise InvalidSpec(
-                f"{text!r}: what stands after the plus would be taken for another "
-                "encoder; give the file a name without a plus"
-            )
-        return text
+        return short_form(self.backbone, self.texts(given))
 
     @staticmethod
     def texts(fields: Mapping[str, Any]) -> dict[str, str]:
@@ -118,48 +104,91 @@ def _encoder(value: Any) -> Any:
 
 
 class ConcatSpec(Spec):
-    """Several encoders as one: an embedding is theirs side by side, in this order."""
+    """Several encoders as one: their embeddings side by side, in this order."""
 
     members: tuple[Annotated[EncoderSpec, BeforeValidator(_encoder)], ...] = Field(
         min_length=2
     )
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``lenet5,vgg16:layer=fc7,weights=vgg16.pth``.
+
+        After a comma stands another encoder, or a parameter of the last one.
+
+        Raises:
+            InvalidSpec: it is only one encoder, or see ``EncoderSpec.parse``.
+        """
+        members = list[str]()
+        for piece in text.split(","):
+            parameter = piece.partition("=")[0].strip() in EncoderSpec.model_fields
+            if parameter and members:
+                members[-1] += f",{piece}"
+            else:
+                members.append(piece.strip())
+        if len(members) < 2:
+            raise InvalidSpec(
+                f"{text!r} is one encoder; name two or more with commas between: A,B"
+            )
+        return cls(members=tuple(map(EncoderSpec.parse, members)))
+
     def short(self) -> str:
-        """The text that ``backbone`` reads back to this."""
-        return "+".join(member.short() for member in self.members)
+        """The members as ``parse`` reads them."""
+        return ",".join(member.short() for member in self.members)
 
 
 BackboneSpec = EncoderSpec | ConcatSpec
 
 
-def members(wish: BackboneSpec) -> tuple[EncoderSpec, ...]:
-    """The encoders that ``wish`` is made of; one that is not joint is its own."""
-    return wish.members if isinstance(wish, ConcatSpec) else (wish,)
+def members(spec: BackboneSpec) -> tuple[EncoderSpec, ...]:
+    """The encoders that ``spec`` concatenates, or the one that it is."""
+    return spec.members if isinstance(spec, ConcatSpec) else (spec,)
 
 
-def parse_backbone(text: str) -> BackboneSpec:
-    """Read an encoder, or several with plus signs between: ``lenet5+vgg16:layer=fc7``.
+def parse_backbones(
+    encoders: Iterable[str], concats: Iterable[str]
+) -> tuple[BackboneSpec, ...]:
+    """What ``--backbone`` and ``--concat`` name, in this order.
+
+    Raises:
+        InvalidSpec: see ``EncoderSpec.parse`` and ``ConcatSpec.parse``.
+    """
+    return *map(EncoderSpec.parse, encoders), *map(ConcatSpec.parse, concats)
+
+
+def backbone_of(value: str | Sequence[str]) -> BackboneSpec:
+    """An encoder's text, or the texts of several that are concatenated.
 
     Raises:
         InvalidSpec: see ``EncoderSpec.parse``.
     """
-    found = tuple(map(EncoderSpec.parse, _PLUS.split(text)))
-    return found[0] if len(found) == 1 else ConcatSpec(members=found)
+    if isinstance(value, str):
+        return EncoderSpec.parse(value)
+    return ConcatSpec(members=tuple(map(EncoderSpec.parse, value)))
+
+
+def texts_of(spec: BackboneSpec) -> str | list[str]:
+    """What ``backbone_of`` reads back to ``spec``."""
+    if isinstance(spec, EncoderSpec):
+        return spec.short()
+    return [member.short() for member in spec.members]
 
 
 def _backbone(value: Any) -> Any:
-    return parsed(parse_backbone, value)
+    if isinstance(value, list | tuple):
+        return {"members": value}
+    return parsed(EncoderSpec.parse, value)
 
 
 def _tag(value: Any) -> str:
-    joint = isinstance(value, ConcatSpec) or (
+    concat = isinstance(value, ConcatSpec) or (
         isinstance(value, Mapping) and "members" in value
     )
-    return BACKBONE_TAGS[joint]
+    return BACKBONE_TAGS[concat]
 
 
 # What pydantic puts into the place of an error, and is nothing of the user's.
-BACKBONE_TAGS = ("one encoder", "joint encoders")
+BACKBONE_TAGS = ("one encoder", "concatenated encoders")
 BackboneField = Annotated[
     Annotated[EncoderSpec, Tag(BACKBONE_TAGS[0])]
     | Annotated[ConcatSpec, Tag(BACKBONE_TAGS[1])],

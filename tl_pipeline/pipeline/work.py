@@ -12,7 +12,6 @@ from tl_pipeline.config.encoder_specs import (
     BackboneSpec,
     EncoderSpec,
     members,
-    parse_backbone,
 )
 from tl_pipeline.config.specs import Ensemble, HeadSpec, RunSpec
 from tl_pipeline.embedding import precision
@@ -195,7 +194,7 @@ def _each_once(
 def _duplicate_spec(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:
     """In whose embeddings near duplicates are looked for; None to ignore them."""
     near = dataset.near_duplicates
-    wanted = parse_backbone(near.backbone) if near.backbone else spec.backbones[0]
+    wanted = EncoderSpec.parse(near.backbone) if near.backbone else spec.backbones[0]
     return None if near.action == "ignore" else wanted
 
 

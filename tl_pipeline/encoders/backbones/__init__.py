@@ -92,8 +92,8 @@ BACKBONES: dict[str, Backbone] = {
 
 _PREFIXES = "|".join(name.partition(":")[0] for name in BY_PREFIX)
 _NAMES = "|".join(map(re.escape, [*BACKBONES, precomputed.CHOICE]))
-# Of one encoder or several (a+b), as far as names can be told without looking.
-PATTERN = rf"^(({_NAMES})(:.+=.+| *\+.+)?|({_PREFIXES}):.+)$"
+# As far as names can be told without looking.
+PATTERN = rf"^(({_NAMES})(:.+=.+)?|({_PREFIXES}):.+)$"
 
 
 def find_backbone(name: str) -> Backbone:
