@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tl_pipeline.config.encoder_specs import parse_backbone
+from tl_pipeline.config.encoder_specs import backbone_of
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.runs.controls import Controls, Subject, pair
@@ -18,7 +18,7 @@ GOOD = "mlp:hidden=32,max_epochs=60"
 
 
 def run(folder: Path, store: Store, **fields: Any) -> RunRecord:
-    fields["backbones"] = tuple(map(parse_backbone, fields["backbones"]))
+    fields["backbones"] = tuple(map(backbone_of, fields["backbones"]))
     fields["heads"] = tuple(map(HeadSpec.parse, fields["heads"]))
     spec = RunSpec(dataset=str(folder), **fields)
     return wiring.run(wiring.prepare(spec, store))
