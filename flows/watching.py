@@ -51,6 +51,10 @@ class LoggedProgress:
         """Forget ``task``."""
         self._bars.pop(task)
 
+    def notice(self, text: str) -> None:
+        """Log one line."""
+        self._logger.warning(text)
+
 
 @contextmanager
 def logged() -> Iterator[None]:

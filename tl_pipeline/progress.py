@@ -1,9 +1,10 @@
 """How far a long stage has come, told to whoever is watching.
 
 A stage calls ``progress.track``; the command line or a flow installs a reporter. With
-none installed nothing is shown and nothing is lost.
+none installed progress is not shown, and notices go to standard error.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -21,11 +22,16 @@ class Reporter(Protocol):
     def finish(self, task: str) -> None:
         """``task`` is over, whether whole or broken off."""
 
+    def notice(self, text: str) -> None:
+        """Show one line that a person should read."""
+
 
 class _Silent:
     def start(self, task: str, total: int) -> None: ...
     def advance(self, task: str, done: int) -> None: ...
     def finish(self, task: str) -> None: ...
+    def notice(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
 
 
 _reporter: Reporter = _Silent()
@@ -40,6 +46,11 @@ def reporting(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         _reporter = before
+
+
+def notice(text: str) -> None:
+    """Tell whoever is watching one line, such as what is damaged or waited for."""
+    _reporter.notice(text)
 
 
 def watched() -> bool:

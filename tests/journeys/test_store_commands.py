@@ -23,9 +23,9 @@ from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.maintenance import garbage
 from tl_pipeline.maintenance.gc_roots import Retention
 from tl_pipeline.runs import records as runs
-from tl_pipeline.store import part_files
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.files import set_aside
 from tl_pipeline.store.keys import key_document
 
 Tl = Callable[..., subprocess.CompletedProcess]
@@ -249,7 +249,7 @@ def test_leftovers_go_after_a_day(used: tuple[Path, Path]):
     for path in plants:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
-    part_files.set_aside(shutil.copyfile(part, folder / "part-x.parquet"), "a test")
+    set_aside(shutil.copyfile(part, folder / "part-x.parquet"), "a test")
     assert garbage.find(store).waste == []
     assert len(garbage.find(store).young) == 6
     said = call(place, "store", "show")

@@ -306,9 +306,10 @@ def test_a_build_sets_a_damaged_folder_aside_and_replaces_it(
     assert store.build("manifests", DOCUMENT, writes) == made
     assert store.find("manifests", made.key) == made
     assert (store.path(made) / "one.txt").read_text() == "first"
-    aside, kept = sorted((store.root / "manifests").iterdir())
+    aside, reason, kept = sorted((store.root / "manifests").iterdir())
     assert kept.name == made.key
     assert aside.name.startswith(f".damaged-{made.key}-")
+    assert "not as provenance.json lists it" in reason.read_text()
     assert everything(aside) == damaged
 
 

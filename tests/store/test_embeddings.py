@@ -17,6 +17,7 @@ from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.store import duplicate_rows, part_files
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.files import why
 from tl_pipeline.store.part_index import Looked
 
 IDS = st.text("0123456789abcdef", min_size=1, max_size=32)
@@ -228,7 +229,7 @@ def test_a_damaged_vector_is_noticed_before_its_part_counts(parts: EmbeddingFold
     with parts.writing():
         assert not file.exists()
     (aside,) = files(parts, ".damaged-part-*")
-    assert "CRC" in (part_files.why(aside) or "")
+    assert "CRC" in (why(aside) or "")
     parts.add(list("ab"), some("ab"))
     assert np.array_equal(parts.load("abcd").vectors, some("abcd"))
 

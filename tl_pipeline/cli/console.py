@@ -259,6 +259,10 @@ class LiveProgress:
             rate = done / seconds
             err.print(f"{task}: {done:,.0f} in {seconds:.1f} s ({rate:,.1f}/s)")
 
+    def notice(self, text: str) -> None:
+        """Print one line above the bars."""
+        err.print(text, markup=False)
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:

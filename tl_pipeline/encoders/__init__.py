@@ -12,4 +12,5 @@ __all__ = [
     "loading",
     "networks",
     "resolution",
+    "weight_store",
 ]

@@ -69,10 +69,13 @@ def _content(encoder: Encoder) -> tuple[Path, bytes]:
     """The file of the weights, and what is in it."""
     file = encoder.weights.file
     if file is None or not file.exists():
-        raise WeightsError(f"the weights {encoder.label} are no longer at {file}")
+        raise WeightsError(
+            f"the weights {encoder.label} are no longer at {file}, and the store does "
+            "not keep them; run again with weights=FILE, wherever the file is now"
+        )
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != encoder.weights.sha256:
-        raise WeightsError(f"{file} changed while this run was under way; run again")
+        raise WeightsError(f"{file} is no longer what {encoder.label} was; run again")
     return file, data
 
 

@@ -35,7 +35,7 @@ def read_state(data: bytes, origin: Path) -> dict[str, torch.Tensor]:
 
 def _read(data: bytes, origin: Path) -> Any:
     try:
-        if origin.suffix == ".safetensors":
+        if origin.suffix == ".safetensors" or _is_safetensors(data):
             return load_safetensors(data)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except SafetensorError as error:
@@ -47,6 +47,11 @@ def _read(data: bytes, origin: Path) -> Any:
             f"{origin}: cannot be read as a state dict ({reason}). Expected what "
             "torch.save(model.state_dict(), FILE) writes, or a .safetensors file"
         ) from None
+
+
+def _is_safetensors(data: bytes) -> bool:
+    """Whether ``data`` begins with the length of a JSON object, and the object."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data)
 
 
 def _unwrapped(found: dict[Any, Any], origin: Path) -> Any:

@@ -110,7 +110,6 @@ def _merge_refusals(folder: EmbeddingFolder) -> None:
 
 
 def _replace(sources: Sequence[Path], merged: Path) -> None:
-    part_files.outlive_power_cuts(merged)
     time.sleep(_LISTING_S)
     for file in sources:
         if file != merged:

@@ -15,7 +15,8 @@ from tl_pipeline.maintenance.gc_roots import EVERY_RUN, Reach, Retention
 from tl_pipeline.maintenance.listing import ARTIFACTS, EMBEDDINGS, Holdings, why_left
 from tl_pipeline.store import part_index
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.part_files import PART, REFUSED, reason
+from tl_pipeline.store.files import reason
+from tl_pipeline.store.part_files import PART, REFUSED
 
 GRACE_DAYS = 1.0
 _RECORDS = {"run", "report"}  # which go first, and whose age ``Retention`` decides on

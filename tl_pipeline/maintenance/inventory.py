@@ -13,9 +13,9 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.maintenance import gc_roots
 from tl_pipeline.maintenance.gc_roots import Reach
 from tl_pipeline.maintenance.listing import ARTIFACTS, leftovers, size
-from tl_pipeline.store import part_files
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.files import why
 
 Row = dict[str, Any]
 
@@ -48,7 +48,7 @@ def take(store: Store) -> Inventory:
     reached = gc_roots.survey(store)
     encoders = list(_encoders(store, reached))
     damaged = [
-        {"file": str(path.relative_to(store.root)), "why": part_files.why(path) or ""}
+        {"file": str(path.relative_to(store.root)), "why": why(path) or ""}
         for kind, path in leftovers(store)
         if kind == "damaged"
     ]

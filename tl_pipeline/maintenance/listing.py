@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tl_pipeline.store import part_files
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.files import why
 
 ARTIFACTS = ("manifests", "heads", "trials", "searches", "evaluations", "models")
 EMBEDDINGS = "embeddings"
@@ -107,7 +107,7 @@ def leftovers(store: Store) -> Iterator[tuple[str, Path]]:
 def why_left(kind: str, path: Path) -> str:
     """What to say of a leftover."""
     if kind == "damaged":
-        return f"set aside: {part_files.why(path) or 'not whole'}"
+        return f"set aside: {why(path) or 'not whole'}"
     return "a killed process left it"
 
 

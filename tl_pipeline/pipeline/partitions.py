@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.weight_store import located
 from tl_pipeline.errors import DatasetError, StoreError
 from tl_pipeline.pipeline.stages.embed import Group, group_by_missing, pending
 from tl_pipeline.progress import track
@@ -120,7 +121,7 @@ def embed(partition: Partition, cores: int) -> Mapping[str, EmbedStats]:
         listed = _listed(store, partition)
         images, again = _images(listed), _begin(store, listed)
         jobs = [
-            engine.Job(encoder, EmbeddingFolder(store, encoder.key))
+            engine.Job(located(encoder, store), EmbeddingFolder(store, encoder.key))
             for encoder in partition.encoders
         ]
         # Of a worker that died the parts are there.

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from tl_pipeline import query, report
 from tl_pipeline.config.specs import HeadSpec
-from tl_pipeline.encoders import concat
+from tl_pipeline.encoders import concat, weight_store
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
@@ -199,12 +199,26 @@ def run(
         steps.extend(outcome.steps)
         return outcome.output
 
+    _begin(work)
     wired = wire(work, perform, executor)
     record = _recorded(work, started, steps, wired)
     records.write(work.at.store, record)
     query.build(work.at.store)
     report.write(work.at.store, record)
     return record
+
+
+def _begin(work: Work) -> None:
+    """Make the store, if it is new, and keep the weights that the run uses in it.
+
+    Raises:
+        StoreError: nothing can be written there.
+        WeightsError: weights changed since they were resolved.
+    """
+    store = work.at.store
+    store.create()
+    for encoder in work.encoders:
+        weight_store.keep(encoder, store)
 
 
 def _recorded(

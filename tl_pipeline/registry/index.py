@@ -17,6 +17,7 @@ from typing import Any
 from tl_pipeline.data.splits import FOLDS, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, unique_members
 from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.weight_store import located
 from tl_pipeline.errors import StoreError, UnknownName
 from tl_pipeline.evaluation.operating_point import OperatingPoint
 from tl_pipeline.heads.fitted import FittedHead
@@ -195,13 +196,15 @@ def load_model(store: Store, name: str, alias: str = CHAMPION) -> Model:
         raise UnknownName("model", name, {row["name"] for row in every})
     for row in rows:
         if alias in row["aliases"]:
-            return open_model(store.root / "models" / row["model"])
+            return open_model(store.root / "models" / row["model"], store)
     known = {known for row in rows for known in row["aliases"]}
     raise UnknownName(f"alias of model {name!r}", alias, known)
 
 
-def open_model(folder: Path) -> Model:
+def open_model(folder: Path, store: Store | None = None) -> Model:
     """The model in ``folder``, which needs no registry.
+
+    Its weights are those that ``store``, by default the one around ``folder``, keeps.
 
     Raises:
         StoreError: it is of a format that this version does not know.
@@ -209,11 +212,12 @@ def open_model(folder: Path) -> Model:
             ``OperatingPoint.read``.
     """
     about = json.loads((folder / "model.json").read_text())
+    store = store or Store(folder.parent.parent)
     if about["format"] == 1:
-        encoder = Encoder.model_validate(about["encoder"])
+        encoder = located(Encoder.model_validate(about["encoder"]), store)
         members = (Member(encoder, load_head(folder)),)
     elif about["format"] == SEVERAL:
-        members = tuple(_member(folder, row) for row in about["members"])
+        members = tuple(_member(folder, row, store) for row in about["members"])
     else:
         raise StoreError(
             f"{folder}: this version reads models of the formats 1 and {SEVERAL}, not "
@@ -223,8 +227,9 @@ def open_model(folder: Path) -> Model:
     return Model(folder, about["dataset"], members, about["classes"], about, point)
 
 
-def _member(folder: Path, row: dict[str, Any]) -> Member:
-    found = tuple(map(Encoder.model_validate, row["encoders"]))
+def _member(folder: Path, row: dict[str, Any], store: Store) -> Member:
+    named = map(Encoder.model_validate, row["encoders"])
+    found = tuple(located(encoder, store) for encoder in named)
     encoder = found[0] if len(found) == 1 else ConcatEncoder(members=found)
     place = folder / row["folder"]
     point = OperatingPoint.read(place)

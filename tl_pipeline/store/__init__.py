@@ -16,4 +16,5 @@ __all__ = [
     "remote",
     "tables",
     "timings",
+    "weights",
 ]

@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -23,12 +23,18 @@ from typing import Any
 from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.store import locks
-from tl_pipeline.store.files import file_sha256, write_atomically
+from tl_pipeline.store.checks import PROVENANCE, Checks, read_json
+from tl_pipeline.store.files import (
+    file_sha256,
+    make_folder,
+    publish,
+    set_aside,
+    write_atomically,
+)
 from tl_pipeline.store.keys import KeyDocument, digest
 from tl_pipeline.store.remote.mirror import Mirror
 
 FORMAT = 1
-PROVENANCE = "provenance.json"
 LIBRARIES = (
     "tl-pipeline",
     "numpy",
@@ -65,6 +71,7 @@ class Store:
         self.root = root
         self._scratch = scratch
         self.mirror = mirror or Mirror()
+        self._checks = Checks(root / "memo" / "artifacts", writes=scratch is None)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process, perhaps on a machine with a mirror of its own."""
@@ -100,8 +107,7 @@ class Store:
             raise StoreError(f"{root} is a file; a store is a folder")
         marker = root / "store.json"
         if marker.exists():
-            about = _read_json(marker)
-            about = about if isinstance(about, dict) else {}
+            about = read_json(marker) or {}
             found = about.get("format")
             if found != FORMAT:
                 raise StoreError(
@@ -123,7 +129,7 @@ class Store:
         if marker.exists():
             return
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             write_atomically(marker, self.mirror.claim(json.dumps({"format": FORMAT})))
         except OSError as error:
             raise StoreError(
@@ -163,7 +169,7 @@ class Store:
         roots = [self.root] + ([self._scratch] if self._scratch else [])
         for root in roots:
             folder = root / kind / key
-            if provenance := _provenance_of_whole(folder):
+            if provenance := self._checks.whole(folder):
                 if not self.planning:
                     _mark_used(folder)
                 return Artifact(kind, key, provenance["fingerprint"])
@@ -241,7 +247,7 @@ class Store:
             return
         kinds = [kind for kind in self.root.glob("[!.]*/") if kind.is_dir()]
         folders = (kind / key for key in keys for kind in kinds)
-        self.mirror.keep(filter(_provenance_of_whole, folders))
+        self.mirror.keep(filter(self._checks.whole, folders))
 
     def provenance(self, artifact: Artifact) -> dict[str, Any]:
         """What ``provenance.json`` of ``artifact`` says.
@@ -249,7 +255,7 @@ class Store:
         Raises:
             DamagedArtifact: there is none.
         """
-        found = _read_json(self.path(artifact) / PROVENANCE)
+        found = read_json(self.path(artifact) / PROVENANCE)
         if found is None:
             raise DamagedArtifact(
                 f"{self.path(artifact)} has no {PROVENANCE}; run again"
@@ -257,16 +263,19 @@ class Store:
         return found
 
     def _publish(self, building: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        ours = self._scratch is not None and target.is_relative_to(self._scratch)
-        with nullcontext() if ours else self.lock("publish"):
-            if _provenance_of_whole(target):
+        if self._scratch and target.is_relative_to(self._scratch):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            building.rename(target)
+            self._checks.remember(target)
+            return
+        make_folder(target.parent)
+        with self.lock("publish"):
+            if self._checks.whole(target):
                 return
             if target.exists():
-                # Damaged: kept for whoever wants to know why.
-                aside = f".damaged-{target.name}-{uuid.uuid4().hex[:8]}"
-                target.rename(target.with_name(aside))
-            building.rename(target)
+                set_aside(target, f"a file is missing or not as {PROVENANCE} lists it")
+            publish(building, target)
+            self._checks.remember(target)
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold the lock ``name`` of this store; the kernel frees it if we die."""
@@ -291,26 +300,7 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _provenance_of_whole(folder: Path) -> dict[str, Any] | None:
-    """What ``provenance.json`` says if all files that it lists are there, else None."""
-    found = _read_json(folder / PROVENANCE)
-    files = found["files"].items() if found else ()
-    whole = all(_size(folder / name) == facts["bytes"] for name, facts in files)
-    return found if whole else None
-
-
 def _mark_used(folder: Path) -> None:
     """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
     with suppress(OSError):  # a store of somebody else is only read
         os.utime(folder)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or no JSON
-        return None

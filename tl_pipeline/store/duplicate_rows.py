@@ -60,7 +60,6 @@ def remove(found: Mapping[Path, np.ndarray]) -> int:
         if len(keep):
             left = [ids[row] for row in keep]
             published = part_files.write_part(file.parent, left, vectors[keep])
-            part_files.outlive_power_cuts(published)
             written.add(published)
         file.unlink()
     return sum(map(len, found.values()))

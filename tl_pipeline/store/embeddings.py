@@ -20,7 +20,7 @@ import pyarrow as pa
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.store import duplicate_rows, part_files
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.files import write_atomically
+from tl_pipeline.store.files import make_folder, set_aside, write_atomically
 from tl_pipeline.store.part_files import IDS, PART, REFUSALS, REFUSED, Damaged
 from tl_pipeline.store.part_index import Looked, Verified
 
@@ -73,7 +73,7 @@ class EmbeddingFolder:
         file = self.path / "encoder.json"
         self._store.mirror.listing(self.path)  # what is gone there goes here, too
         if not file.exists():
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             with self._store.mirror.sending(file):
                 write_atomically(file, identity)
 
@@ -215,7 +215,7 @@ class EmbeddingFolder:
     def _set_aside(self, damaged: Mapping[Path, str]) -> list[Path]:
         self._store.mirror.fetch(damaged)
         with self._store.mirror.changing(self.path):
-            return [part_files.set_aside(file, why) for file, why in damaged.items()]
+            return [set_aside(file, why) for file, why in damaged.items()]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

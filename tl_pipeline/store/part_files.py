@@ -5,10 +5,8 @@ digest of the ids in it, in their order, and ties rows, ids and footer together.
 """
 
 import errno
-import os
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tl_pipeline.errors import StoreError
-from tl_pipeline.store.files import write_atomically
+from tl_pipeline.store.files import make_folder, publish
 from tl_pipeline.store.keys import digest
 
 PART, REFUSED = "part", "refused"
@@ -62,7 +60,7 @@ def write_refusals(folder: Path, rows: pa.Table) -> Path:
 
 
 def _publish(table: pa.Table, folder: Path, prefix: str, ids: list[str]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     beside = folder / f".writing-{uuid.uuid4().hex}"
     # No dictionary and no compression for floats: twice as fast to write and read.
     pq.write_table(
@@ -73,17 +71,9 @@ def _publish(table: pa.Table, folder: Path, prefix: str, ids: list[str]) -> Path
         use_dictionary=False,
         write_page_checksum=True,
     )
-    return beside.replace(named(folder, prefix, ids))
-
-
-def outlive_power_cuts(file: Path) -> None:
-    """Return when ``file`` and its name are on the disk, not only in memory."""
-    for path in (file, file.parent):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    file = named(folder, prefix, ids)
+    publish(beside, file)
+    return file
 
 
 def read_ids(file: Path) -> pa.Table:
@@ -169,31 +159,6 @@ def read_refusals(file: Path) -> pa.Table:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _told(file, error) from None
     return _named(file, table)
-
-
-def set_aside(file: Path, fault: str) -> Path:
-    """Rename a damaged ``file`` so that nobody reads it, and write down why.
-
-    The reason lies beside it: see ``why``.
-    """
-    aside = file.with_name(f".damaged-{file.name}-{uuid.uuid4().hex[:8]}")
-    file.rename(aside)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_atomically(reason(aside), f"{now} {fault}\n")
-    return aside
-
-
-def why(aside: Path) -> str | None:
-    """When and why ``set_aside`` renamed a file to ``aside``; None if nobody noted."""
-    try:
-        return reason(aside).read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-
-
-def reason(aside: Path) -> Path:
-    """The file that says why ``aside`` was set aside."""
-    return aside.with_name(f".why{aside.name.removeprefix('.damaged')}.txt")
 
 
 def _column(rows: pa.Table, name: str) -> pa.Array:

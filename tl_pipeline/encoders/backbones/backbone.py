@@ -201,6 +201,10 @@ class NonImageEncoder(Protocol):
         """Download it if it is missing; WeightsError where it cannot."""
         ...
 
+    def files(self, place: Path) -> list[Path]:
+        """The files in ``place`` that its hash covers; all that ``load`` reads."""
+        ...
+
     def load(
         self, backbone: Backbone, place: Path | None, how: Input, seed: int | None
     ) -> "torch.nn.Module":

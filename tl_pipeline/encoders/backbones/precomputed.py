@@ -45,6 +45,11 @@ def fetch(backbone: Backbone) -> None:
     """There is nothing to download."""
 
 
+def files(place: Path) -> list[Path]:  # noqa: ARG001
+    """It lies in no file."""
+    return []
+
+
 def load(
     backbone: Backbone,  # noqa: ARG001
     place: Path | None,  # noqa: ARG001

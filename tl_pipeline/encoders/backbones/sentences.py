@@ -102,6 +102,16 @@ def fetch(backbone: Backbone) -> None:
         raise WeightsError(f"{_missing(backbone)}. Download failed: {said}") from None
 
 
+def files(place: Path) -> list[Path]:
+    """The settings and the weights of all steps.
+
+    Raises:
+        InvalidSpec, WeightsError: see ``identify``.
+    """
+    settings, weights = _files(place)
+    return settings + weights
+
+
 def load(
     backbone: Backbone,  # noqa: ARG001 - the place tells all
     place: Path | None,
