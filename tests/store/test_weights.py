@@ -1,4 +1,4 @@
-"""Weights in the store: a model predicts wherever the file that a user named has gone."""
+"""Weights in the store: a model predicts wherever the file of a user has gone."""
 
 import hashlib
 import shutil
