@@ -1,7 +1,7 @@
 """The weights of encoders in a store, where models find them by their hash."""
 
 from tl_pipeline.encoders import backbones
-from tl_pipeline.encoders.backbones import EMBEDDERS
+from tl_pipeline.encoders.backbones import NON_IMAGE_ENCODERS
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.store import weights
 from tl_pipeline.store.artifacts import Store
@@ -16,8 +16,8 @@ def keep(encoder: Encoder, store: Store) -> None:
     named = encoder.weights
     if named.file is None or named.seed is not None:
         return
-    embedder = EMBEDDERS.get(backbones.find_backbone(encoder.backbone).origin)
-    files = embedder.files(named.file) if embedder else None
+    kind = NON_IMAGE_ENCODERS.get(backbones.find_backbone(encoder.backbone).origin)
+    files = kind.files(named.file) if kind else None
     weights.keep(store, named.sha256, named.file, files)
 
 
