@@ -172,14 +172,15 @@ def test_a_worker_that_does_not_see_the_file_takes_that_of_the_store(
         controls=False,
     )
     work = wiring.prepare(spec, store)
-    wiring.begin(work)
+    for encoder in work.encoders:
+        weight_store.keep(encoder, store)
     mine.unlink()
     (encoder,) = work.encoders
     job = Job(encoder, EmbeddingFolder(store, encoder.key))
     job.folder.describe(encoder.model_dump_json())
     files = sorted(folder.rglob("*.jpg"))[:8]
     images: list[Any] = [(image_id(file.read_bytes()), str(file)) for file in files]
-    with partitions.cut(work.context, [Group([job], images)]) as (one,):
+    with partitions.cut(store, work.dataset, 16, [Group([job], images)]) as (one,):
         partitions.embed(one, cores=1)
     found = job.folder.load([image for image, _ in images])
     assert found.vectors.shape == (8, 120)
