@@ -190,7 +190,7 @@ def test_weights_reach_the_manifest_and_its_fingerprint(trained: Trained):
     rows = tables.read(MANIFEST, trained.work.at.store.path(trained.manifest.artifact))
     weights = dict(tables.values(rows, "uri", "weight"))
     assert {u: w for u, w in weights.items() if w is not None} == {"x/0": 2.5, "x/3": 1}
-    assert trained.manifest.fingerprint != plain.fingerprint
+    assert trained.manifest.artifact.fingerprint != plain.artifact.fingerprint
 
 
 @pytest.mark.parametrize("head", [LOGISTIC, MLP, MAJORITY], ids=lambda h: h.name)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.pipeline import gates
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.progress import Track, track
 from tl_pipeline.runs.planning import Outcome, Step, Workspace, field_changes
@@ -31,7 +32,7 @@ from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder
 from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.keys import digest
-from tl_pipeline.store.tables import MANIFEST
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 from tl_pipeline.store.timings import Timings
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Embed:
     Raises:
         WeightsError: a network cannot be loaded.
         DeviceError: there is a GPU that torch cannot use.
+        TooManyRefused, DatasetError: see ``gates.check``; what was embedded is kept.
     """
 
     at: Workspace
@@ -105,7 +107,11 @@ class Embed:
 
     def plan(self) -> Outcome[EmbeddingsOf]:
         """Count the images that have no embedding, encoder by encoder."""
-        found = {encoder.key: self._look(encoder) for encoder in self.encoders}
+        gates.check(self.dataset, self._inputs())
+        return self._look()
+
+    def _look(self) -> Outcome[EmbeddingsOf]:
+        found = {encoder.key: self._look_at(encoder) for encoder in self.encoders}
         return Outcome(
             {key: artifact for key, (artifact, _) in found.items()},
             tuple(step for _, step in found.values()),
@@ -113,10 +119,11 @@ class Embed:
 
     def run(self) -> Outcome[EmbeddingsOf]:
         """Embed what is missing, shard by shard; refuse what cannot be decoded."""
-        started, planned = time.perf_counter(), self.plan()
+        started, planned = time.perf_counter(), self._look()
         steps = zip(self.encoders, planned.steps, strict=True)
         due = [encoder for encoder, step in steps if not step.cached]
         if not due:
+            gates.check(self.dataset, self._inputs())
             return planned
         filled = fill(
             self.at.store,
@@ -147,7 +154,7 @@ class Embed:
 
         return replace(after, steps=tuple(map(ran, planned.steps)))
 
-    def _look(self, encoder: Encoder) -> tuple[Artifact, Step]:
+    def _look_at(self, encoder: Encoder) -> tuple[Artifact, Step]:
         started = time.perf_counter()
         folder = EmbeddingFolder(self.at.store, encoder.key)
         ids = self.manifest.table["image_id"]
@@ -168,6 +175,28 @@ class Embed:
         )
         fingerprint = _fingerprint(encoder, embedded)
         return Artifact("embeddings", encoder.key, fingerprint), step
+
+    def _inputs(self) -> gates.Inputs:
+        """What became of all inputs: those that any encoder refused cannot be used."""
+        folder = self.at.store.path(self.manifest.artifact)
+        quarantine = tables.read(QUARANTINE, folder, ["uri", "reason", "detail"])
+        columns = ("uri", "reason", "detail")
+        refused = {u: (r, d) for u, r, d in tables.values(quarantine, *columns)}
+        usable = self.manifest.table
+        for encoder in self.encoders:
+            found = EmbeddingFolder(self.at.store, encoder.key).refused()
+            if not found:
+                continue
+            here = _in(usable["image_id"], found.keys())
+            for image_id, uri in pairs(usable.filter(here).select(["image_id", "uri"])):
+                refused[uri] = found[image_id]
+            usable = usable.filter(pc.invert(here))
+        total = (
+            self.manifest.table.num_rows
+            + quarantine.num_rows
+            + tables.count(DUPLICATES, folder)
+        )
+        return gates.Inputs(total, refused, tables.counts(usable["label"]))
 
     def _reason(self, encoder: Encoder, missing: pa.ChunkedArray) -> str:
         images = self.manifest.table.num_rows

@@ -236,9 +236,11 @@ def _check_weights(name: str, manifest: pa.Table) -> None:
 
 def _differences(old: pa.Table, now: pa.Table) -> str:
     """How the rows ``now`` differ from the ``old`` ones, in words."""
+    labels = pc.unique(now["label"]).to_pylist()
     place = pc.index_in(now["image_id"], value_set=old["image_id"].combine_chunks())
     now, then = now.filter(pc.is_valid(place)), old.take(place.drop_null())
     same = {name: pc.equal(*_filled(now, then, name)) for name in now.column_names}
+    lost = set(pc.unique(old["label"]).to_pylist()) - set(labels)
     counts = {
         "added": place.null_count,
         "removed": old.num_rows - now.num_rows,
@@ -248,6 +250,7 @@ def _differences(old: pa.Table, now: pa.Table) -> str:
         "moved": _count(pc.and_(pc.invert(same["uri"]), same["label"])),
     }
     said = [f"{n:,} {what}" for what, n in counts.items() if n]
+    said += [f"class {label!r} has no image any more" for label in sorted(lost)]
     return ", ".join(said) or "other files are refused or duplicate"
 
 
