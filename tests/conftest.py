@@ -35,7 +35,7 @@ _numbers = itertools.count()
 # after file none is left alone with one of these at the end.
 LONG = (
     "test_every_backbone.py",
-    "test_readme.py",
+    "test_documents.py",
     "test_runners.py",
     "test_mirror.py",
     "test_cli.py",

@@ -22,7 +22,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tl(place: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
-    """Type ``tl`` in that folder; test_readme.py types it in processes."""
+    """Type ``tl`` in that folder; test_documents.py types it in processes."""
     return in_this_process(place, monkeypatch)
 
 
