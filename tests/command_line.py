@@ -40,6 +40,7 @@ def in_this_process(place: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -
         typed = ["tl", *map(str, words)]
         out, err = io.StringIO(), io.StringIO()
         monkeypatch.setattr(sys, "argv", typed)
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),

@@ -53,6 +53,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--update-snapshots``, as ``make snapshots`` gives it."""
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="write what tl prints to tests/journeys/snapshots/",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files."""
     place = {name: number for number, name in enumerate(LONG)}

@@ -11,24 +11,30 @@ unless ``<!-- not executed: REASON -->`` or ``<!-- not output -->`` stands befor
 """
 
 import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tl_pipeline.cli.main import app
 
 _BLOCK = re.compile(
     r"(?:<!-- not (?P<what>executed|output)(?:: (?P<reason>[^>]+?))? -->\n)?"
     r"^```(?P<kind>\w*)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
+ROOT = Path(__file__).parents[1]
 RUN = ("sh", "console", "python", "sql")
 SOURCES = (".py", ".sh", ".toml", ".md")
 ROOTS = {"tl_pipeline", "flows", "tests", "benchmarks", "scripts", "docs", ".ci"}
 
 # What differs from run to run, and what a whole number or a rounded one may differ by.
 _TIME = re.compile(r"\d[\d.,]*\s?(?:ms|s|min|h|MB|kB|GB)\b|\d{4}-\d\d-\d\d[T \d:.Z+-]*")
-_HASH = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,}\b")
+_HASH = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,}\b|\b[0-9a-f]{6}\u2026")
+_RUN = re.compile(r"\b\d{8}T\d{6,}(?:-[0-9a-f]+)?")
 _NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?![\w])")
 _RULES = re.compile(r"[\s\u2500-\u257f]+")
 POINTS, SHARE = 3.0, 0.05  # of numbers with a point: as percent, or of themselves
@@ -132,8 +138,40 @@ def _near(shown: str, printed: str) -> bool:
 
 
 def _plain(line: str) -> str:
-    line = _TIME.sub("TIME", _HASH.sub("HASH", line))
+    line = _HASH.sub("HASH", _TIME.sub("TIME", _RUN.sub("RUN", line)))
     return _RULES.sub(" ", line).strip()
+
+
+def changed(page: str, printed: str) -> list[str]:
+    """A pair of lines, as ``diff`` shows it, wherever ``printed`` is not ``page``."""
+    pairs = itertools.zip_longest(page.splitlines(), printed.splitlines())
+    return [
+        f"-{shown}\n+{found}"
+        for shown, found in pairs
+        if shown is None or found is None or not like(shown, found)
+    ]
+
+
+def without_chance(text: str, place: Path) -> str:
+    """``text`` with a word for each duration, size, date, hash and folder."""
+    text = text.replace(str(place), "PLACE").replace(str(ROOT), "PACKAGE")
+    return _HASH.sub("HASH", _TIME.sub("TIME", _RUN.sub("RUN", text)))
+
+
+def options() -> dict[str, set[str]]:
+    """Command -> its options; of ``tl`` itself and of groups there are none."""
+    found: dict[str, set[str]] = {}
+
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        default = command.default_command
+        arguments = command.assemble_argument_collection() if default else []
+        found[" ".join(path)] = {n for each in arguments for n in each.names}
+        for name in command:
+            if not name.startswith("-"):
+                walk(command[name], (*path, name))
+
+    walk(app, ())
+    return found
 
 
 def names(page: str, packages: set[str]) -> set[str]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -149,7 +148,7 @@ def test_every_path_and_name_of_a_page_is_in_the_tree(page: Path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_of_a_page_exists(page: Path):
     """Also of those that are not executed."""
-    known = options()
+    known = documents.options()
     for block in documents.blocks(page.read_text()):
         if block.kind not in ("sh", "console"):
             continue
@@ -163,24 +162,6 @@ def test_every_command_and_option_of_a_page_exists(page: Path):
             assert path in known, f"{page.name}:{block.line}: {words}"
             given = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert given - known[path] == set(), f"{page.name}:{block.line}: {words}"
-
-
-def options() -> dict[str, set[str]]:
-    """Command -> its options, as ``--help`` tells them."""
-    from tl_pipeline.cli.main import app
-
-    found: dict[str, set[str]] = {}
-
-    def walk(command: Any, path: tuple[str, ...]) -> None:
-        if command.default_command:
-            arguments = command.assemble_argument_collection()
-            found[" ".join(path)] = {n for each in arguments for n in each.names}
-        for name in command:
-            if not name.startswith("-"):
-                walk(command[name], (*path, name))
-
-    walk(app, ())
-    return found
 
 
 SHOWN = """\
