@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import log_loss
@@ -12,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import SVC, LinearSVC
 
-from tl_pipeline.heads import cosine, tree_nodes
+from tl_pipeline.heads import cosine
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
 from tl_pipeline.heads.folds import dealt
@@ -22,7 +21,6 @@ from tl_pipeline.heads.margins import MarginHead
 from tl_pipeline.heads.preparation import Components
 from tl_pipeline.heads.ridge import RidgeHead
 from tl_pipeline.heads.support_vectors import LinearSVMHead
-from tl_pipeline.heads.trees import BoostingHead, ForestHead
 
 
 def rows(
@@ -223,46 +221,6 @@ def test_a_class_of_one_row_is_in_every_fit_and_left_out_of_none():
     assert sorted(part[:4]) == [0, 0, 1, 2]
     assert part[5] != part[6]
     assert (dealt(np.arange(5), 3, 0) == -1).all()
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_a_forest_is_that_of_scikit_learn(
-    classes: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tree_nodes, "CELLS", 700)
-    x, y = rows(classes=classes)
-    theirs = RandomForestClassifier(20, random_state=3).fit(x, y)
-    found = ForestHead(20, random_state=3).fit(x, y)
-    np.testing.assert_allclose(
-        found.predict_proba(x), theirs.predict_proba(x), atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_boosting_is_that_of_scikit_learn(
-    classes: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tree_nodes, "CELLS", 700)
-    x, y = rows(classes=classes)
-    x = x.astype(np.float32)
-    theirs = HistGradientBoostingClassifier(
-        max_iter=15, random_state=3, early_stopping=False, l2_regularization=1.0
-    ).fit(x, y)
-    found = BoostingHead(15, random_state=3).fit(x, y)
-    np.testing.assert_allclose(
-        found.predict_proba(x), theirs.predict_proba(x), atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("name", ["left", "feature", "roots", "about", "values"])
-def test_trees_of_impossible_nodes_are_refused(name: str):
-    """They come from a file: a number must not lead out of the table."""
-    x, y = rows()
-    head = ForestHead(3, random_state=0).fit(x, y)
-    tensors = {key: value.copy() for key, value in head.tensors().items()}
-    tensors[name] = tensors[name][:0] if name == "values" else tensors[name] + 10**6
-    with pytest.raises(ValueError, match=r"range|depth|lengths"):
-        ForestHead().from_tensors(tensors, list(head.classes_))
 
 
 @pytest.mark.parametrize(("n", "width"), [(200, 12), (30, 60)])

@@ -36,8 +36,6 @@ ALLOWED_TYPES: tuple[str, ...] = (
     "tl_pipeline.heads.preparation.Components",
     "tl_pipeline.heads.ridge.RidgeHead",
     "tl_pipeline.heads.support_vectors.LinearSVMHead",
-    "tl_pipeline.heads.trees.BoostingHead",
-    "tl_pipeline.heads.trees.ForestHead",
 )
 
 

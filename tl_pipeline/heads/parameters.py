@@ -36,20 +36,15 @@ LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "hidden": (1, 65536),
         "k": (1, 10_000),
         "label_smoothing": (0, 0.99),
-        "leaves": (2, 65536),
         "learning_rate": (1e-9, 10),
         "max_epochs": (1, 100_000),
-        "max_features": (1e-6, 1),
-        "min_leaf": (1, 1 << 20),
         "mixup": (0, 100),
         "patience": (0, 100_000),
         "pca": (0, 65536),
-        "rounds": (1, 10_000),
         "sharpness": (1e-3, 1e4),
         "shrinkage": (1e-6, 1),
         "smoothing": (1e-12, 1e3),
         "temperature": (1e-3, 100),
-        "trees": (1, 10_000),
         "weight_decay": (0, 10),
     }
 )
@@ -68,16 +63,12 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "label_smoothing": "share of a row's target that all classes get alike",
         "l2": "scale every embedding to length 1, first of all",
         "learning_rate": "size of a step",
-        "leaves": "most leaves of a tree",
         "max_epochs": "passes over the rows at most",
-        "max_features": "share of the features that a tree looks at in a split",
-        "min_leaf": "fewest rows in a leaf",
         "mixup": "learn from mixtures of two rows, alpha of their beta law; 0: none",
         "optimiser": "adamw, adam, or sgd with momentum 0.9",
         "patience": "epochs without a better held-out loss before it stops",
         "pca": "principal components kept: 0 all, a number at most, or a share of "
         "variance",
-        "rounds": "rounds of boosting; each adds a tree a class",
         "scale": "standard: every feature to mean 0 and deviation 1",
         "schedule": "of the learning rate: cosine falls to 0, step to a tenth at "
         "half of max_epochs and at three quarters",
@@ -87,7 +78,6 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "stop_by": "the held-out loss, or refined: what is left of it after the best "
         "temperature",
         "temperature": "of the votes: greater lets far neighbours count more",
-        "trees": "trees of the forest",
         "weight_decay": "penalty on the weights",
         "whiten": "scale every principal component to deviation 1",
     }

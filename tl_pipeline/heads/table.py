@@ -7,7 +7,6 @@ from tl_pipeline.config.short_forms import Scalar
 from tl_pipeline.heads.parameters import LIMITS, PREPARATION
 
 BALANCE: Mapping[str, Scalar] = {"class_weight": "none"}
-RAW: Mapping[str, Scalar] = {**PREPARATION, "scale": "none"}
 # of neural heads
 STEPS: Mapping[str, Scalar] = {"max_epochs": 200, "patience": 20, "batch_size": 256}
 LEARNING: Mapping[str, Scalar] = {
@@ -116,26 +115,6 @@ HEADS: dict[str, Head] = {
             "classical:naive_bayes",
             {"smoothing": [1e-9, 0.1]},
             options=PREPARATION,
-        ),
-        Head(
-            "random_forest",
-            "the mean of many trees on random parts",
-            "trees:ForestHead",
-            {"trees": 300, "min_leaf": 1},
-            options={**RAW, **BALANCE},
-        ),
-        Head(
-            "gradient_boosting",
-            "trees one after the other, on histograms of the features",
-            "trees:BoostingHead",
-            {
-                "rounds": 100,
-                "learning_rate": 0.1,
-                "leaves": 8,
-                "max_features": 0.1,
-                "min_leaf": 5,
-            },
-            options={**RAW, **BALANCE},
         ),
         Head(
             "softmax",
