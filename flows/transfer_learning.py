@@ -21,7 +21,7 @@ from tl_pipeline.config.specs import (
     SearchSpec,
 )
 from tl_pipeline.encoders.backbones import PATTERN
-from tl_pipeline.heads import HEADS, PROFILES
+from tl_pipeline.heads import HEADS, PRESETS
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
@@ -30,7 +30,7 @@ from tl_pipeline.store.artifacts import Store
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
 ConcatText = Annotated[list[BackboneText], Field(min_length=2)]
 HeadText = Annotated[
-    str, Field(pattern=rf"^({'|'.join([*HEADS, *PROFILES])})(:.+=.+)?$")
+    str, Field(pattern=rf"^({'|'.join([*HEADS, *PRESETS])})(:.+=.+)?$")
 ]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")

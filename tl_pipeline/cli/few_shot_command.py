@@ -13,7 +13,7 @@ from tl_pipeline.errors import InvalidSpec
 if TYPE_CHECKING:
     from tl_pipeline.studies.few_shots import FewShots
 
-_USUAL = ("linear", "nearest_centroid")
+_USUAL = ("logistic", "nearest_centroid")
 
 
 def few_shot(
@@ -42,7 +42,7 @@ def few_shot(
             Default: lenet5.
         concat: A,B: one candidate whose embedding is theirs side by side.
         head: NAME or NAME:param=value; of a grid the best on average is shown.
-            Default: linear and nearest_centroid.
+            Default: logistic and nearest_centroid.
         shots: images of each class, a slash between several.
         draws: how many times they are drawn.
         seed: of the draws and the heads.

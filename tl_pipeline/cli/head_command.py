@@ -35,7 +35,7 @@ def heads(name: str | None = None, /, *, json: Json = False) -> None:
     if not json:
         console.out.print("All parameters of one: tl heads NAME. Several at once:")
         sets = [
-            {"profile": name, "summary": row.summary, "heads": " ".join(row.heads)}
-            for name, row in table.PROFILES.items()
+            {"preset": name, "summary": row.summary, "heads": " ".join(row.heads)}
+            for name, row in table.PRESETS.items()
         ]
         console.print_rows(sets, list(sets[0]))

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from tl_pipeline.heads.linear.temperature import fit_inverse_temperature
 from tl_pipeline.heads.linear.temperature import probabilities as softened
-from tl_pipeline.heads.linear.temperature import sharpness
 
 PARTS = 5
 # Probabilities are float32: what is nearer to 0 or 1 than this cannot be told from it.
@@ -63,7 +63,7 @@ class Temperature(_Map):
     def fit(cls, probabilities: np.ndarray, targets: np.ndarray) -> Self:
         """See ``fit`` of this module."""
         logs, rows = np.log(_inside(probabilities)), np.ones(len(targets))
-        return cls(factor=sharpness(logs, targets, rows, spread=_SPREAD))
+        return cls(factor=fit_inverse_temperature(logs, targets, rows, _SPREAD))
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """See ``Calibration``."""

@@ -1,15 +1,14 @@
-"""Heads that are scikit-learn's own classifiers; ``preparation`` goes before them."""
+"""Heads that scikit-learn fits: naive Bayes, an SVM with a kernel, the majority."""
 
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.dummy import DummyClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import SVC
 
-from tl_pipeline.heads.margins import MarginHead
+from tl_pipeline.heads.calibrated_svm import CalibratedSVM
 
 LEAST_VARIANCE = 1e-12
 
@@ -24,19 +23,6 @@ class NaiveBayes(GaussianNB):
         return self
 
 
-def logistic(C: float, class_weight: str, random_state: int) -> ClassifierMixin:  # noqa: N803 - sklearn's name
-    """Multinomial logistic regression.
-
-    ``C`` is the inverse strength of the L2 penalty, as in scikit-learn.
-    """
-    return LogisticRegression(
-        C=C,
-        class_weight=_of_classes(class_weight),
-        max_iter=5000,
-        random_state=random_state,
-    )
-
-
 def rbf_svm(
     C: float,  # noqa: N803
     gamma: float | str,
@@ -47,11 +33,10 @@ def rbf_svm(
     machine = SVC(
         C=C,
         gamma=gamma,  # pyright: ignore[reportArgumentType] - a number, or "scale"
-        class_weight=_of_classes(class_weight),
-        break_ties=True,
+        class_weight=None if class_weight == "none" else class_weight,
         cache_size=500,
     )
-    return MarginHead(machine, random_state=random_state)
+    return CalibratedSVM(machine, random_state=random_state)
 
 
 def naive_bayes(smoothing: float, random_state: int) -> ClassifierMixin:  # noqa: ARG001 - nothing is drawn
@@ -62,7 +47,3 @@ def naive_bayes(smoothing: float, random_state: int) -> ClassifierMixin:  # noqa
 def majority(random_state: int) -> ClassifierMixin:
     """Always the class shares of the training rows, so the most frequent class wins."""
     return DummyClassifier(strategy="prior", random_state=random_state)
-
-
-def _of_classes(class_weight: str) -> Any:
-    return None if class_weight == "none" else class_weight

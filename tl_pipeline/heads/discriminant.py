@@ -6,11 +6,11 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from tl_pipeline.heads.linear.design_matrix import moments
-from tl_pipeline.heads.linear.logistic import StandardisedLinear, counted
+from tl_pipeline.heads.linear.logistic import LinearHead
 from tl_pipeline.heads.principal import Centred
 
 
-class DiscriminantHead(StandardisedLinear):
+class DiscriminantHead(LinearHead):
     """Linear discriminant analysis: normal classes that share one covariance.
 
     The covariance within classes S becomes ``(1 - a) S + a tr(S) / width I``, with a
@@ -42,17 +42,15 @@ class DiscriminantHead(StandardisedLinear):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
-        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
-        X, y, weights = counted(X, y, weights)  # noqa: N806
-        self.classes_, targets = np.unique(y, return_inverse=True)
-        self.mean_, scale = moments(X, weights)
+        x, targets, weights, _ = self.training_set(X, y, sample_weight)
+        self.mean_, scale = moments(x, weights)
         self.scale_ = scale if self.standardise else np.ones_like(scale)
         totals = np.bincount(targets, weights)
-        means = np.zeros((len(totals), X.shape[1]))
+        means = np.zeros((len(totals), x.shape[1]))
         for k, total in enumerate(totals):
             own = targets == k
-            means[k] = weights[own] @ X[own].astype(np.float64) / total
-        rows = Centred(X, weights, means, targets, self.scale_)
+            means[k] = weights[own] @ x[own].astype(np.float64) / total
+        rows = Centred(x, weights, means, targets, self.scale_)
         means = (means - self.mean_) / self.scale_
         self.coef_ = self._solve(rows, means)
         shares = np.log(totals / totals.sum())

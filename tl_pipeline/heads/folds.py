@@ -7,12 +7,13 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 
-def dealt(
+def stratified_group_folds(
     targets: np.ndarray, folds: int, seed: int | None, groups: Any = None
 ) -> np.ndarray:
     """The part (n,) of each row, from 0 up to ``folds``; -1: never left out.
 
-    The rows of each class are dealt by chance. With ``groups`` (n,) whole groups are,
+    The rows of each class are divided by chance, and parts differ by one row at most
+    (of the rows that are left out at all). With ``groups`` (n,) whole groups are,
     such that every class has about its share of each part (scikit-learn's
     ``StratifiedGroupKFold``), because rows of one group are nearly the same row. A
     class of one row, or of one group, is never left out: nothing would be left to learn
@@ -45,9 +46,11 @@ def dealt(
 
 def _rows(targets: np.ndarray, folds: int, seed: int | None) -> np.ndarray:
     chance = np.random.default_rng(seed)
-    part = np.full(len(targets), -1)
+    part, first = np.full(len(targets), -1), 0
     for k in np.unique(targets):
         own = chance.permutation(np.flatnonzero(targets == k))
         if len(own) > 1:
-            part[own] = np.arange(len(own)) % folds
+            # each class goes on where the last one ended, or the first parts are larger
+            part[own] = (first + np.arange(len(own))) % folds
+            first = (first + len(own)) % folds
     return part

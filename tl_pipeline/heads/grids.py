@@ -1,7 +1,8 @@
 """Configurations fitted together: where one computation serves several, and in turns.
 
-Heads that share their work (all C of ``linear``, all alphas of ``ridge``) are fitted as
-one; the others each by itself, as many at a time as there are cores and memory for.
+Heads that share their work (all C of ``logistic``, all alphas of ``ridge``) are
+fitted as one; the others each by itself, as many at a time as there are cores and
+memory for.
 """
 
 import os
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.embedding.devices import cores
 from tl_pipeline.heads import ridge
-from tl_pipeline.heads.fitted import fit_arguments
+from tl_pipeline.heads.fitting import build, fit_arguments
 from tl_pipeline.heads.linear import logistic
 
 # What a fit may take of memory, as a multiple of its rows.
@@ -26,7 +26,7 @@ _ROOM = 4
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledRows:
     """What heads learn from: ``x`` (n, width), labels, weights, groups, each (n,)."""
 
     x: np.ndarray
@@ -34,9 +34,9 @@ class Rows:
     weights: np.ndarray | None = None
     groups: np.ndarray | None = None
 
-    def take(self, chosen: np.ndarray) -> "Rows":
+    def take(self, chosen: np.ndarray) -> "LabelledRows":
         """Some of the rows, by a mask or by their numbers."""
-        return Rows(
+        return LabelledRows(
             self.x[chosen],
             self.labels[chosen],
             None if self.weights is None else self.weights[chosen],
@@ -62,7 +62,7 @@ _Task = Callable[[], list[Fit]]
 def fit(
     configs: Sequence[HeadConfig],
     seed: int,
-    rows: Rows,
+    rows: LabelledRows,
     folds: np.ndarray | None = None,
 ) -> Iterator[Fit]:
     """Fit every configuration on ``rows``, or without each of the ``folds`` in turn.
@@ -74,7 +74,7 @@ def fit(
         InvalidSpec: there are weights, and a head cannot take them.
     """
     kinds: dict[Any, list[int]] = {}
-    built = [heads.build(config, seed) for config in configs]
+    built = [build(config, seed) for config in configs]
     for at, (config, model) in enumerate(zip(configs, built, strict=True)):
         fit_arguments(config.name, model, rows.weights, None)  # refuses early
         kinds.setdefault(_shared(config, model) or at, []).append(at)
@@ -82,7 +82,7 @@ def fit(
     single: list[_Task] = []
     for kind, members in kinds.items():
         models = [built[at] for at in members]
-        if isinstance(models[0], logistic.LinearClassifier) and isinstance(kind, tuple):
+        if isinstance(models[0], logistic.LogisticHead) and isinstance(kind, tuple):
             yield from _path(models, members, rows, folds)
         elif isinstance(models[0], ridge.RidgeHead):
             for fold in left_out:
@@ -98,7 +98,7 @@ def fit(
 
 def _shared(config: HeadConfig, model: Any) -> tuple[Any, ...] | None:
     """Equal for configurations that one computation can fit; None: it stands alone."""
-    path = {logistic.LinearClassifier: "C", ridge.RidgeHead: "alpha"}.get(type(model))
+    path = {logistic.LogisticHead: "C", ridge.RidgeHead: "alpha"}.get(type(model))
     if path is None:
         return None
     if path == "C" and model.class_weight != "none":
@@ -108,7 +108,7 @@ def _shared(config: HeadConfig, model: Any) -> tuple[Any, ...] | None:
 
 
 def _path(
-    models: list[Any], members: list[int], rows: Rows, folds: np.ndarray | None
+    models: list[Any], members: list[int], rows: LabelledRows, folds: np.ndarray | None
 ) -> Iterator[Fit]:
     found = logistic.fit_all(models, rows.x, rows.labels, folds, rows.weights)
     for (number, fold), estimator in found.items():
@@ -119,12 +119,12 @@ def _ridges(
     configs: Sequence[HeadConfig],
     members: list[int],
     seed: int,
-    rows: Rows,
+    rows: LabelledRows,
     folds: np.ndarray | None,
     fold: int | None,
 ) -> Iterator[Fit]:
     learned = _without(rows, folds, fold)
-    models = [heads.build(configs[at], seed) for at in members]
+    models = [build(configs[at], seed) for at in members]
     ridge.fit_all(models, learned.x, learned.labels, learned.weights)
     for at, model in zip(members, models, strict=True):
         yield Fit(at, fold, model)
@@ -134,20 +134,22 @@ def _one(
     config: HeadConfig,
     at: int,
     seed: int,
-    rows: Rows,
+    rows: LabelledRows,
     folds: np.ndarray | None,
     fold: int | None,
 ) -> list[Fit]:
-    learned, model = _without(rows, folds, fold), heads.build(config, seed)
+    learned, model = _without(rows, folds, fold), build(config, seed)
     given = fit_arguments(config.name, model, learned.weights, learned.groups)
     return [Fit(at, fold, model.fit(learned.x, learned.labels, **given))]
 
 
-def _without(rows: Rows, folds: np.ndarray | None, fold: int | None) -> Rows:
+def _without(
+    rows: LabelledRows, folds: np.ndarray | None, fold: int | None
+) -> LabelledRows:
     return rows if folds is None or fold is None else rows.take(folds != fold)
 
 
-def _at_once(tasks: list[_Task], rows: Rows) -> Iterator[Fit]:
+def _at_once(tasks: list[_Task], rows: LabelledRows) -> Iterator[Fit]:
     """What ``tasks`` give, as each is done; with several at once each has one core."""
     number = min(cores(), len(tasks), _fitting(rows))
     if number < 2:
@@ -164,7 +166,7 @@ def _at_once(tasks: list[_Task], rows: Rows) -> Iterator[Fit]:
                 future.cancel()
 
 
-def _fitting(rows: Rows) -> int:
+def _fitting(rows: LabelledRows) -> int:
     """How many fits half of this machine's memory has room for."""
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
     return max(1, int(half / (_ROOM * max(rows.x.nbytes, 1))))

@@ -63,12 +63,14 @@ class Components(TransformerMixin, BaseEstimator):
         """Of ``X`` (n, width) its components (n, r)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)  # noqa: N806
-        axes = self.components_
-        if self.whiten:
-            deviations = np.sqrt(self.variances_)
-            axes = axes / np.where(deviations > 0, deviations, 1)[:, None]
-        axes = axes.astype(X.dtype)
-        return (X - self.mean_.astype(X.dtype)) @ axes.T
+        return (X - self.mean_.astype(X.dtype)) @ self.axes().T.astype(X.dtype)
+
+    def axes(self) -> np.ndarray:
+        """What centred rows are multiplied by: (r, width)."""
+        if not self.whiten:
+            return self.components_
+        deviations = np.sqrt(self.variances_)
+        return self.components_ / np.where(deviations > 0, deviations, 1)[:, None]
 
     def _count(self, powers: np.ndarray) -> int:
         if not 0 < self.keep < 1:

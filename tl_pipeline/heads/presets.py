@@ -9,23 +9,23 @@ from tl_pipeline.errors import InvalidSpec
 
 
 @dataclass(frozen=True)
-class Profile:
+class Preset:
     """Heads with their grids, in the order in which they are trained."""
 
     summary: str
     heads: tuple[str, ...]
 
 
-PROFILES: Mapping[str, Profile] = MappingProxyType(
+PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "quick": Profile(
+        "quick": Preset(
             "seconds: what a linear boundary and the class means can do",
-            ("linear:C=0.0001/0.001/0.01/0.1/1", "nearest_centroid"),
+            ("logistic:C=0.0001/0.001/0.01/0.1/1", "nearest_centroid"),
         ),
-        "thorough": Profile(
+        "thorough": Preset(
             "minutes: every kind of boundary, with grids around what is usually best",
             (
-                "linear:C=0.0001/0.0003/0.001/0.003/0.01/0.03/0.1/1,l2=false/true",
+                "logistic:C=0.0001/0.0003/0.001/0.003/0.01/0.03/0.1/1,l2=false/true",
                 "lda:shrinkage=auto/0.1/0.3/0.6",
                 "linear_svm",
                 "nearest_centroid",
@@ -39,17 +39,17 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 
 
 def expanded(spec: HeadSpec) -> list[HeadSpec]:
-    """The heads that ``spec`` stands for: those of a profile, or itself.
+    """The heads that ``spec`` stands for: those of a preset, or itself.
 
     Raises:
-        InvalidSpec: a profile with parameters.
+        InvalidSpec: a preset with parameters.
     """
-    profile = PROFILES.get(spec.name)
-    if profile is None:
+    preset = PRESETS.get(spec.name)
+    if preset is None:
         return [spec]
     if spec.params:
         raise InvalidSpec(
-            f"{spec.short()!r}: a profile takes no parameters; name its heads one by "
-            f"one: {' '.join('--head ' + text for text in profile.heads)}"
+            f"{spec.short()!r}: a preset takes no parameters; name its heads one by "
+            f"one: {' '.join('--head ' + text for text in preset.heads)}"
         )
-    return [HeadSpec.parse(text) for text in profile.heads]
+    return [HeadSpec.parse(text) for text in preset.heads]

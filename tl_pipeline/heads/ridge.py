@@ -6,9 +6,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from tl_pipeline.heads.estimators import TrainingSet, balanced
 from tl_pipeline.heads.linear.design_matrix import BLOCK, moments
-from tl_pipeline.heads.linear.logistic import StandardisedLinear, balance, counted
-from tl_pipeline.heads.linear.temperature import sharpness
+from tl_pipeline.heads.linear.logistic import LinearHead
+from tl_pipeline.heads.linear.temperature import fit_inverse_temperature
 from tl_pipeline.heads.principal import Centred
 
 
@@ -73,14 +74,14 @@ def decompose(
     return Decomposed(mean, scale, directions, powers, directions.T @ products, offset)
 
 
-class RidgeHead(StandardisedLinear):
+class RidgeHead(LinearHead):
     """Least squares on +-1 targets with penalty ``alpha``, as ``RidgeClassifier``.
 
     Decisions are no probabilities. ``predict_proba`` is the softmax of the decisions
-    times ``sharpness_`` (of two classes, of 0 and the decision), the one number that
-    gives the decisions of training rows, each left out in turn, the least log loss;
-    temperature scaling (Guo et al. 2017) that needs no rows of its own. The order
-    of the classes of a row is that of the decisions. Computes in float64.
+    times ``inverse_temperature_`` (of two classes, of 0 and the decision), the one
+    number that gives the decisions of training rows, each left out in turn, the least
+    log loss; temperature scaling (Guo et al. 2017) that needs no rows of its own. The
+    order of the classes of a row is that of the decisions. Computes in float64.
 
     Args:
         alpha: strength of the penalty on standardised features.
@@ -104,9 +105,7 @@ class RidgeHead(StandardisedLinear):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Learn from ``X`` (n, width), labels ``y`` (n,) and weights (n,)."""
-        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
-        X, y, weights = counted(X, y, weights)  # noqa: N806
-        self.learn(Prepared.of(self, X, y, weights))
+        self.learn(Prepared.of(self, self.training_set(X, y, sample_weight)))
         return self
 
     def learn(self, ready: "Prepared") -> None:
@@ -118,7 +117,9 @@ class RidgeHead(StandardisedLinear):
         left_out = found.left_out(ready.x, ready.signs, ready.weights, self.alpha)
         if len(self.classes_) == 2:
             left_out = left_out[:, 0]
-        self.sharpness_ = sharpness(left_out, targets, ready.weights)
+        self.inverse_temperature_ = fit_inverse_temperature(
+            left_out, targets, ready.weights
+        )
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,12 @@ class Prepared:
     found: Decomposed
 
     @classmethod
-    def of(cls, head: RidgeHead, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> Self:
+    def of(cls, head: RidgeHead, learned: TrainingSet) -> Self:
         """For ``head``, whose classes are set, and the like."""
-        targets = np.searchsorted(head.classes_, y)
+        x, targets, weights, _ = learned
         signs = _signs(targets, len(head.classes_))
-        scale = _scale(x, w, standardise=head.standardise)
-        weights = balance(y, w, head.class_weight)
+        scale = _scale(x, weights, standardise=head.standardise)
+        weights = balanced(targets, weights, head.class_weight)
         return cls(x, targets, signs, weights, decompose(x, signs, weights, scale))
 
 
@@ -145,8 +146,8 @@ def fit_all(
     ridges: Sequence[RidgeHead], x: np.ndarray, y: np.ndarray, weights: Any = None
 ) -> None:
     """Fit ``ridges`` that differ in ``alpha`` alone: one eigendecomposition for all."""
-    rows = [ridge.training_rows(x, y, weights) for ridge in ridges]
-    ready = Prepared.of(ridges[0], *counted(*rows[0]))
+    sets = [ridge.training_set(x, y, weights) for ridge in ridges]
+    ready = Prepared.of(ridges[0], sets[0])
     for ridge in ridges:
         ridge.learn(ready)
 

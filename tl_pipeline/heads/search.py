@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig, HeadSpec, SearchSpec
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.heads.configurations import grid, is_range, label, sampled
 
 # Of the configurations of a rung of ``halving`` one in so many goes on to the next.
 FACTOR = 3
@@ -37,34 +37,34 @@ def candidates(head: HeadSpec, search: SearchSpec, seed: int) -> list[HeadConfig
     Raises:
         InvalidSpec: a range of numbers, which has no grid.
     """
-    ranges = [name for name, value in head.params.items() if heads.is_range(value)]
+    ranges = [name for name, value in head.params.items() if is_range(value)]
     if search.strategy != "random":
         if ranges:
             raise InvalidSpec(
                 f"head {head.name!r}: {', '.join(ranges)} is a range, which only "
                 "--search ...:strategy=random can draw from; or list values: 0.1/1/10"
             )
-        return list(heads.grid(head))
+        return list(grid(head))
     chance = np.random.default_rng(seed)
     if not ranges:
-        whole = list(heads.grid(head))
+        whole = list(grid(head))
         order = chance.permutation(len(whole))[: search.configurations]
         return [whole[at] for at in order]
-    drawn = [_draw(head, chance) for _ in range(search.configurations)]
-    return list({heads.label(config): config for config in drawn}.values())
+    found = [_sample(head, chance) for _ in range(search.configurations)]
+    return list({label(config): config for config in found}.values())
 
 
-def _draw(head: HeadSpec, chance: np.random.Generator) -> HeadConfig:
+def _sample(head: HeadSpec, chance: np.random.Generator) -> HeadConfig:
     params: dict[str, Any] = {}
     for name, value in head.params.items():
-        if heads.is_range(value):
-            params[name] = heads.drawn(str(value), chance.random())
+        if is_range(value):
+            params[name] = sampled(str(value), chance.random())
         elif isinstance(value, list):
             params[name] = value[int(chance.integers(len(value)))]
         else:
             params[name] = value
     one = HeadSpec(name=head.name, params=params)
-    return next(iter(heads.grid(one)))
+    return next(iter(grid(one)))
 
 
 def rungs(configurations: int, images: int, classes: int) -> list[Rung]:

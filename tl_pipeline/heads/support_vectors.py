@@ -7,17 +7,18 @@ import numpy as np
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-from tl_pipeline.heads.folds import dealt
+from tl_pipeline.heads.estimators import balanced
+from tl_pipeline.heads.folds import stratified_group_folds
 from tl_pipeline.heads.linear.design_matrix import BLOCK, moments
-from tl_pipeline.heads.linear.logistic import StandardisedLinear, balance, counted
-from tl_pipeline.heads.linear.temperature import sharpness
+from tl_pipeline.heads.linear.logistic import LinearHead
+from tl_pipeline.heads.linear.temperature import fit_inverse_temperature
 from tl_pipeline.heads.principal import Centred
 
 ACTIVE = 0.2  # share of rows within the margin that the preconditioner expects
 MEMORY = 20
 
 
-class LinearSVMHead(StandardisedLinear):
+class LinearSVMHead(LinearHead):
     """One class against the rest, squared hinge loss, as ``LinearSVC``.
 
     Minimises ``C sum_i w_i max(0, 1 - s_i f(x_i))^2 + 1/2 ||w||^2`` for each class;
@@ -25,17 +26,18 @@ class LinearSVMHead(StandardisedLinear):
     by L-BFGS in the basis of principal directions, where the curvature at the usual
     share of support vectors is the identity, so that one matrix product serves all.
 
-    Probabilities are the softmax of the decisions times ``sharpness_``, found on
-    decisions of rows that were left out: the same descent solves ``folds`` more
+    Probabilities are the softmax of the decisions times
+    ``inverse_temperature_``, found on decisions of rows that were left out: the same
+    descent solves ``folds`` more
     machines a class, each without a part of the rows, or groups (see
-    ``margins.MarginHead``, and what it says of classes of one row). Mean and scale are
+    ``CalibratedSVM``, and what it says of classes of one row). Mean and scale are
     those of all rows.
 
     Args:
         C: inverse strength of the penalty.
         class_weight: none, or balanced as in scikit-learn.
         standardise: whether to.
-        folds: parts that are left out in turn; 0: the sharpness is 1.
+        folds: parts that are left out in turn; 0: the factor is 1.
         tol: relative gap of the objective at which to stop.
         max_iter: iterations at most; then a ``ConvergenceWarning``.
         random_state: seed of the parts.
@@ -73,26 +75,25 @@ class LinearSVMHead(StandardisedLinear):
         groups: Any = None,
     ) -> Self:
         """Learn from ``X`` (n, width), labels ``y``, weights and groups, all (n,)."""
-        X, y, weights = self.training_rows(X, y, sample_weight)  # noqa: N806
-        groups = None if groups is None else np.asarray(groups)[weights > 0]
-        X, y, weights = counted(X, y, weights)  # noqa: N806
-        self.classes_, targets = np.unique(y, return_inverse=True)
-        self.mean_, scale = moments(X, weights)
+        x, targets, weights, groups = self.training_set(X, y, sample_weight, groups)
+        self.mean_, scale = moments(x, weights)
         self.scale_ = scale if self.standardise else np.ones_like(scale)
-        weights = balance(y, weights, self.class_weight)
-        rows = Centred(X, weights, self.mean_[None], np.zeros(len(X), int), self.scale_)
-        fold = np.full(len(X), -1)
+        weights = balanced(targets, weights, self.class_weight)
+        rows = Centred(x, weights, self.mean_[None], np.zeros(len(x), int), self.scale_)
+        fold = np.full(len(x), -1)
         if self.folds:
-            fold = dealt(targets, self.folds, self.random_state, groups)
+            fold = stratified_group_folds(
+                targets, self.folds, self.random_state, groups
+            )
         names = np.arange(len(self.classes_))[1 if len(self.classes_) == 2 else 0 :]
-        signs = np.where(targets[:, None] == names, 1, -1).astype(X.dtype)
+        signs = np.where(targets[:, None] == names, 1, -1).astype(x.dtype)
         machines = [part for part in range(self.folds) if (fold == part).any()]
         problem = _Problem(rows, signs, fold, machines, self.C)
         coefficients = self._solve(problem)
         self.coef_, self.intercept_ = problem.of_features(coefficients[0])
         left_out = fold >= 0
         scores = problem.left_out(coefficients)[left_out]
-        self.sharpness_ = sharpness(
+        self.inverse_temperature_ = fit_inverse_temperature(
             scores[:, 0] if len(names) == 1 else scores,
             targets[left_out],
             weights[left_out],

@@ -3,7 +3,7 @@
 After every operation all threads of torch meet. On a machine that does other work too,
 each meeting waits for the slowest: a grid of 24 heads on 5,160 x 512 rows took 5-7 s on
 one thread of two busy cores, 26-207 s on two. So torch uses one thread here, but for
-large products, and work is cut into shares (``together``) that meet at their end.
+large products, and work is cut into shares (``run_together``) that meet at their end.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _usual = 1
 _thread = local()
 
 
-def alone(work: Callable[[], _T]) -> _T:
+def single_threaded(work: Callable[[], _T]) -> _T:
     """What ``work`` returns, computed in a thread in which torch uses one thread.
 
     The number is torch's for each thread of Python and for those that start; the last
@@ -32,7 +32,7 @@ def alone(work: Callable[[], _T]) -> _T:
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right``; a large one by all threads, also inside ``alone``."""
+    """``left @ right``; a large one by all threads, also inside ``single_threaded``."""
     large = left.numel() * right.shape[1] >= LARGE
     if not (large and hasattr(_thread, "helpers")):
         return left @ right
@@ -43,14 +43,14 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         torch.set_num_threads(1)
 
 
-def hands() -> int:
-    """How many shares ``together`` computes at once here: 1 outside ``alone``."""
+def thread_count() -> int:
+    """How many shares ``run_together`` computes at once; 1 unless single-threaded."""
     return _usual if hasattr(_thread, "helpers") else 1
 
 
-def together(shares: Sequence[Callable[[], _T]]) -> list[_T]:
-    """What each of ``shares`` returns, in order; inside ``alone`` all at once."""
-    if hands() == 1 or len(shares) < 2:
+def run_together(shares: Sequence[Callable[[], _T]]) -> list[_T]:
+    """What each of ``shares`` returns, in order; in ``single_threaded`` all at once."""
+    if thread_count() == 1 or len(shares) < 2:
         return [share() for share in shares]
     others = [_thread.helpers.submit(share) for share in shares[1:]]
     return [shares[0](), *(other.result() for other in others)]

@@ -20,8 +20,10 @@ from tl_pipeline.store.keys import KeyDocument, digest, key_document
 if TYPE_CHECKING:
     from tl_pipeline.heads.fitted import FittedHead
 
-# Bump when the same inputs must give other heads.
+# Bump when the same inputs must give other heads; of one kind, raise its revision.
 VERSION = 1
+# Of images that are the only one of their class: they are never held out.
+_SINGLE = "by classes of two images or more"
 
 
 def document(
@@ -30,17 +32,24 @@ def document(
     """What the head of ``config`` that learns from ``rows`` depends on."""
     return key_document(
         "train",
-        VERSION,
+        version(config.name),
         {"head": config.name, **config.params, "seed": seed},
         {"encoder": embeddings.key, **inputs(rows, config.name)},
     )
 
 
+def version(head: str) -> int:
+    """The part of a key that stands for how ``head`` is fitted."""
+    return VERSION + HEADS[head].revision
+
+
 def inputs(rows: Rows, head: str) -> dict[str, str]:
     """The fingerprints of ``rows``; groups count for heads that take them."""
-    found = {"training rows": rows.fingerprint}
-    if rows.groups_fingerprint and HEADS[head].takes_groups:
+    found, row = {"training rows": rows.fingerprint}, HEADS[head]
+    if rows.groups_fingerprint and row.takes_groups:
         found["groups"] = rows.groups_fingerprint
+    if row.stops_early and 1 in rows.classes.values():
+        found["early stopping"] = _SINGLE
     return found
 
 
@@ -71,7 +80,7 @@ def make(
         InvalidSpec: images have weights, and a head cannot take them.
     """
     # scikit-learn is imported only when there is something to train
-    from tl_pipeline.heads import fitted, grids  # noqa: PLC0415
+    from tl_pipeline.heads import fitting, grids  # noqa: PLC0415
 
     documents = [document(embeddings, rows, config, seed) for config in configs]
     keys = [digest(told) for told in documents]
@@ -80,10 +89,12 @@ def make(
         vectors = concat.load(store, embeddings, rows.ids)
         there = rows.aligned(vectors.image_ids)
         groups = there.groups if there.grouped else None
-        learned = grids.Rows(vectors.vectors, there.labels, there.weights, groups)
+        learned = grids.LabelledRows(
+            vectors.vectors, there.labels, there.weights, groups
+        )
         for fit in grids.fit([configs[at] for at in due], seed, learned):
             at = due[fit.at]
-            head = fitted.fitted_head(configs[at], seed, embeddings.key, fit.estimator)
+            head = fitting.fitted_head(configs[at], seed, embeddings.key, fit.estimator)
             store.build("heads", documents[at], partial(_save, head, keys[at]))
             done()
     return [Artifact("heads", key, key) for key in keys]

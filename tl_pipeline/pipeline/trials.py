@@ -24,10 +24,10 @@ from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import TRIAL
 
 if TYPE_CHECKING:
-    from tl_pipeline.heads.trials import Score
+    from tl_pipeline.heads.cross_validation import FoldScore
 
 # Bump when the same inputs must give other scores.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -116,24 +116,26 @@ class Trials:
 
     def _try(
         self, configs: Sequence[HeadConfig], learned: Rows
-    ) -> "Iterator[tuple[int, list[Score]]]":
+    ) -> "Iterator[tuple[int, list[FoldScore]]]":
         # scikit-learn is imported only when there is something to try
-        from tl_pipeline.heads import grids, trials  # noqa: PLC0415
+        from tl_pipeline.heads import cross_validation, grids  # noqa: PLC0415
 
         fits.check(learned, self.dataset)
         load = partial(concat.load, self.store, self.embeddings)
         vectors = load(learned.ids)
         there = learned.aligned(vectors.image_ids)
         groups = there.groups if there.grouped else None
-        rows = grids.Rows(vectors.vectors, there.labels, there.weights, groups)
+        rows = grids.LabelledRows(vectors.vectors, there.labels, there.weights, groups)
         if self.held:
             found = load(self.held.ids)
             names = self.held.aligned(found.image_ids).labels
-            held = grids.Rows(found.vectors, names)
-            yield from trials.held_out(configs, self.seed, rows, held)
+            held = grids.LabelledRows(found.vectors, names)
+            yield from cross_validation.held_out(configs, self.seed, rows, held)
             return
         try:
-            yield from trials.cross_validated(configs, self.seed, rows, self.folds)
+            yield from cross_validation.cross_validated(
+                configs, self.seed, rows, self.folds
+            )
         except ValueError as error:
             raise DatasetError(
                 f"{self.dataset} cannot be cross-validated: {error}; use "
@@ -156,6 +158,15 @@ class Trials:
         )
 
 
-def _write(scores: "Sequence[Score]", folder: Path) -> None:
-    rows = [vars(score) for score in scores]
+def _write(scores: "Sequence[FoldScore]", folder: Path) -> None:
+    rows = [
+        {
+            "fold": score.fold,
+            "rows": len(score.right),
+            "accuracy": score.accuracy,
+            "log_loss": score.log_loss,
+            "right": score.right.tolist(),
+        }
+        for score in scores
+    ]
     tables.write(TRIAL, tables.from_rows(TRIAL, rows), folder)

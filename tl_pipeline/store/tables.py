@@ -145,7 +145,8 @@ TRIAL = Table(
             "rows": pa.int64(),
             "accuracy": pa.float64(),
             "log_loss": pa.float64(),
-        }
+        },
+        right=pa.list_(pa.bool_()),  # of each row, in the order of image ids
     ),
 )
 SEARCH = Table(

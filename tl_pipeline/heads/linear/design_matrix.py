@@ -1,4 +1,4 @@
-"""The rows of a softmax path: blocks of them, what each head sees, one pass over all.
+"""The rows of a path: blocks of them, what each head sees, one pass over all.
 
 Rows lie sorted by fold, standardised by the statistics of all rows, with a last column
 of ones for the intercept. A head trains on the rows of every fold but its own. Its own
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tl_pipeline.heads.threads import hands
+from tl_pipeline.heads.threads import thread_count
 
 BLOCK = 2048  # rows of one product at most; bounds the memory of a pass
 WORTH_SHARING = 1 << 24  # multiplications of a pass
@@ -23,7 +23,7 @@ Block = tuple[slice, int]  # rows, and the fold that they are of
 
 
 @dataclass(frozen=True)
-class Rows:
+class DesignMatrix:
     """Standardised rows, and what of them each of H heads is trained on.
 
     ``x`` (n, D) ends in a column of ones, D = width + 1; ``targets`` (n,) are class
@@ -66,10 +66,8 @@ class Rows:
     def blocks(self) -> list[Block]:
         """Slices of some rows, each with the one fold of its rows."""
         ends = [first for first, _ in self.starts[1:]] + [len(self.x)]
-        most = BLOCK
-        if self.x.device.type == "cpu":
-            fair = -(-len(self.x) // (2 * hands()))
-            most = min(BLOCK, fair, max(256, NUMBERS // self.x.shape[1]))
+        fair = -(-len(self.x) // (2 * thread_count()))
+        most = min(BLOCK, fair, max(256, NUMBERS // self.x.shape[1]))
         cut = []
         for (first, fold), end in zip(self.starts, ends, strict=True):
             pieces = -(-(end - first) // most)
@@ -78,10 +76,9 @@ class Rows:
         return cut
 
     def shares(self) -> list[list[Block]]:
-        """``blocks`` dealt, in order, to as many as compute at once."""
-        blocks, count = self.blocks(), hands()
-        work = self.x.numel() * self.absent.numel()
-        if self.x.device.type != "cpu" or work < WORTH_SHARING:
+        """``blocks`` divided, in order, among as many threads as compute at once."""
+        blocks, count = self.blocks(), thread_count()
+        if self.x.numel() * self.absent.numel() < WORTH_SHARING:
             return [blocks]
         edges = [len(blocks) * at // count for at in range(count + 1)]
         return [blocks[first:end] for first, end in pairwise(edges) if first < end]
@@ -110,10 +107,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Standardised:
     """``rows``, and the ``mean`` and ``scale`` (width,) that made them of the given."""
 
-    rows: Rows
+    rows: DesignMatrix
     mean: np.ndarray
     scale: np.ndarray
 
@@ -125,8 +122,7 @@ def prepare(
     folds: np.ndarray | None,
     *,
     standardise: bool,
-    device: str,
-) -> Prepared:
+) -> Standardised:
     """Sort and standardise; one head per fold, or one of all rows without ``folds``."""
     of_rows = np.full(len(x), -1) if folds is None else np.asarray(folds)
     heads = [-2] if folds is None else sorted(set(of_rows[of_rows >= 0].tolist()))
@@ -150,10 +146,10 @@ def prepare(
     absent = np.array([np.bincount(targets, c, classes) == 0 for c in kept])
 
     def tensor(numbers: np.ndarray, dtype: Any = None) -> torch.Tensor:
-        return torch.from_numpy(numbers.astype(dtype or numbers.dtype)).to(device)
+        return torch.from_numpy(numbers.astype(dtype or numbers.dtype))
 
-    rows = Rows(
-        torch.from_numpy(table).to(device),
+    rows = DesignMatrix(
+        torch.from_numpy(table),
         tensor(targets),
         tensor(weights, x.dtype),
         [(int(at), int(fold[at])) for at in changes],
@@ -163,7 +159,7 @@ def prepare(
         tensor(np.array([moment[1] for moment in own]), x.dtype),
         tensor(absent),
     )
-    return Prepared(rows, mean, scale)
+    return Standardised(rows, mean, scale)
 
 
 def _moments_without(

@@ -1,6 +1,6 @@
 """Preconditioned L-BFGS for all heads of one C at once, each with a step of its own.
 
-Nocedal & Wright (2006), algorithm 7.5, with the inverse curvature of ``curvature.py``
+Nocedal & Wright (2006), algorithm 7.5, with the inverse of ``preconditioner.py``
 in the place of the scaled identity, and backtracking on the loss (their algorithm 3.1).
 A step costs one pass over the rows for all heads together, and one product with the
 inverse curvature; heads that are done leave the passes.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tl_pipeline.heads.linear.objective import Passes
-from tl_pipeline.heads.linear.preconditioner import Basis, Curvature, curvature
+from tl_pipeline.heads.linear.objective import Objective
+from tl_pipeline.heads.linear.preconditioner import Basis, Preconditioner, precondition
 
 MEMORY = 10  # pairs of steps and gradient changes that are kept
 REFRESH = (24, 60)  # iterations after which the curvature is taken anew
@@ -37,8 +37,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Where a descent ended: ``coefficients`` (H, D, K), and per head how well.
+class Solution:
+    """Where the solver ended: ``coefficients`` (H, D, K), and per head how well.
 
     ``gaps`` estimate (f - minimum) / f by half the squared length of the gradient in
     the inverse curvature; ``gradients`` are the greatest absolute derivatives of f over
@@ -51,23 +51,23 @@ class Reached:
     gradients: list[float]
 
 
-class Descent:
+class LBFGS:
     """Minimise ``C loss + 1/2 ||W||^2`` of every head of ``rows`` for one C."""
 
-    def __init__(self, passes: Passes, base: Basis, c: float, tol: float) -> None:
-        self.passes, self.base, self.c, self.tol = passes, base, c, tol
-        self.rows = rows = passes.rows
+    def __init__(self, objective: Objective, base: Basis, c: float, tol: float) -> None:
+        self.objective, self.base, self.c, self.tol = objective, base, c, tol
+        self.rows = rows = objective.rows
         self.live = list(range(len(rows.folds)))
         self.gaps = [float("inf")] * len(rows.folds)
         self.drifted = False  # by steps of which only the change was computed
         self.anchors = self.gaps  # absolute, when it last had not
         self.pairs: list[Pair] = []
-        self.inverse: Curvature  # set by _begin
+        self.inverse: Preconditioner  # set by _begin
         self.stuck: list[int] = []
         self.precise = rows.x.dtype == torch.float64
         self.exact = self.precise  # the curvature
 
-    def run(self, w: torch.Tensor, max_iter: int) -> Reached:
+    def run(self, w: torch.Tensor, max_iter: int) -> Solution:
         """Descend from ``w`` (H, D, K), ``max_iter`` steps at most.
 
         In float32, then the heads that come no nearer because of its rounding go on in
@@ -82,10 +82,10 @@ class Descent:
             fresh = int(iterations.max()) in REFRESH
             drifted = self.drifted
             step = self._direction(g, solved)
-            step, f, g_new, spread = self._search(w, step, f, g, fresh=fresh)
+            step, f, g_new, row_curvature = self._search(w, step, f, g, fresh=fresh)
             w = w + step
-            if spread is not None:
-                self._renew(spread)
+            if row_curvature is not None:
+                self._renew(row_curvature)
                 solved = self._solve(g)
             solved_new = self._solve(g_new)
             self._remember(step, g_new - g, solved_new - solved)
@@ -108,7 +108,7 @@ class Descent:
                 self.precise, w = True, w.double()
                 f, g, solved, _ = self._begin(w)
         steepest = g.abs().amax(dim=(1, 2)).double() / self.c / self.rows.totals
-        return Reached(
+        return Solution(
             w.to(self.rows.x), iterations.tolist(), self.gaps, steepest.tolist()
         )
 
@@ -121,8 +121,8 @@ class Descent:
         """
         self.exact |= exact
         self.pairs, self.drifted = [], False
-        f, g, spread = self._objective(w, list(range(len(w))), fresh=True)
-        self._renew(spread)
+        f, g, row_curvature = self._objective(w, list(range(len(w))), fresh=True)
+        self._renew(row_curvature)
         solved = self._solve(g)
         total = self._judge(f, g, solved)
         if total == np.inf and not self.exact:
@@ -136,22 +136,22 @@ class Descent:
         self, w: torch.Tensor, heads: list[int], *, fresh: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Objective (H,) in float64, gradient (H, D, K), curvature if ``fresh``."""
-        found = self.passes.at(w, heads, curvature=fresh)
+        found = self.objective.at(w, heads, with_curvature=fresh)
         gradient = self.c * found.gradient
         gradient[:, :-1] += w[:, :-1]
         norm = w[:, :-1].square().sum(dim=(1, 2), dtype=torch.float64)
-        return self.c * found.loss + norm / 2, gradient, found.curvature
+        return self.c * found.loss + norm / 2, gradient, found.row_curvature
 
     def _moved(
         self, w: torch.Tensor, step: torch.Tensor, g: torch.Tensor, *, fresh: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The same after ``step`` from ``w``, as far as bfloat16 goes."""
         self.drifted = True
-        found = self.passes.after(step, self.live, curvature=fresh)
+        found = self.objective.after(step, self.live, with_curvature=fresh)
         gradient = g + self.c * found.gradient
         gradient[:, :-1] += step[:, :-1]
         norm = (w + step)[:, :-1].square().sum(dim=(1, 2), dtype=torch.float64)
-        return self.c * found.loss + norm / 2, gradient, found.curvature
+        return self.c * found.loss + norm / 2, gradient, found.row_curvature
 
     def _at_the_floor(self, f: torch.Tensor) -> bool:
         """Whether all heads seem done, or one comes no nearer by changes alone."""
@@ -203,17 +203,17 @@ class Descent:
         size[self.live] = 1
         slope, drifted = _dot(g, step), self.drifted
         slack = 1e-14 if self.precise else ROUGH  # the loss itself is known no better
-        f_new, g_new, spread = f.clone(), g.clone(), None
+        f_new, g_new, row_curvature = f.clone(), g.clone(), None
         todo = self.live
         for attempt in range(HALVINGS):
             part = _wide(size, step) * step
-            if attempt == 0 and self.passes.by_change:
+            if attempt == 0 and self.objective.by_change:
                 f_try, g_try, s = self._moved(w, part, g, fresh=fresh)
             else:
                 f_try, g_try, s = self._objective(
                     w + part, todo, fresh=fresh and attempt == 0
                 )
-            spread = s if attempt == 0 else spread
+            row_curvature = s if attempt == 0 else row_curvature
             bound = f + 1e-4 * size * slope + slack * f.abs()
             falls = f_try <= bound
             # nearer than the loss can tell: Hager & Zhang (2005), equation 4.1
@@ -231,7 +231,7 @@ class Descent:
             size[todo] /= 2
         size[todo] = 0
         self.stuck = todo
-        return _wide(size, step) * step, f_new, g_new, spread
+        return _wide(size, step) * step, f_new, g_new, row_curvature
 
     def _direction(self, g: torch.Tensor, solved: torch.Tensor) -> torch.Tensor:
         """The two-loop recursion, per head; ``solved`` is ``g`` preconditioned."""
@@ -272,11 +272,13 @@ class Descent:
         inverse = torch.where(good, 1 / torch.where(good, product, 1), 0)
         self.pairs = [*self.pairs, Pair(step, change, solved, inverse)][-MEMORY:]
 
-    def _renew(self, spread: torch.Tensor | None) -> None:
-        """Take the curvature anew if ``spread`` is; precondition what is kept by it."""
-        if spread is None:
+    def _renew(self, row_curvature: torch.Tensor | None) -> None:
+        """Make the preconditioner anew for ``row_curvature``, and for what is kept."""
+        if row_curvature is None:
             return
-        self.inverse = curvature(self.base, spread, self.c, self.rows, exact=self.exact)
+        self.inverse = precondition(
+            self.base, row_curvature, self.c, self.rows, exact=self.exact
+        )
         self.pairs = [
             Pair(p.step, p.change, self._solve(p.change), p.inverse) for p in self.pairs
         ]

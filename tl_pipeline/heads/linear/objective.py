@@ -1,10 +1,10 @@
-"""Passes over the rows of a softmax path: losses and gradients of all its heads.
+"""What all heads of a path minimise: loss and gradient by passes over the rows.
 
 A head that takes a step needs only what the step changes. Where the processor computes
 bfloat16 faster, the rows' log probabilities are kept, the step's change of them and of
 the gradient are products in bfloat16, and their rounding, 2^-9 of the change, vanishes
-with the steps. What a descent starts and ends with is computed as precisely as the
-coefficients are (``Passes.at``): mixed precision as in iterative refinement (Higham
+with the steps. What the solver starts and ends with is computed as precisely as the
+coefficients are (``Objective.at``): mixed precision as in iterative refinement (Higham
 2002, "Accuracy and Stability of Numerical Algorithms", chapter 12).
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch.nn.functional import pad
 
 from tl_pipeline.embedding.devices import has_bfloat16
-from tl_pipeline.heads.linear.design_matrix import Block, Rows
-from tl_pipeline.heads.threads import together
+from tl_pipeline.heads.linear.design_matrix import Block, DesignMatrix
+from tl_pipeline.heads.threads import run_together
 
 WORTH = 1 << 20  # numbers in the rows; below, small products cost more than they save
 ALIGNED = 32  # columns of bfloat16: products of other widths take twice as long
@@ -28,13 +28,13 @@ ALIGNED = 32  # columns of bfloat16: products of other widths take twice as long
 class Evaluated:
     """What one pass found: ``loss`` (H,) in float64, ``gradient`` (H, D, K).
 
-    Both without C and penalty. ``curvature`` (n, K), where it was asked for, is
+    Both without C and penalty. ``row_curvature`` (n, K), where it was asked for, is
     p (1 - p) times the row's weight, averaged over heads.
     """
 
     loss: torch.Tensor
     gradient: torch.Tensor
-    curvature: torch.Tensor | None
+    row_curvature: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Kept:
         return [self.heads.index(head) for head in heads]
 
 
-class Passes:
+class Objective:
     """Losses and gradients of the heads of ``rows``.
 
     Coefficients are (H, D, K) in units of each head's standardised rows. Heads that
@@ -71,31 +71,32 @@ class Passes:
         by_change: whether ``after`` may be called.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: DesignMatrix) -> None:
         self.rows = rows
-        device = rows.x.device
-        large = device.type == "cpu" and rows.x.numel() >= WORTH
-        self.by_change = large and has_bfloat16(device)
+        large = rows.x.numel() >= WORTH
+        self.by_change = large and has_bfloat16(rows.x.device)
         self._kept: dict[int, Kept] = {}  # of each fold
         if self.by_change:
             width = -(-rows.x.shape[1] // ALIGNED) * ALIGNED
             self._half = torch.zeros(len(rows.x), width, dtype=torch.bfloat16)
             self._half[:, : rows.x.shape[1]] = rows.x
 
-    def at(self, w: torch.Tensor, heads: list[int], *, curvature: bool) -> Evaluated:
+    def at(
+        self, w: torch.Tensor, heads: list[int], *, with_curvature: bool
+    ) -> Evaluated:
         """Loss and gradient at ``w``, in its precision."""
         if self.by_change and not (
             self._kept and next(iter(self._kept.values())).log.dtype == w.dtype
         ):
             self._kept = {}  # first, for its memory
             self._kept = self._keep(w)
-        return self._pass(w, heads, whole=True, curvature=curvature)
+        return self._pass(w, heads, whole=True, with_curvature=with_curvature)
 
     def after(
-        self, step: torch.Tensor, heads: list[int], *, curvature: bool
+        self, step: torch.Tensor, heads: list[int], *, with_curvature: bool
     ) -> Evaluated:
         """Loss after a ``step`` from where the last pass was; the gradient's change."""
-        return self._pass(step, heads, whole=False, curvature=curvature)
+        return self._pass(step, heads, whole=False, with_curvature=with_curvature)
 
     def _keep(self, w: torch.Tensor) -> dict[int, Kept]:
         rows = self.rows
@@ -108,30 +109,32 @@ class Passes:
         return found
 
     def _pass(
-        self, w: torch.Tensor, heads: list[int], *, whole: bool, curvature: bool
+        self, w: torch.Tensor, heads: list[int], *, whole: bool, with_curvature: bool
     ) -> Evaluated:
         rows = self.rows
         of_rows = rows.to_rows(w)
-        spread = rows.x.new_zeros(len(rows.x), rows.classes) if curvature else None
-        share = partial(self._share, of_rows, heads, spread, whole)
-        parts = together([partial(share, blocks) for blocks in rows.shares()])
+        row_curvature = None
+        if with_curvature:
+            row_curvature = rows.x.new_zeros(len(rows.x), rows.classes)
+        share = partial(self._share, of_rows, heads, row_curvature, whole)
+        parts = run_together([partial(share, blocks) for blocks in rows.shares()])
         loss, gradient = parts[0]
         for more in parts[1:]:
             loss += more[0]
             gradient += more[1]
-        return Evaluated(loss, rows.from_rows(gradient), spread)
+        return Evaluated(loss, rows.from_rows(gradient), row_curvature)
 
     def _share(
         self,
         of_rows: torch.Tensor,
         heads: list[int],
-        spread: torch.Tensor | None,
+        row_curvature: torch.Tensor | None,
         whole: bool,
         blocks: list[Block],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and gradient of ``blocks``; fills in their ``spread``."""
+        """Loss and gradient of ``blocks``; fills in their ``row_curvature``."""
         rows = self.rows
-        loss = torch.zeros(len(of_rows), dtype=torch.float64, device=of_rows.device)
+        loss = torch.zeros(len(of_rows), dtype=torch.float64)
         gradient = torch.zeros_like(of_rows)
         for fold, run in groupby(blocks, key=itemgetter(1)):
             trained = [head for head in heads if rows.folds[head] != fold]
@@ -155,9 +158,9 @@ class Passes:
                 of_own = torch.where(weights > 0, of_own, 0)  # absent: -inf times 0
                 loss[trained] -= (weights * of_own).sum(dim=(0, 2), dtype=torch.float64)
                 found.exp_()
-                if spread is not None:
+                if row_curvature is not None:
                     uncertain = ((1 - found) * found).sum(dim=1) * weights[:, 0]
-                    spread[block] = (uncertain / len(heads)).to(spread)
+                    row_curvature[block] = (uncertain / len(heads)).to(row_curvature)
                 if was is None:
                     found.scatter_add_(2, own, -torch.ones_like(of_own))
                     summed.addmm_((found * weights).view(len(x), -1).T, x)

@@ -1,4 +1,4 @@
-"""Preconditioner of a softmax path: one curvature matrix a class, shared by the folds.
+"""Preconditioner of a path: one curvature matrix a class, shared by the folds.
 
 The Hessian of class k alone is ``C X' diag(w p_k (1 - p_k)) X + I``. Boehning (1992,
 "Multinomial logistic regression algorithm", Ann. Inst. Stat. Math. 44) bounds it by
@@ -19,8 +19,8 @@ from functools import partial
 
 import torch
 
-from tl_pipeline.heads.linear.design_matrix import BLOCK, Rows
-from tl_pipeline.heads.threads import hands, product, together
+from tl_pipeline.heads.linear.design_matrix import BLOCK, DesignMatrix
+from tl_pipeline.heads.threads import product, run_together, thread_count
 
 DIRECTIONS = 256  # of the matrices of one class, or an eighth of the width
 ROUNDING = 0.02  # of the penalty, from which float32 is left
@@ -41,7 +41,7 @@ class Basis:
     tail: float
 
 
-def basis(rows: Rows) -> Basis:
+def basis(rows: DesignMatrix) -> Basis:
     """The directions of most variance, by a randomised range finder with one iteration.
 
     Halko, Martinsson & Tropp (2011, algorithm 4.4); its precision is of no importance,
@@ -70,7 +70,7 @@ def basis(rows: Rows) -> Basis:
 
 
 @dataclass(frozen=True)
-class Curvature:
+class Preconditioner:
     """An inverse of the approximate Hessian: ``inverse`` (K, r + 1, r + 1).
 
     All is in float64 where float32 would not keep it positive definite.
@@ -108,20 +108,25 @@ def centred(step: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
     return step - mean * present
 
 
-def curvature(
-    base: Basis, spread: torch.Tensor, c: float, rows: Rows, *, exact: bool
-) -> Curvature:
-    """The preconditioner at strength ``c`` for the ``curvature`` (n, K) of a pass.
+def precondition(
+    base: Basis,
+    row_curvature: torch.Tensor,
+    c: float,
+    rows: DesignMatrix,
+    *,
+    exact: bool,
+) -> Preconditioner:
+    """The preconditioner at strength ``c`` for the ``row_curvature`` (n, K) of a pass.
 
     In float64 if ``exact``, or if float32 would probably not do.
     """
     size = base.inner.shape[1]
-    count = min(len(spread), size)
-    top, at = spread.topk(count, dim=0)
-    rest = spread.sum(dim=0) - top.sum(dim=0)
+    count = min(len(row_curvature), size)
+    top, at = row_curvature.topk(count, dim=0)
+    rest = row_curvature.sum(dim=0) - top.sum(dim=0)
     # how far float32 is off, to a penalty of 1
     rounding = 4 * torch.finfo(base.inner.dtype).eps
-    typical = c * spread.sum(dim=0).max() * base.gram.diagonal()[:-1].mean()
+    typical = c * row_curvature.sum(dim=0).max() * base.gram.diagonal()[:-1].mean()
     exact = exact or rounding * typical.item() > ROUNDING
     kind = torch.float64 if exact else base.inner.dtype
     inverse = base.inner.new_empty(rows.classes, size, size, dtype=kind)
@@ -139,10 +144,11 @@ def curvature(
             matrix.diagonal().add_(penalty + jitter)
             inverse[k] = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
-    together([partial(invert, range(k, rows.classes, hands())) for k in range(hands())])
-    outside = 1 + c * base.tail * spread.sum(dim=0)
+    count = thread_count()
+    run_together([partial(invert, range(k, rows.classes, count)) for k in range(count)])
+    outside = 1 + c * base.tail * row_curvature.sum(dim=0)
     axes = None if base.axes is None else base.axes.to(kind)
-    return Curvature(axes, inverse, outside.to(kind), rows.absent)
+    return Preconditioner(axes, inverse, outside.to(kind), rows.absent)
 
 
 def _gram(x: torch.Tensor) -> torch.Tensor:

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from tl_pipeline.heads.linear.design_matrix import Prepared, Rows, prepare
-from tl_pipeline.heads.linear.lbfgs import Descent, Reached
-from tl_pipeline.heads.linear.objective import Passes
+from tl_pipeline.heads.linear.design_matrix import DesignMatrix, Standardised, prepare
+from tl_pipeline.heads.linear.lbfgs import LBFGS, Solution
+from tl_pipeline.heads.linear.objective import Objective
 from tl_pipeline.heads.linear.preconditioner import basis
-from tl_pipeline.heads.threads import alone
+from tl_pipeline.heads.threads import single_threaded
 
-STRIDE = 10.0  # from one penalty to the next on the way to the first that is asked for
-NEAR = 100.0  # C times the weight of the rows, up to which no way is needed
-ON_THE_WAY = 1e-2  # the relative gap at which to go on from there
+STRIDE = 10.0  # between the penalties that are passed before the first asked for
+NEAR = 100.0  # C times the weight of the rows, up to which none has to be
+WARM_UP_TOL = 1e-2  # the relative gap at which to go on from there
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PathHead:
     ``coef`` (K, width) and ``intercept`` (K,) sum to zero over the classes; a class
     without a training row has the intercept minus infinity. ``fold`` is the one left
     out, None if all rows were trained on. ``iterations``, ``gap`` and ``gradient`` are
-    what ``descent.Reached`` says; ``converged`` is that the gap is within ``tol``.
+    what ``lbfgs.Solution`` says; ``converged`` is that the gap is within ``tol``.
     """
 
     c: float
@@ -48,17 +48,14 @@ class PathHead:
 
 @dataclass(frozen=True)
 class Path:
-    """Heads of each of ``cs``, ascending, and of each fold; how they scored.
+    """Heads of each of ``cs``, ascending, and of each fold.
 
-    ``accuracy`` and ``log_loss`` are (C, fold), of the rows left out, weighted like the
-    training; without folds they have no columns. ``classes`` are the sorted labels.
+    ``classes`` are the sorted labels.
     """
 
     classes: np.ndarray
     cs: list[float]
     heads: list[PathHead]
-    accuracy: np.ndarray
-    log_loss: np.ndarray
 
 
 def fit_path(
@@ -72,14 +69,13 @@ def fit_path(
     tol: float = 1e-9,
     fold_tol: float = 1e-7,
     max_iter: int = 1000,
-    device: str = "cpu",
 ) -> Path:
     """Minimise scikit-learn's objective for each of ``cs`` and each fold left out.
 
     ``C sum_i w_i log_loss_i + 1/2 ||W||^2``, the intercept free; of two classes only
     the difference is penalised, as in scikit-learn. Each C starts from those before;
     all folds share each matrix product. Computes in the precision of ``x``. Memory
-    beyond ``x``: a standardised copy, a half of it in bfloat16 where ``passes.Passes``
+    beyond ``x``: a standardised copy, a half of it in bfloat16 where ``Objective``
     uses that, blocks of rows, and some 30 times the heads of one C.
 
     Args:
@@ -97,56 +93,54 @@ def fit_path(
             greater of the two counts. 1e-7 keeps accuracies within 0.001 and log losses
             within 0.5 % of those at 1e-9, at every C (``benchmarks/heads.py``).
         max_iter: steps at most for one C.
-        device: a torch device.
 
     Warns:
         ConvergenceWarning: heads with a greater gap after ``max_iter`` steps.
     """
     classes, targets = np.unique(y, return_inverse=True)
     counts = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
-    ready = prepare(x, targets, counts, folds, standardise=standardise, device=device)
+    ready = prepare(x, targets, counts, folds, standardise=standardise)
     ascending = sorted({float(c) for c in cs})
     if folds is not None:
         tol = max(tol, fold_tol)
-    found, scores = alone(partial(_descend, ready.rows, ascending, tol, max_iter))
+    found = single_threaded(partial(_descend, ready.rows, ascending, tol, max_iter))
     heads = [
         head
-        for c, reached in zip(ascending, found, strict=True)
-        for head in _heads(ready, reached, c, tol)
+        for c, solution in zip(ascending, found, strict=True)
+        for head in _heads(ready, solution, c, tol)
     ]
     _warn(heads, tol, max_iter)
-    return Path(classes, ascending, heads, scores[..., 0], scores[..., 1])
+    return Path(classes, ascending, heads)
 
 
 def _descend(
-    rows: Rows, cs: list[float], tol: float, max_iter: int
-) -> tuple[list[Reached], np.ndarray]:
-    """For each of ``cs``, ascending, from where those before it ended; the scores."""
-    base, passes = basis(rows), Passes(rows)
+    rows: DesignMatrix, cs: list[float], tol: float, max_iter: int
+) -> list[Solution]:
+    """For each of ``cs``, ascending, from where those before it ended."""
+    base, objective = basis(rows), Objective(rows)
     start = rows.x.new_zeros(len(rows.folds), rows.x.shape[1], rows.classes)
     # the difference of two classes is penalised once, not half in either
     share = 0.5 if rows.classes == 2 else 1.0
-    way = _way(cs[0], rows)
+    before = _warm_up(cs[0], rows)
     found: list[tuple[float, torch.Tensor]] = []
-    reached: list[Reached] = []
-    for c in [*way, *cs]:
-        enough = ON_THE_WAY if len(found) < len(way) else tol
-        descent = Descent(passes, base, share * c, max(tol, enough))
-        reached.append(descent.run(_guess(start, found[-2:], c), max_iter))
-        found.append((c, reached[-1].coefficients))
-    del reached[: len(way)]
-    return reached, np.array([_scores(rows, end.coefficients) for end in reached])
+    solutions: list[Solution] = []
+    for c in [*before, *cs]:
+        enough = WARM_UP_TOL if len(found) < len(before) else tol
+        solver = LBFGS(objective, base, share * c, max(tol, enough))
+        solutions.append(solver.run(_guess(start, found[-2:], c), max_iter))
+        found.append((c, solutions[-1].coefficients))
+    return solutions[len(before) :]
 
 
-def _way(c: float, rows: Rows) -> list[float]:
+def _warm_up(c: float, rows: DesignMatrix) -> list[float]:
     """Stronger penalties before ``c``, from where the first steps do not lead astray.
 
     On 5,160 rows, C = 0.37 took 76 steps from zero, 13 on the way and 50 from there.
     """
-    way = []
+    found = []
     while (c := c / STRIDE) * rows.totals.max().item() > NEAR:
-        way.append(c)
-    return way[::-1]
+        found.append(c)
+    return found[::-1]
 
 
 def _guess(
@@ -160,11 +154,13 @@ def _guess(
     return second + stretch * (second - first)
 
 
-def _heads(ready: Prepared, reached: Reached, c: float, tol: float) -> list[PathHead]:
+def _heads(
+    ready: Standardised, solution: Solution, c: float, tol: float
+) -> list[PathHead]:
     rows = ready.rows
     heads = []
     for at, fold in enumerate(rows.folds):
-        solved = reached.coefficients[at].cpu().numpy().T
+        solved = solution.coefficients[at].cpu().numpy().T
         # far weights are real, but a class that is not there has none
         never = rows.absent[at].cpu().numpy()
         mean = rows.mean[at].cpu().numpy().astype(np.float64)
@@ -176,32 +172,13 @@ def _heads(ready: Prepared, reached: Reached, c: float, tol: float) -> list[Path
                 np.where(never, -np.inf, solved[:, -1]),
                 ready.mean + ready.scale * mean,
                 ready.scale * rows.scale[at].cpu().numpy(),
-                reached.iterations[at],
-                reached.gaps[at],
-                reached.gradients[at],
-                reached.gaps[at] <= tol,
+                solution.iterations[at],
+                solution.gaps[at],
+                solution.gradients[at],
+                solution.gaps[at] <= tol,
             )
         )
     return heads
-
-
-def _scores(rows: Rows, coefficients: torch.Tensor) -> np.ndarray:
-    """Accuracy and log loss of each fold on its own rows: (folds, 2)."""
-    of_rows = rows.to_rows(coefficients)
-    held = [(at, fold) for at, fold in enumerate(rows.folds) if fold >= 0]
-    sums = np.zeros((len(held), 3))
-    for at, fold in held:
-        columns = rows.columns(of_rows, [at])
-        for block, own in rows.blocks():
-            if own != fold:
-                continue
-            found = rows.log_probabilities(rows.x[block], columns, [at])[:, 0].double()
-            targets, weights = rows.targets[block], rows.weights[block].double()
-            hits = (found.argmax(dim=1) == targets) * weights
-            # as scikit-learn clips what was held impossible
-            losses = -found.gather(1, targets[:, None])[:, 0].clamp_min(-36.0) * weights
-            sums[at] += [hits.sum().item(), losses.sum().item(), weights.sum().item()]
-    return sums[:, :2] / sums[:, 2:]
 
 
 def _warn(heads: list[PathHead], tol: float, max_iter: int) -> None:

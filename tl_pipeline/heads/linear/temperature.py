@@ -9,11 +9,11 @@ from scipy.special import logsumexp, softmax
 LIMITS = (1e-3, 1e3)
 
 
-def sharpness(
+def fit_inverse_temperature(
     scores: np.ndarray,
     targets: np.ndarray,
     weights: np.ndarray,
-    spread: int | None = None,
+    pseudo_rows: int | None = None,
 ) -> float:
     """The factor of least log loss on decisions of rows that were not learned from.
 
@@ -28,8 +28,8 @@ def sharpness(
         targets: class numbers (n,); -1 for a row of none of the classes, which is
             taken as spread over all.
         weights: how much each row counts, (n,).
-        spread: how many rows more there are thought to be, spread over all classes;
-            by default as many as classes.
+        pseudo_rows: how many rows more, spread over all classes, the smoothing adds; by
+            default as many as classes.
 
     Returns:
         A number within ``LIMITS``.
@@ -40,7 +40,7 @@ def sharpness(
     logits = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     own = np.where(targets < 0, logits.mean(axis=1), own)
-    more = logits.shape[1] if spread is None else spread
+    more = logits.shape[1] if pseudo_rows is None else pseudo_rows
     smoothing = more / (len(logits) + more)
     own = (1 - smoothing) * own + smoothing * logits.mean(axis=1)
 
@@ -52,9 +52,9 @@ def sharpness(
     return float(np.exp(found.x))
 
 
-def probabilities(scores: np.ndarray, factor: float) -> np.ndarray:
-    """Softmax (n, K) of ``factor`` times decisions (n, K), or (n,) of two classes."""
-    return softmax(_logits(scores) * factor, axis=1)
+def probabilities(scores: np.ndarray, inverse_temperature: float) -> np.ndarray:
+    """Softmax (n, K) of decisions (n, K), or (n,) of two classes, times a factor."""
+    return softmax(_logits(scores) * inverse_temperature, axis=1)
 
 
 def _logits(scores: np.ndarray) -> np.ndarray:

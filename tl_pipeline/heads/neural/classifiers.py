@@ -1,37 +1,37 @@
 """Neural heads that are scikit-learn classifiers: softmax, mlp and cosine."""
 
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedShuffleSplit
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    validate_data,
-)
 
 from tl_pipeline.embedding.devices import devices, exact_float32
-from tl_pipeline.heads.linear.design_matrix import BLOCK, moments
-from tl_pipeline.heads.linear.logistic import balance, counted
-from tl_pipeline.heads.neural.layers import Network, initialise, network
+from tl_pipeline.heads.estimators import NumericHead, balanced
+from tl_pipeline.heads.linear.design_matrix import moments
+from tl_pipeline.heads.neural.layers import Network, initialise
+from tl_pipeline.heads.neural.predictor import (
+    NeuralPredictor,
+    filled,
+    network_of,
+    standardised,
+)
 from tl_pipeline.heads.neural.training import Course, Examples, train
-from tl_pipeline.heads.threads import alone
+from tl_pipeline.heads.threads import single_threaded
 
 
-class NeuralHead(ClassifierMixin, BaseEstimator):
+class NeuralHead(NumericHead):
     """Standardise, hidden ReLU layers, dropout, softmax; trained by small steps.
 
     A tenth of the rows given to ``fit``, stratified, is held out to stop early; the
-    weights of its best epoch are kept. With too few rows for that, or a class of one
-    row, all rows are trained on for ``max_epochs``. Rows are held out one by one also
-    where they come in groups: on GTSRB's tracks to hold out whole ones cost 2 to 12
-    points of accuracy, since fewer were left to learn from. Sample weights multiply the
-    losses of their rows, held out or not, and count in the mean and spread to
-    standardise by. Trained on a GPU where there is one; it predicts on the processor.
+    weights of its best epoch are kept. The row of a class of one row is never held out;
+    with too few rows, all are trained on for ``max_epochs``. Rows are held out one by
+    one also where they come in groups: on GTSRB's tracks to hold out whole ones cost 2
+    to 12 points of accuracy, since fewer were left to learn from. Sample weights
+    multiply the losses of their rows, held out or not, and count in the mean and
+    deviation to standardise by. Trained on a GPU where there is one; it predicts on the
+    processor.
 
     Args:
         hidden: units of the hidden layer, or of several, as in ``512x256``; 0 for none.
@@ -62,6 +62,8 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
         tensors_: weights by the names of their layers.
         n_epochs_: epochs trained.
     """
+
+    dtypes: ClassVar[Any] = np.float32
 
     def __init__(
         self,
@@ -114,80 +116,30 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
             ValueError: fewer than two classes.
             InvalidSpec: training diverged; see ``training.train``.
         """
-        X, y = validate_data(self, X, y, dtype=np.float32)  # noqa: N806
-        check_classification_targets(y)
-        weights = _check_sample_weight(
-            sample_weight, X, dtype=np.float64, ensure_non_negative=True
-        )
-        X, y, weights = counted(X, y, weights)  # noqa: N806
-        self.classes_, targets = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"NeuralHead needs at least two classes; got {len(self.classes_)} class"
-            )
-        self.mean_ = np.zeros(X.shape[1], np.float32)
-        self.scale_ = np.ones(X.shape[1], np.float32)
+        x, targets, weights, _ = self.training_set(X, y, sample_weight)
+        self.mean_ = np.zeros(x.shape[1], np.float32)
+        self.scale_ = np.ones(x.shape[1], np.float32)
         if self.standardise:
-            mean, scale = moments(X, weights)
+            mean, scale = moments(x, weights)
             self.mean_, self.scale_ = mean.astype("f4"), scale.astype("f4")
-        factors = balance(y, weights, self.class_weight)
+        factors = balanced(targets, weights, self.class_weight)
         factors = (factors / factors.mean()).astype(np.float32)
-        self._train(self._standardised(X), targets, factors)
+        self._train(standardised(x, self.mean_, self.scale_), targets, factors)
         return self
 
-    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Class probabilities: float32 of shape (n, n_classes)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)  # noqa: N806
-        layers = self._network().eval()
-        layers.load_state_dict(_torch(self.tensors_))
-        found = np.empty((len(X), len(self.classes_)), np.float32)
-        with torch.inference_mode():
-            for first in range(0, len(X), BLOCK):
-                rows = torch.from_numpy(self._standardised(X[first : first + BLOCK]))
-                found[first : first + BLOCK] = layers(rows).softmax(dim=1).numpy()
-        return found
-
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """The most probable class of each row of ``X``."""
-        # before indexing classes_, so that an unfitted head says that it is unfitted
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """All that was learned, by name: what ``from_tensors`` needs."""
-        return {**self.tensors_, "mean": self.mean_, "scale": self.scale_}
-
-    def from_tensors(self, tensors: dict[str, np.ndarray], classes: list[str]) -> Self:
-        """Become the fitted head whose ``tensors`` these are.
-
-        Raises:
-            RuntimeError: their names or shapes are not those of this head.
-        """
-        self.classes_ = np.array(classes)
-        self.tensors_ = dict(tensors)
-        self.mean_, self.scale_ = self.tensors_.pop("mean"), self.tensors_.pop("scale")
-        self.n_features_in_ = len(self.mean_)
-        self._network().load_state_dict(_torch(self.tensors_))
-        return self
+    def predictor(self) -> NeuralPredictor:
+        """What was learned, in numbers."""
+        layers = filled(self._network(), self.tensors_)
+        count = len(self.classes_)
+        return NeuralPredictor(layers, self.tensors_, self.mean_, self.scale_, count)
 
     def _network(self) -> Network:
-        hidden = [int(units) for units in str(self.hidden).split("x")]
-        return network(
-            self.n_features_in_,
-            [units for units in hidden if units],
-            len(self.classes_),
-            batch_norm=self.batch_norm,
-            cosine=self.cosine,
-            sharpness=None if self.sharpness == "learned" else float(self.sharpness),
-        )
-
-    def _standardised(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
-        if not self.standardise:
-            return X
-        rows = X - self.mean_
-        rows /= self.scale_
-        return rows
+        parameters = {
+            "hidden": self.hidden,
+            "batch_norm": self.batch_norm,
+            **({"sharpness": self.sharpness} if self.cosine else {}),
+        }
+        return network_of(parameters, self.n_features_in_, len(self.classes_))
 
     def _train(
         self, rows: np.ndarray, targets: np.ndarray, factors: np.ndarray
@@ -208,7 +160,7 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
         kept, held = (torch.from_numpy(part) for part in self._hold_out(targets))
         course = self._course()
         work = partial(train, layers, course, examples, kept, held, chance)
-        self.n_epochs_ = alone(work)
+        self.n_epochs_ = single_threaded(work)
         learned = layers.state_dict().items()
         self.tensors_ = {name: value.cpu().numpy() for name, value in learned}
 
@@ -229,14 +181,18 @@ class NeuralHead(ClassifierMixin, BaseEstimator):
         )
 
     def _hold_out(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows, classes = len(targets), len(self.classes_)
-        size = max(rows // 10, classes)
-        if rows - size < 2 * classes or np.bincount(targets).min() < 2:
-            return np.arange(rows), np.arange(0)
+        """The numbers of rows to train on, and of those to stop by."""
+        counts = np.bincount(targets)
+        single = counts[targets] == 1
+        rows, classes = np.flatnonzero(~single), int((counts > 1).sum())
+        size = max(len(rows) // 10, classes)
+        if classes < 2 or len(rows) - size < 2 * classes:
+            return np.arange(len(targets)), np.arange(0)
         split = StratifiedShuffleSplit(
             1, test_size=size, random_state=self.random_state
         )
-        return next(split.split(np.zeros((rows, 1)), targets))
+        kept, held = next(split.split(np.zeros((len(rows), 1)), targets[rows]))
+        return np.concatenate([rows[kept], np.flatnonzero(single)]), rows[held]
 
 
 def softmax(**params: Any) -> NeuralHead:
@@ -247,7 +203,3 @@ def softmax(**params: Any) -> NeuralHead:
 def cosine(**params: Any) -> NeuralHead:
     """One layer of class directions; see ``layers.Cosine``."""
     return NeuralHead(hidden=0, dropout=0.0, cosine=True, **params)
-
-
-def _torch(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(value) for name, value in tensors.items()}

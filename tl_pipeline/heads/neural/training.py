@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.linear.design_matrix import BLOCK
-from tl_pipeline.heads.linear.temperature import sharpness
+from tl_pipeline.heads.linear.temperature import fit_inverse_temperature
 from tl_pipeline.heads.neural.layers import Network
 
 MOMENTUM = 0.9  # of sgd
@@ -187,7 +187,7 @@ class _Trainer:
             weights = torch.ones(len(held))
             if examples.factors is not None:
                 weights = examples.factors[held].cpu()
-            factor = sharpness(
+            factor = fit_inverse_temperature(
                 logits.double().cpu().numpy(),
                 examples.targets[held].cpu().numpy(),
                 weights.double().numpy(),

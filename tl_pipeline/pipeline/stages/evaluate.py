@@ -97,7 +97,8 @@ class Evaluate(Unit[Artifact]):
             inputs["rows of folds"] = _grouped_fingerprint(rows)
         if self.search.refit:
             rows = self._images.learned(TRAIN, VALIDATION)
-            inputs["refit"] = digest([fits.VERSION, fits.inputs(rows, self.head.name)])
+            version = fits.version(self.head.name)
+            inputs["refit"] = digest([version, fits.inputs(rows, self.head.name)])
         return key_document("evaluate", VERSION, params, inputs)
 
     def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit

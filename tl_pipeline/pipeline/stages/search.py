@@ -28,7 +28,7 @@ from tl_pipeline.store.keys import KeyDocument, key_document
 from tl_pipeline.store.tables import SEARCH
 
 # Bump when the same inputs must give another choice.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
