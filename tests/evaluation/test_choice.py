@@ -94,7 +94,7 @@ BY_FOLDS = "cross_validation:folds=3"
 def run(folder: Path, root: Path, search: str, **fields: Any) -> RunRecord:
     given = {
         "dataset": str(folder),
-        "heads": ["linear:C=0.000001/0.1", "nearest_centroid"],
+        "heads": ["logistic:C=0.000001/0.1", "nearest_centroid"],
         "search": search,
         "controls": False,
         **fields,
@@ -115,17 +115,17 @@ def test_folds_are_a_split_of_the_scores_of_an_evaluation(folder: Path, tmp_path
     place = root / "searches" / step.keys["search"]
     found = [row for row in tables.read(SEARCH, place).to_pylist() if row["chosen"]]
     trial = tables.read(TRIAL, root / "trials" / found[0]["trial"]).to_pydict()
-    (linear,) = [r for r in record.results if r.head.startswith("linear")]
-    folds = {r["metric"]: r for r in metrics(root, linear) if r["split"] == "folds"}
+    (logistic,) = [r for r in record.results if r.head.startswith("logistic")]
+    folds = {r["metric"]: r for r in metrics(root, logistic) if r["split"] == "folds"}
     assert folds.keys() == {"accuracy", "log_loss"}
     accuracy = folds["accuracy"]
     assert accuracy["images"] == sum(trial["rows"]) == train
     assert accuracy["value"] == pytest.approx(found[0]["accuracy"])
     assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
     assert folds["log_loss"]["value"] == pytest.approx(found[0]["log_loss"])
-    assert accuracy["head"] == linear.head
-    assert linear.folds
-    assert linear.folds.value == accuracy["value"]
+    assert accuracy["head"] == logistic.head
+    assert logistic.folds
+    assert logistic.folds.value == accuracy["value"]
 
 
 def test_everyone_who_looks_is_told_of_folds(folder: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from tl_pipeline.errors import CatalogError, DamagedArtifact, InvalidSpec
 from tl_pipeline.evaluation import calibration, decisions, scoring
 from tl_pipeline.evaluation.operating_point import FILE, OperatingPoint
 from tl_pipeline.evaluation.scoring import HeldOut
-from tl_pipeline.heads import fitted
+from tl_pipeline.heads import fitting
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
 from tl_pipeline.registry.prediction import predict
@@ -98,7 +98,7 @@ def test_validation_scores_are_of_probabilities_that_never_saw_their_row():
         Embeddings("e", ids, x),
         HeadConfig(name="logistic", params={"C": 0.1}),
     )
-    head = fitted.fit(config, 0, embeddings, labels)
+    head = fitting.fit(config, 0, embeddings, labels)
     labels[:3] = "stranger"
     rows = HeldOut("validation", embeddings, labels, np.arange(80) // 2)
     found = scoring.validate(head, rows, "isotonic", seed=0)

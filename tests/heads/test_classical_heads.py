@@ -11,13 +11,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import SVC, LinearSVC
 
-from tl_pipeline.heads import cosine
+from tl_pipeline.heads import cosine, predictors
+from tl_pipeline.heads.calibrated_svm import CalibratedSVM
+from tl_pipeline.heads.classical import NaiveBayes
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
-from tl_pipeline.heads.folds import dealt
-from tl_pipeline.heads.linear.logistic import LinearClassifier
-from tl_pipeline.heads.linear.temperature import probabilities, sharpness
-from tl_pipeline.heads.margins import MarginHead
+from tl_pipeline.heads.fitting import in_numbers
+from tl_pipeline.heads.folds import stratified_group_folds
+from tl_pipeline.heads.linear.logistic import LogisticHead
+from tl_pipeline.heads.linear.temperature import fit_inverse_temperature, probabilities
 from tl_pipeline.heads.preparation import Components
 from tl_pipeline.heads.ridge import RidgeHead
 from tl_pipeline.heads.support_vectors import LinearSVMHead
@@ -69,7 +71,7 @@ def test_lda_shrinks_as_ledoit_and_wolf(n: int, width: int):
         DiscriminantHead(),
         LinearSVMHead(folds=0, tol=1e-12),
         Components(3, whiten=True),
-        LinearClassifier(0.1, class_weight="balanced", tol=1e-12),
+        LogisticHead(0.1, class_weight="balanced", tol=1e-12),
     ],
     ids=lambda head: type(head).__name__,
 )
@@ -108,7 +110,7 @@ def test_the_nearest_centroid_is_the_mean_direction(weighted: bool):
     assert (head.predict(x) == nearest).all()
 
 
-def test_the_sharpness_of_centroids_is_that_of_rows_left_out(
+def test_the_inverse_temperature_of_centroids_is_that_of_rows_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(cosine, "BLOCK", 7)
@@ -121,21 +123,25 @@ def test_the_sharpness_of_centroids_is_that_of_rows_left_out(
             mean = unit[kept & (y == name)].mean(axis=0)
             scores[row, k] = unit[row] @ mean / np.linalg.norm(mean)
     alone = np.array([(y == name).sum() == 1 for name in y])
-    expected = sharpness(
+    expected = fit_inverse_temperature(
         scores[~alone], np.searchsorted(names, y)[~alone], np.ones((~alone).sum())
     )
-    assert CentroidHead().fit(x, y).sharpness_ == pytest.approx(expected, rel=1e-3)
+    assert CentroidHead().fit(x, y).inverse_temperature_ == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_decisions_without_an_error_give_no_boundless_certainty():
     scores = np.eye(3)[np.arange(60) % 3]
     for count in (6, 60):
-        factor = sharpness(scores[:count], np.arange(count) % 3, np.ones(count))
+        factor = fit_inverse_temperature(
+            scores[:count], np.arange(count) % 3, np.ones(count)
+        )
         (sure, *_) = probabilities(scores[:1], factor)[0]
         assert sure == pytest.approx((count + 1) / (count + 3), abs=1e-3)
-    wrong = sharpness(scores, (np.arange(60) + 1) % 3, np.ones(60))
+    wrong = fit_inverse_temperature(scores, (np.arange(60) + 1) % 3, np.ones(60))
     assert wrong == pytest.approx(1e-3, rel=0.1)
-    assert sharpness(scores[:0], np.arange(0), np.ones(0)) == 1
+    assert fit_inverse_temperature(scores[:0], np.arange(0), np.ones(0)) == 1
 
 
 @pytest.mark.parametrize("k", [1, 5, 1000])
@@ -143,7 +149,7 @@ def test_neighbours_vote_by_their_cosine(k: int, monkeypatch: pytest.MonkeyPatch
     x, y = rows()
     x, y, new = x[:150], y[:150], x[150:]
     found = NeighbourHead(k, temperature=0.1).fit(x, y).predict_proba(new)
-    monkeypatch.setattr(cosine, "PRODUCTS", 1000)
+    monkeypatch.setattr(predictors, "PRODUCTS", 1000)
     blocks = NeighbourHead(k, temperature=0.1).fit(x, y).predict_proba(new)
     np.testing.assert_allclose(found, blocks, atol=1e-12)
     names, shares = np.unique(y, return_counts=True)
@@ -199,7 +205,7 @@ def test_a_linear_svm_that_does_not_converge_says_so():
 
 @pytest.mark.parametrize(
     "head",
-    [LinearSVMHead(0.01, random_state=0), MarginHead(SVC(C=10), random_state=0)],
+    [LinearSVMHead(0.01, random_state=0), CalibratedSVM(SVC(C=10), random_state=0)],
     ids=lambda head: type(head).__name__,
 )
 def test_margins_do_not_boast_of_rows_learned_by_heart(head):
@@ -214,13 +220,48 @@ def test_margins_do_not_boast_of_rows_learned_by_heart(head):
     assert (head.predict(new) == head.predict_proba(new).argmax(axis=1)).all()
 
 
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_an_svm_in_numbers_decides_as_that_of_scikit_learn(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(predictors, "PRODUCTS", 1000)
+    x, y = rows(classes=classes, spread=2.0)
+    head = CalibratedSVM(SVC(C=3), random_state=0).fit(x, y)
+    np.testing.assert_allclose(
+        head.decision_function(x), head.machine_.decision_function(x), atol=1e-9
+    )
+    assert len(head.machine_.support_vectors_) > 50
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_naive_bayes_in_numbers_is_that_of_scikit_learn(classes: int):
+    x, y = rows(classes=classes)
+    model = NaiveBayes().fit(x, y)
+    _, found = in_numbers(model)
+    np.testing.assert_allclose(found.predict_proba(x), model.predict_proba(x))
+
+
+def test_folds_of_many_small_classes_are_of_one_size():
+    """Each class used to begin with the first fold: 200, 200, 100, 100, 100."""
+    part = stratified_group_folds(np.repeat(np.arange(100), 7), 5, 0)
+    assert np.bincount(part).tolist() == [140] * 5
+    for k in range(100):
+        assert sorted(np.bincount(part[7 * k : 7 * k + 7], minlength=5)) == [
+            1,
+            1,
+            1,
+            2,
+            2,
+        ]
+
+
 def test_a_class_of_one_row_is_in_every_fit_and_left_out_of_none():
     targets = np.array([0, 0, 0, 0, 1, 2, 2])
-    part = dealt(targets, 3, 0)
+    part = stratified_group_folds(targets, 3, 0)
     assert part[4] == -1
     assert sorted(part[:4]) == [0, 0, 1, 2]
     assert part[5] != part[6]
-    assert (dealt(np.arange(5), 3, 0) == -1).all()
+    assert (stratified_group_folds(np.arange(5), 3, 0) == -1).all()
 
 
 @pytest.mark.parametrize(("n", "width"), [(200, 12), (30, 60)])
@@ -254,7 +295,7 @@ def test_whitening_keeps_no_component_that_is_rounding():
 @pytest.mark.parametrize("classes", [2, 4])
 def test_balanced_classes_are_those_of_scikit_learn(classes: int):
     x, y = rows(classes=classes)
-    ours = LinearClassifier(0.1, class_weight="balanced", tol=1e-12).fit(x, y)
+    ours = LogisticHead(0.1, class_weight="balanced", tol=1e-12).fit(x, y)
     model = LogisticRegression(
         C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000
     )

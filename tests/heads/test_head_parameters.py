@@ -11,6 +11,7 @@ from tl_pipeline.cli import head_command
 from tl_pipeline.config.specs import HeadConfig, HeadSpec
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.heads import HEADS
+from tl_pipeline.heads.fitting import build
 from tl_pipeline.heads.parameters import CHOICES, MEANINGS, PREPARATION, SHARES, domain
 from tl_pipeline.store.keys import digest
 
@@ -59,6 +60,12 @@ def test_an_unknown_head_is_refused_with_the_choices():
     with pytest.raises(UnknownName, match=r"'logistics'.*Did you mean 'logistic'") as e:
         heads.complete(HeadSpec(name="logistics"))
     assert all(name in str(e.value) for name in HEADS)
+
+
+def test_a_head_that_was_renamed_says_what_it_is_called_now():
+    spec = HeadSpec.parse("linear:C=0.1,l2=true")
+    with pytest.raises(InvalidSpec, match=r"write logistic:C=0\.1,l2=true"):
+        heads.complete(spec)
 
 
 @every_head
@@ -190,30 +197,28 @@ def test_a_label_shows_what_is_not_plain_default(spec: str, label: str):
 @pytest.mark.parametrize(
     ("params", "steps"),
     [
-        ({}, ["standardscaler", "logisticregression"]),
+        ({}, ["standardscaler", "neighbourhead"]),
         ({"scale": "none"}, None),
-        ({"l2": True}, ["normalizer", "standardscaler", "logisticregression"]),
-        (
-            {"scale": "none", "whiten": True},
-            ["components", "logisticregression"],
-        ),
+        ({"l2": True}, ["normalizer", "standardscaler", "neighbourhead"]),
+        ({"scale": "none", "whiten": True}, ["components", "neighbourhead"]),
         (
             {"l2": True, "pca": 2},
-            ["normalizer", "standardscaler", "components", "logisticregression"],
+            ["normalizer", "standardscaler", "components", "neighbourhead"],
         ),
     ],
 )
 def test_preparation_makes_the_steps_asked_for(params: dict, steps: list | None):
-    head = heads.build(HeadConfig(name="logistic", params={"C": 1.0, **params}), 0)
+    plain = {"k": 5, "temperature": 0.07}
+    head = build(HeadConfig(name="knn", params={**plain, **params}), 0)
     assert ([name for name, _ in head.steps] if steps else None) == steps
 
 
-@pytest.mark.parametrize("name", ["linear", "ridge", "lda", "linear_svm"])
+@pytest.mark.parametrize("name", ["logistic", "ridge", "lda", "linear_svm"])
 def test_a_head_that_standardises_itself_does_so_once(name: str):
     first = next(heads.grid(heads.complete(HeadSpec(name=name))))
 
     def built(**params: object):
-        return heads.build(HeadConfig(name=name, params=first.params | params), 0)
+        return build(HeadConfig(name=name, params=first.params | params), 0)
 
     assert built().standardise
     assert not built(scale="none").standardise
@@ -251,17 +256,17 @@ def test_the_defaults_that_are_listed_are_taken_back(name: str):
         assert heads.complete(spec) == heads.complete(HeadSpec(name=name))
 
 
-@pytest.mark.parametrize("name", list(heads.PROFILES))
-def test_a_profile_names_heads_that_there_are(name: str):
+@pytest.mark.parametrize("name", list(heads.PRESETS))
+def test_a_preset_names_heads_that_there_are(name: str):
     found = [heads.complete(head) for head in heads.expanded(HeadSpec(name=name))]
-    assert len(found) == len(heads.PROFILES[name].heads)
+    assert len(found) == len(heads.PRESETS[name].heads)
     assert len({head.name for head in found}) == len(found)
     for head in found:
-        assert heads.build(next(iter(heads.grid(head))), 0)
+        assert build(next(iter(heads.grid(head))), 0)
 
 
-def test_a_profile_takes_no_parameters():
+def test_a_preset_takes_no_parameters():
     with pytest.raises(
-        InvalidSpec, match=r"--head linear:C=.* --head nearest_centroid"
+        InvalidSpec, match=r"--head logistic:C=.* --head nearest_centroid"
     ):
         heads.expanded(HeadSpec.parse("quick:C=1"))

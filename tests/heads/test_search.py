@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig, HeadSpec, RunSpec, SearchSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.heads import HEADS, grids, search, trials
-from tl_pipeline.heads.folds import dealt
-from tl_pipeline.heads.grids import Rows
+from tl_pipeline.heads import HEADS, cross_validation, grids, search
+from tl_pipeline.heads.fitting import build
+from tl_pipeline.heads.folds import stratified_group_folds
+from tl_pipeline.heads.grids import LabelledRows
 from tl_pipeline.heads.search import Rung, candidates, ranked, rungs
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.wiring import Work
@@ -27,13 +28,15 @@ from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import METRICS, PREDICTIONS, SEARCH, TRIAL
 
 
-def rows(n: int = 240, width: int = 8, classes: int = 3, groups: int = 0) -> Rows:
+def rows(
+    n: int = 240, width: int = 8, classes: int = 3, groups: int = 0
+) -> LabelledRows:
     chance = np.random.default_rng(0)
     y = np.arange(n) % classes
     x = chance.normal(size=(n, width)) + np.eye(classes, width)[y] * 2
     names = np.array([f"class {k}" for k in y])
     of = np.arange(n) // (n // groups) if groups else None
-    return Rows(x.astype(np.float32), names, None, of)
+    return LabelledRows(x.astype(np.float32), names, None, of)
 
 
 def grid(text: str) -> list[HeadConfig]:
@@ -46,7 +49,7 @@ def grid(text: str) -> list[HeadConfig]:
 def test_groups_are_left_out_whole_and_every_class_stays_learnable():
     y = np.repeat([0, 1, 2], 40)
     groups = np.arange(120) // 4
-    part = dealt(y, 5, 0, groups)
+    part = stratified_group_folds(y, 5, 0, groups)
     assert set(part) == set(range(5))
     for group in np.unique(groups):
         assert len(set(part[groups == group])) == 1
@@ -57,34 +60,38 @@ def test_groups_are_left_out_whole_and_every_class_stays_learnable():
 def test_a_class_of_one_group_is_never_left_out():
     y = np.array([0] * 10 + [1] * 10 + [2] * 4)
     groups = np.array([*range(20), *[20] * 4])
-    part = dealt(y, 4, 0, groups)
+    part = stratified_group_folds(y, 4, 0, groups)
     assert (part[y == 2] == -1).all()
     assert (part[y != 2] >= 0).all()
 
 
 def test_groups_of_one_row_each_are_as_if_there_were_none():
     y = np.arange(30) % 3
-    np.testing.assert_array_equal(dealt(y, 3, 7), dealt(y, 3, 7, np.arange(30)))
+    np.testing.assert_array_equal(
+        stratified_group_folds(y, 3, 7), stratified_group_folds(y, 3, 7, np.arange(30))
+    )
 
 
 HOLDING = [name for name, row in HEADS.items() if row.takes_groups]
 
 
-def test_exactly_the_heads_that_say_so_take_groups():
+def test_exactly_the_heads_that_say_so_take_groups_and_weights():
     from sklearn.utils.validation import has_fit_parameter
 
-    for name in HEADS:
+    for name, row in HEADS.items():
         config = grid(name)[0]
-        model = heads.build(config, 0)
+        model = build(config, 0)
         last = getattr(model, "steps", [("", model)])[-1][1]
-        assert has_fit_parameter(last, "groups") == HEADS[name].takes_groups, name
+        assert has_fit_parameter(last, "groups") == row.takes_groups, name
+        assert has_fit_parameter(last, "sample_weight") == row.takes_weights, name
+        assert hasattr(last, "patience") == row.stops_early, name
 
 
 @pytest.mark.parametrize("name", HOLDING)
 def test_a_head_that_holds_rows_out_is_told_their_groups(name: str):
     """Eight copies of each row: alone they tell nothing new, so groups matter."""
     few = rows(30)
-    copied = Rows(
+    copied = LabelledRows(
         np.repeat(few.x, 8, axis=0),
         np.repeat(few.labels, 8),
         None,
@@ -92,27 +99,36 @@ def test_a_head_that_holds_rows_out_is_told_their_groups(name: str):
     )
     config = grid(name)[0]
     told = next(grids.fit([config], 0, copied)).estimator
-    alone = Rows(copied.x, copied.labels)
+    alone = LabelledRows(copied.x, copied.labels)
     untold = next(grids.fit([config], 0, alone)).estimator
     assert not np.allclose(told.predict_proba(few.x), untold.predict_proba(few.x))
 
 
 # --- fitting a grid ------------------------------------------------------------------
 
-TOGETHER = ["linear:C=0.001/0.1/1", "ridge:alpha=1/100", "ridge:class_weight=balanced"]
-ALONE = ["linear:C=0.01/1,class_weight=balanced", "linear:pca=4", "knn:k=3/9", "lda"]
+TOGETHER = [
+    "logistic:C=0.001/0.1/1",
+    "ridge:alpha=1/100",
+    "ridge:class_weight=balanced",
+]
+ALONE = [
+    "logistic:C=0.01/1,class_weight=balanced",
+    "logistic:pca=4",
+    "knn:k=3/9",
+    "lda",
+]
 
 
 @pytest.mark.parametrize("text", TOGETHER + ALONE)
 def test_fits_of_a_grid_are_those_of_each_configuration_by_itself(text: str):
     there, configs = rows(), grid(text)
-    part = dealt(np.unique(there.labels, return_inverse=True)[1], 3, 0)
+    part = stratified_group_folds(np.unique(there.labels, return_inverse=True)[1], 3, 0)
     for folds in (None, part):
         found = {(fit.at, fit.fold): fit for fit in grids.fit(configs, 0, there, folds)}
         assert len(found) == len(configs) * (1 if folds is None else 3)
         for (at, fold), fit in found.items():
             learned = there if fold is None else there.take(part != fold)
-            model = heads.build(configs[at], 0).fit(learned.x, learned.labels)
+            model = build(configs[at], 0).fit(learned.x, learned.labels)
             np.testing.assert_allclose(
                 fit.estimator.predict_proba(there.x),
                 model.predict_proba(there.x),
@@ -120,13 +136,13 @@ def test_fits_of_a_grid_are_those_of_each_configuration_by_itself(text: str):
             )
 
 
-# --- trials --------------------------------------------------------------------------
+# --- out of fold ---------------------------------------------------------------------
 
 
 def test_cross_validation_scores_as_scikit_learn_does():
     there = rows(groups=40)
     configs = grid("logistic:C=0.01/1")
-    found = dict(trials.cross_validated(configs, 3, there, 4))
+    found = dict(cross_validation.cross_validated(configs, 3, there, 4))
     targets = np.unique(there.labels, return_inverse=True)[1]
     cuts = StratifiedGroupKFold(4, shuffle=True, random_state=3)
     for at, config in enumerate(configs):
@@ -142,8 +158,10 @@ def test_cross_validation_scores_as_scikit_learn_does():
 
 def test_a_class_that_no_fold_can_learn_is_counted_as_wrong():
     there = rows(60)
-    held = Rows(there.x, np.where(there.labels == "class 0", "unknown", there.labels))
-    ((_, (score,)),) = trials.held_out(grid("linear:C=1"), 0, there, held)
+    held = LabelledRows(
+        there.x, np.where(there.labels == "class 0", "unknown", there.labels)
+    )
+    ((_, (score,)),) = cross_validation.held_out(grid("logistic:C=1"), 0, there, held)
     assert score.accuracy < 0.7
     assert score.log_loss > 5  # a third of the rows cost -log of the least number
 
@@ -151,7 +169,7 @@ def test_a_class_that_no_fold_can_learn_is_counted_as_wrong():
 def test_what_cannot_be_divided_says_so():
     there = rows(3)
     with pytest.raises(ValueError, match="no class has two images"):
-        list(trials.cross_validated(grid("linear:C=1"), 0, there, 5))
+        list(cross_validation.cross_validated(grid("logistic:C=1"), 0, there, 5))
 
 
 # --- which configurations ------------------------------------------------------------
@@ -186,22 +204,22 @@ def test_a_wider_random_search_begins_with_the_narrower_one():
 
 
 def test_ranges_are_drawn_from_evenly_over_their_orders_of_magnitude():
-    found = [c.params["C"] for c in drawn("linear:C=0.0001..100", 300)]
+    found = [c.params["C"] for c in drawn("logistic:C=0.0001..100", 300)]
     assert min(found) >= 1e-4
     assert max(found) <= 100
     middle = np.median(np.log10(np.array(found, float)))
     assert -1.6 < middle < -0.4
     hidden = {c.params["hidden"] for c in drawn("mlp:hidden=16..64", 40)}
     assert all(isinstance(units, int) and 16 <= units <= 64 for units in hidden)
-    assert [c.params["C"] for c in drawn("linear:C=0.0001..100", 5)] == found[:5]
+    assert [c.params["C"] for c in drawn("logistic:C=0.0001..100", 5)] == found[:5]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("linear:C=1..0.1", "the smaller first"),
-        ("linear:C=a..b", "no range"),
-        ("linear:C=0..1", "must lie between"),
+        ("logistic:C=1..0.1", "the smaller first"),
+        ("logistic:C=a..b", "no range"),
+        ("logistic:C=0..1", "must lie between"),
         ("mlp:batch_norm=0..1", "no range"),
         ("knn:k=1.5..3", "whole number"),
     ],
@@ -215,7 +233,7 @@ def test_a_range_without_a_random_search_is_refused_before_anything_is_done(
     folder: Path, tmp_path: Path
 ):
     spec = RunSpec.model_validate(
-        {"dataset": str(folder), "heads": ["linear:C=0.1..1"]}
+        {"dataset": str(folder), "heads": ["logistic:C=0.1..1"]}
     )
     with pytest.raises(InvalidSpec, match="strategy=random"):
         wiring.prepare(spec, Store.open(tmp_path / "store"))
@@ -268,11 +286,11 @@ def searched(record: RunRecord, root: Path) -> list[dict[str, Any]]:
 def test_a_wider_grid_tries_only_what_is_new(folder: Path, tmp_path: Path):
     root = tmp_path / "store"
     how = "cross_validation:folds=3"
-    first = wiring.run(work(folder, root, how, "linear:C=0.01/0.1"))
+    first = wiring.run(work(folder, root, how, "logistic:C=0.01/0.1"))
     found = searched(first, root)
     assert [row["folds"] for row in found] == [3, 3]
     assert sum(row["chosen"] for row in found) == 1
-    wider = work(folder, root, how, "linear:C=0.01/0.1/1")
+    wider = work(folder, root, how, "logistic:C=0.01/0.1/1")
     (planned,) = [step for step in wiring.plan(wider) if step.stage == "search"]
     assert planned.units == 1
     assert "1 of 3 configurations" in planned.reason
@@ -289,7 +307,7 @@ def test_a_wider_grid_tries_only_what_is_new(folder: Path, tmp_path: Path):
 
 def test_the_choice_is_that_of_the_trials(folder: Path, tmp_path: Path):
     root = tmp_path / "store"
-    wanted = "linear:C=0.000001/0.1"
+    wanted = "logistic:C=0.000001/0.1"
     record = wiring.run(work(folder, root, "cross_validation:folds=4", wanted))
     found = searched(record, root)
     for row in found:
@@ -307,7 +325,7 @@ def test_halving_ends_with_few_configurations_on_all_images(
 ):
     monkeypatch.setattr(search, "_LEAST", 2)
     root = tmp_path / "store"
-    wanted = "linear:C=0.0001/0.001/0.01/0.1/1"
+    wanted = "logistic:C=0.0001/0.001/0.01/0.1/1"
     for how in ("validation", "cross_validation"):
         record = wiring.run(work(folder, root, f"{how}:strategy=halving", wanted))
         found = searched(record, root)
@@ -329,8 +347,8 @@ def test_refit_learns_from_validation_before_test_and_not_before_validation(
     folder: Path, tmp_path: Path
 ):
     root = tmp_path / "store"
-    plain = wiring.run(work(folder, root, "validation", "linear:C=0.1"))
-    refit = wiring.run(work(folder, root, "validation:refit=true", "linear:C=0.1"))
+    plain = wiring.run(work(folder, root, "validation", "logistic:C=0.1"))
+    refit = wiring.run(work(folder, root, "validation:refit=true", "logistic:C=0.1"))
     store = Store.open(root)
 
     def head(record: RunRecord) -> dict[str, Any]:
@@ -360,6 +378,8 @@ def test_refit_learns_from_validation_before_test_and_not_before_validation(
 def test_images_that_cannot_be_divided_are_said_by_the_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(trials, "dealt", lambda *_: np.array([-1]))
+    monkeypatch.setattr(
+        cross_validation, "stratified_group_folds", lambda *_: np.array([-1])
+    )
     with pytest.raises(DatasetError, match="cannot be cross-validated"):
-        wiring.run(work(folder, tmp_path / "s", "cross_validation", "linear:C=1"))
+        wiring.run(work(folder, tmp_path / "s", "cross_validation", "logistic:C=1"))

@@ -82,7 +82,7 @@ def test_a_joint_head_sees_its_members_side_by_side(folder: Path, store: Store):
         for part in member.encoder.members
     ]
     assert member.head.encoder_key == member.encoder.key
-    said = member.head.estimator.predict_proba(np.hstack([v.vectors for v in vectors]))
+    said = member.head.predictor.predict_proba(np.hstack([v.vectors for v in vectors]))
     stored = predictions(store, record.best)
     expected = [stored["test", i]["probabilities"] for i in vectors[0].image_ids]
     np.testing.assert_allclose(said, expected, atol=1e-6)

@@ -16,7 +16,7 @@ from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.config.split_specs import SplitSpec
 from tl_pipeline.data.splits import SPLITS, TEST, TRAIN, VALIDATION, tiny
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.heads import fitted
+from tl_pipeline.heads import fitted, fitting
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages import embed, ingest
@@ -260,19 +260,25 @@ def test_changed_weights_are_told(trained: Trained):
     assert Ingest(at, trained.work.dataset).plan().step.reason == "1 weighed anew"
 
 
-def test_a_head_that_cannot_take_weights_is_refused(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch
+def test_a_head_that_cannot_take_weights_is_refused(trained: Trained):
+    with pytest.raises(InvalidSpec, match="'knn' cannot take the weights"):
+        trained({0: 2.0}, HeadSpec.parse("knn:k=5,temperature=0.07"))
+
+
+def test_a_head_that_cannot_take_weights_is_refused_before_anything_is_read(
+    tmp_path: Path,
 ):
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    def near(*_: Any) -> Any:
-        return make_pipeline(StandardScaler(), KNeighborsClassifier())
-
-    monkeypatch.setattr(fitted.heads, "build", near)
-    with pytest.raises(InvalidSpec, match="'logistic' cannot take the weights"):
-        trained({0: 2.0})
+    """No network is looked for and nothing is embedded: the table is not even there."""
+    catalog = tmp_path / "data_catalog.yaml"
+    catalog.write_text(
+        "version: 1\ndatasets:\n  few:\n    type: table\n    path: gone.csv\n"
+        "    image_column: file\n    label_column: label\n    weight_column: times\n"
+    )
+    spec = RunSpec(dataset="few", heads=(HeadSpec(name="knn"), LOGISTIC))
+    with pytest.raises(
+        InvalidSpec, match=r"'knn' cannot .* few .*weight_column: times"
+    ):
+        wiring.prepare(spec, Store.open(tmp_path / "store"), catalog_file=catalog)
 
 
 def test_every_step_of_a_pipeline_gets_the_weights():
@@ -286,17 +292,17 @@ def test_every_step_of_a_pipeline_gets_the_weights():
     labels = np.array(["a", "b", "c"] * 10)
     weights = chance.integers(1, 4, 30).astype(float)
     twice = np.repeat(np.arange(30), weights.astype(int))
-    (config,) = HeadSpec(name="logistic", params={"C": 0.1}).grid()
+    (config,) = HeadSpec(name="logistic", params={"C": 0.1, "pca": 3}).grid()
     ids = [f"{i}" for i in range(30)]
-    weighed = fitted.fit(config, 0, Embeddings("e", ids, vectors), labels, weights)
+    weighed = fitting.fit(config, 0, Embeddings("e", ids, vectors), labels, weights)
     more = Embeddings("e", [ids[i] for i in twice], vectors[twice])
-    repeated = fitted.fit(config, 0, more, labels[twice])
+    repeated = fitting.fit(config, 0, more, labels[twice])
     rows = Embeddings("e", ids, vectors)
     np.testing.assert_allclose(
         weighed.predict_proba(rows), repeated.predict_proba(rows), atol=1e-4
     )
-    scaler = weighed.estimator.steps[0][1]
-    np.testing.assert_allclose(scaler.mean_, vectors[twice].mean(axis=0), atol=1e-6)
+    mean = weighed.preparation.mean
+    np.testing.assert_allclose(mean, vectors[twice].mean(axis=0), atol=1e-6)
 
 
 # Classes too small

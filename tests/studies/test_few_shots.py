@@ -56,7 +56,7 @@ def test_more_draws_try_only_what_is_new(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     store = tmp_path / "store"
-    more = ("--shots", "1/3", "--head", "linear:C=0.01/1", "--head", "knn:k=1")
+    more = ("--shots", "1/3", "--head", "logistic:C=0.01/1", "--head", "knn:k=1")
     run(folder, store, *more, "--draws", "2")
     found = json.loads(capsys.readouterr().out)
     assert [(row["shots"], row["draws"]) for row in found["rows"]] == [
@@ -72,7 +72,7 @@ def test_more_draws_try_only_what_is_new(
     assert len(now) == 2 * 3 * 3
     for row in wider["rows"]:
         assert row["low"] <= row["accuracy"] <= row["high"]
-        assert row["tried"] == (2 if row["head"].startswith("linear") else 1)
+        assert row["tried"] == (2 if row["head"].startswith("logistic") else 1)
     assert not (store / "runs").exists()
 
 
@@ -95,7 +95,7 @@ def test_the_mean_is_that_of_the_trials(
     [
         (("--shots", "1/0"), "numbers of images"),
         (("--draws", "0"), "at least 1"),
-        (("--head", "linear:C=0.1..1"), "strategy=random"),
+        (("--head", "logistic:C=0.1..1"), "strategy=random"),
         (("--head", "quik"), "Did you mean 'quick'"),
     ],
 )

@@ -56,7 +56,8 @@ class NumericHead(ClassifierMixin, BaseEstimator):
 
     def _new_rows(self, X: Any) -> np.ndarray:  # noqa: N803
         check_is_fitted(self)
-        return validate_data(self, X, dtype=self.dtypes, reset=False)
+        rows: Any = validate_data(self, X, dtype=self.dtypes, reset=False)
+        return rows
 
     def training_set(
         self,

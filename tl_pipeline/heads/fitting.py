@@ -116,7 +116,10 @@ def in_numbers(estimator: Any) -> tuple[Preparation, Predictor]:
 
 def _preparation(steps: list[Any]) -> Preparation:
     """Of the steps that ``preparation.prepared`` makes, in their order."""
-    l2, mean, scale, axes = False, None, None, None
+    l2 = False
+    mean: Any = None
+    scale: Any = None
+    axes: Any = None
     for step in steps:
         if isinstance(step, Normalizer):
             l2 = True

@@ -35,8 +35,19 @@ def candidates(head: HeadSpec, search: SearchSpec, seed: int) -> list[HeadConfig
     with those that fewer are, so a wider search tries only what is new.
 
     Raises:
-        InvalidSpec: a range of numbers, which has no grid.
+        InvalidSpec: a range of numbers, which has no grid; or values that do not go
+            together.
     """
+    found = _candidates(head, search, seed)
+    for config in found:
+        if config.params.get("batch_norm") and config.params["batch_size"] == 1:
+            raise InvalidSpec(
+                f"{label(config)}: batch_norm needs a batch_size of at least 2, not 1"
+            )
+    return found
+
+
+def _candidates(head: HeadSpec, search: SearchSpec, seed: int) -> list[HeadConfig]:
     ranges = [name for name, value in head.params.items() if is_range(value)]
     if search.strategy != "random":
         if ranges:

@@ -100,7 +100,7 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 def _rename(node: dict[str, Any]) -> str | None:
     """Give ``node`` today's names; the release of scikit-learn, if it tells."""
-    kind = (node.get("__module__"), node.get("__class__"))
+    kind = (str(node.get("__module__")), str(node.get("__class__")))
     if kind in OLDER_TYPES:
         module, node["__class__"] = OLDER_TYPES[kind]
         node["__module__"] = f"{_HEADS}.{module}"

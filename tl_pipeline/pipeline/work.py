@@ -92,6 +92,7 @@ def prepare(
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     spec = _with_backbones(spec, dataset)
     wanted = _complete(spec)
+    check_weights(dataset, wanted)
     duplicate_spec = _duplicate_spec(spec, dataset)
     asked = [*spec.backbones, *([duplicate_spec] if duplicate_spec else [])]
     check_modality(dataset, asked)
@@ -158,13 +159,13 @@ def prepare_study(
 
 
 def _complete(spec: RunSpec) -> list[HeadSpec]:
-    """The heads of ``spec``, those of profiles among them, each once.
+    """The heads of ``spec``, those of presets among them, each once.
 
     Raises:
         UnknownName, InvalidSpec: one cannot be tried, or all of them are controls.
     """
-    given = [head for profile in spec.heads for head in heads.expanded(profile)]
-    named = {head.short(): head for head in map(heads.complete, given)}
+    every = [head for preset in spec.heads for head in heads.expanded(preset)]
+    named = {head.short(): head for head in map(heads.complete, every)}
     wanted = list(named.values())
     for head in wanted:
         candidates(head, spec.search, spec.seed)  # refuses what cannot be tried
@@ -217,6 +218,22 @@ def _check_ensemble(
         raise InvalidSpec(
             f"ensemble {ensemble} averages heads, and this run has one; add a head or "
             "a backbone"
+        )
+
+
+def check_weights(dataset: DatasetSpec, wanted: Sequence[HeadSpec]) -> None:
+    """Refuse heads that cannot take the weights that ``dataset`` gives its images.
+
+    Raises:
+        InvalidSpec: one of ``wanted`` cannot.
+    """
+    column = getattr(dataset, "weight_column", None)
+    refused = [head.name for head in wanted if not heads.HEADS[head.name].takes_weights]
+    if column is not None and refused:
+        raise InvalidSpec(
+            f"head {', '.join(map(repr, dict.fromkeys(refused)))} cannot take the "
+            f"weights that {dataset.name} gives its images; leave it out, or "
+            f"weight_column: {column}"
         )
 
 

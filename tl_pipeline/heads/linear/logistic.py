@@ -23,6 +23,10 @@ class LinearHead(DecisionHead):
         inverse_temperature_: what decisions are multiplied by before the softmax.
     """
 
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    mean_: np.ndarray
+    scale_: np.ndarray
     inverse_temperature_: float = 1.0
 
     def predictor(self) -> Linear:

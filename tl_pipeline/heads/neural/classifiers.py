@@ -139,7 +139,7 @@ class NeuralHead(NumericHead):
             "batch_norm": self.batch_norm,
             **({"sharpness": self.sharpness} if self.cosine else {}),
         }
-        return network_of(parameters, self.n_features_in_, len(self.classes_))
+        return network_of(parameters, len(self.mean_), len(self.classes_))
 
     def _train(
         self, rows: np.ndarray, targets: np.ndarray, factors: np.ndarray

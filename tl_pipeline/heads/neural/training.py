@@ -108,8 +108,7 @@ def train(
     Where ``held`` is empty they are those of the last epoch. Returns the epochs done.
 
     Raises:
-        InvalidSpec: the weights have become infinite, or batch norm is asked for with
-            batches of one row.
+        InvalidSpec: the weights have become infinite.
     """
     trainer = _Trainer(layers, course, examples, chance)
     best, best_loss, best_epoch, epochs = _copy(layers), math.inf, 0, 0
@@ -150,8 +149,6 @@ class _Trainer:
         if self._device.type != "cpu":
             self._noise = torch.Generator(self._device).manual_seed(course.seed)
         self._normed = any(isinstance(m, nn.BatchNorm1d) for m in layers.modules())
-        if self._normed and course.batch_size < 2:
-            raise InvalidSpec("batch_norm needs a batch_size of at least 2, not 1")
         self._shares = np.random.default_rng(course.seed)
         self._optimiser = _optimiser(layers, course)
         size = min(course.batch_size + 1, len(examples.rows))
