@@ -238,7 +238,7 @@ def test_a_lost_artifact_makes_exactly_its_stage_run_again(
     [
         ("ingest", "manifests", MANIFEST.file),
         ("ingest", "manifests", QUARANTINE.file),
-        ("train", "heads", "head.skops"),
+        ("train", "heads", "head.safetensors"),
         ("evaluate", "evaluations", METRICS.file),
         ("average", "evaluations", PREDICTIONS.file),
         ("register", "models", "model.json"),
