@@ -7,7 +7,7 @@ EXTRAS := dask,http,huggingface,onnx,ray,s3,text,timm
 FOUND_BY := pyproject.toml constraints.txt scripts/install.sh
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-exhaustive snapshots lint check bench clean
+.PHONY: demo test test-all test-exhaustive snapshots reference lint check bench clean
 
 demo: $(VENV)/demo  ## run the whole pipeline on embedded data and print where to look
 	$(BIN)/tl run digits
@@ -23,6 +23,9 @@ test-all: $(VENV)/dev  ## every test
 
 snapshots: $(VENV)/dev  ## write anew what `tl` prints, to be read in `git diff`
 	$(BIN)/pytest -q tests/journeys/test_snapshots.py --update-snapshots
+
+reference: $(VENV)/dev  ## write docs/reference.md anew from the code
+	$(BIN)/python scripts/reference.py
 
 lint: $(VENV)/dev  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
