@@ -37,7 +37,7 @@ from timeline import STARTED, Timeline, pace, vectors
 from tl_pipeline.embedding.forward import BATCH, Forward
 from tl_pipeline.embedding.gpu import nvjpeg
 from tl_pipeline.embedding.gpu.nvjpeg import NvjpegDecoder
-from tl_pipeline.embedding.workers import OF_A_GPU
+from tl_pipeline.embedding.workers import PER_GPU
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.inputs import nvjpeg_support
 from tl_pipeline.inputs.resizing import Resizer
@@ -50,7 +50,7 @@ _PEERS = ("dataloader", "dataloader-bf16")
 def rate(work: Callable[[Any], Any], given: Sequence[Any], seconds: float) -> float:
     """Images/s of threads that do ``work`` of batches, on a stream each."""
     torch.cuda.synchronize()
-    with ThreadPoolExecutor(OF_A_GPU, initializer=_own_stream) as pool:
+    with ThreadPoolExecutor(PER_GPU, initializer=_own_stream) as pool:
         list(pool.map(work, given))
         done, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
@@ -65,10 +65,10 @@ def _own_stream() -> None:
 def forward_alone(encoder: Encoder, seconds: float) -> float:
     """From pixels on the GPU to embeddings in memory."""
     forward = Forward([encoder], DEVICE)
-    forward.record(BATCH["cuda"], OF_A_GPU)
+    forward.record(BATCH["cuda"], PER_GPU)
     shape = (BATCH["cuda"], 3, encoder.preprocess.crop, encoder.preprocess.crop)
     batch = torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE)
-    return rate(lambda one: len(forward(one)[0]), [batch] * 4 * OF_A_GPU, seconds)
+    return rate(lambda one: len(forward(one)[0]), [batch] * 4 * PER_GPU, seconds)
 
 
 def decode_alone(encoder: Encoder, some: Sequence[bytes], seconds: float) -> float:

@@ -27,8 +27,8 @@ from results import machine, processor, record
 from tl_pipeline.config.datasets import ImageFolderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import engine
-from tl_pipeline.embedding.devices import cores
 from tl_pipeline.embedding.forward import BATCH, Forward
+from tl_pipeline.embedding.process import cores
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.inputs import pixels
 from tl_pipeline.progress import track

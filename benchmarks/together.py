@@ -21,7 +21,7 @@ from results import machine, processor, record
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import engine, forward
-from tl_pipeline.embedding.devices import cores
+from tl_pipeline.embedding.process import cores
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.inputs import pixels

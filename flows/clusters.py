@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from prefect.futures import PrefectFuture
 
+from tl_pipeline.embedding.process import cores
 from tl_pipeline.errors import InvalidSpec
 
 Runner = Literal["threads", "dask", "ray"]
@@ -71,9 +72,9 @@ def started(runner: Runner, address: str | None) -> Iterator[Cluster]:
 
 def local_workers() -> tuple[int, int]:
     """How many workers a cluster on this machine gets, and the cores of each."""
-    cores = os.cpu_count() or 1
-    workers = max(2, cores // _MOST_CORES)
-    return workers, max(1, cores // workers)
+    available = cores()
+    workers = max(2, available // _MOST_CORES)
+    return workers, max(1, available // workers)
 
 
 @contextmanager
@@ -84,10 +85,10 @@ def _dask(address: str | None) -> Iterator[Cluster]:
 
     from tl_pipeline.embedding.devices import devices
 
-    workers, cores = local_workers()
+    workers, each = local_workers()
     if devices()[0].type == "cuda":
         # One process drives all GPUs; several would share each of them.
-        workers, cores = 1, os.cpu_count() or 1
+        workers, each = 1, cores()
     options = {
         "n_workers": workers,
         "threads_per_worker": 1,
@@ -104,7 +105,7 @@ def _dask(address: str | None) -> Iterator[Cluster]:
             raise _no_cluster("Dask", address, error) from None
         if address:
             _ask_workers(tasks.client, address)
-        yield _Dask(tasks, distributed, None if address else cores)
+        yield _Dask(tasks, distributed, None if address else each)
 
 
 def _ask_workers(client: Any, address: str) -> None:
@@ -152,8 +153,8 @@ def _ray(address: str | None) -> Iterator[Cluster]:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        workers, cores = local_workers()
-        options |= {"num_cpus": workers * cores, "include_dashboard": False}
+        workers, each = local_workers()
+        options |= {"num_cpus": workers * each, "include_dashboard": False}
     try:
         tasks = RayTaskRunner(address, options)
         entered = tasks.__enter__()
@@ -175,14 +176,14 @@ def share(nodes: Sequence[dict[str, Any]], *, local: bool) -> dict[str, Any]:
     there = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = {int(has["GPU"]) for has in there if has.get("GPU")}
     if len(gpus) == 1:
-        cores = min(int(has.get("CPU", 1)) for has in there if has.get("GPU"))
-        return {"num_cpus": cores, "num_gpus": gpus.pop(), "max_calls": 0}
+        least = min(int(has.get("CPU", 1)) for has in there if has.get("GPU"))
+        return {"num_cpus": least, "num_gpus": gpus.pop(), "max_calls": 0}
     if gpus:  # machines that differ
         return {"num_cpus": 1, "num_gpus": 1}
     if local:
         return {"num_cpus": local_workers()[1]}
-    cores = min((int(has["CPU"]) for has in there if has.get("CPU")), default=1)
-    return {"num_cpus": max(1, min(_MOST_CORES, cores))}
+    least = min((int(has["CPU"]) for has in there if has.get("CPU")), default=1)
+    return {"num_cpus": max(1, min(_MOST_CORES, least))}
 
 
 class _Ray:
@@ -194,8 +195,8 @@ class _Ray:
 
         # max_retries is of workers that die; what a task raises is Prefect's to retry.
         with remote_options(max_retries=3, **self._share):
-            cores = self._share["num_cpus"]
-            return self._tasks.submit(task, {**parameters, "cores": cores})
+            given = {**parameters, "cores": self._share["num_cpus"]}
+            return self._tasks.submit(task, given)
 
     def completed(
         self, futures: Sequence[PrefectFuture[Any]]

@@ -20,6 +20,7 @@ from tl_pipeline.config.specs import (
     RunSpec,
     SearchSpec,
 )
+from tl_pipeline.embedding import process
 from tl_pipeline.encoders.backbones import PATTERN
 from tl_pipeline.heads import HEADS, PRESETS
 from tl_pipeline.pipeline import wiring
@@ -85,6 +86,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         runner: what embeds: threads of this process, or workers of dask or ray.
         address: of an existing cluster; without one, workers start on this machine.
     """
+    process.claim()
     clusters.check(runner, address)
     spec = RunSpec(
         dataset=dataset,

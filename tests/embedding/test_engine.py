@@ -295,7 +295,7 @@ def test_a_gpu_that_decodes_embeds_as_a_processor_does(
     monkeypatch.setattr(nvjpeg, "judge", lambda _: (every, ""))
     hardware = Hardware()
     mine = hardware, [Resizer(lenet.preprocess, CPU)]
-    monkeypatch.setattr(NvjpegBatchLoader, "_mine", lambda _: mine)
+    monkeypatch.setattr(NvjpegBatchLoader, "_tools", lambda _: mine)
     for name in ("set_device", "set_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: None)
     there = EmbeddingFolder(store, "there")

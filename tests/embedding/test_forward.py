@@ -1,13 +1,21 @@
 """The forward pass around the network: memory that is short, values that are not."""
 
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import joblib
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.functional import normalize
 
-from tl_pipeline.embedding import devices
+from tl_pipeline.embedding import devices, process, workers
 from tl_pipeline.embedding.forward import _HalvedWhenOutOfMemory, _Normalise
-from tl_pipeline.errors import DeviceError
+from tl_pipeline.errors import DeviceError, InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 
 
@@ -92,10 +100,94 @@ def test_pixels_are_normalised_as_by_the_preset_to_the_last_bit(kind: torch.dtyp
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_makes_float32_exact_leaves_torch_able_to_export():
-    """torch.export reads the older switches, which may not contradict the newer."""
-    devices.exact_float32()
-    assert torch.backends.cudnn.allow_tf32 is False
-    assert torch.backends.cuda.matmul.allow_tf32 is False
-    exported = torch.export.export(torch.nn.Conv2d(1, 1, 3), (torch.ones(1, 1, 5, 5),))
-    assert exported.module()(torch.ones(1, 1, 5, 5)).shape == (1, 1, 3, 3)
+@pytest.fixture
+def switches() -> Iterator[list[Any]]:
+    """The switches of TensorFloat-32, as a host program may have set them."""
+    found = devices._switches()
+    before = [one.fp32_precision for one in found]
+    for one in found:
+        one.fp32_precision = "tf32"
+    yield found
+    for one, value in zip(found, before, strict=True):
+        one.fp32_precision = value
+
+
+def test_float32_is_exact_while_any_thread_needs_it_and_then_as_it_was(
+    switches: list[Any],
+):
+    gpu = torch.device("cuda", 0)
+
+    def found() -> set[str]:
+        return {one.fp32_precision for one in switches}
+
+    with devices.exact_float32(devices.CPU):
+        assert found() == {"tf32"}
+    with devices.exact_float32(gpu):
+        with devices.exact_float32(gpu):
+            assert found() == {"ieee"}
+        assert found() == {"ieee"}
+    assert found() == {"tf32"}
+    with pytest.raises(ValueError, match="fault"), devices.exact_float32(gpu):
+        raise ValueError("fault")
+    assert found() == {"tf32"}
+
+
+def test_only_a_process_of_our_own_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    monkeypatch.setattr(process, "_keep_freed_memory", lambda: done.append("kept"))
+    monkeypatch.setattr(process._Process, "own", False)
+    process.keep_freed_memory()
+    assert done == []
+    process.claim()
+    process.keep_freed_memory()
+    assert done == ["kept"]
+
+
+def test_cores_are_those_that_affinity_and_containers_leave(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv("TL_CORES", raising=False)
+    script = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from tl_pipeline.embedding.process import cores; print(cores())"
+    )
+    told = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert told == "1\n"
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    assert process.cores() == 3
+    monkeypatch.setenv("TL_CORES", "5")
+    assert process.cores() == 5
+    for wrong in ("0", "all", "-1"):
+        monkeypatch.setenv("TL_CORES", wrong)
+        with pytest.raises(InvalidSpec, match="no number of cores"):
+            process.cores()
+
+
+@pytest.mark.parametrize("available", range(1, 33))
+def test_no_core_is_left_without_a_batch(available: int):
+    counts = workers.threads_of_batches(available)
+    assert sum(counts) == available
+    assert max(counts) - min(counts) <= 1
+    assert len(counts) == (available if available < 8 else 4)
+
+
+@pytest.mark.parametrize(
+    ("available", "number", "decode"), [(1, 1, True), (7, 7, True), (9, 4, False)]
+)
+def test_threads_that_drive_a_processor_share_its_cores(
+    available: int, number: int, decode: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TL_CORES", str(available))
+    networks: Any = [[SimpleNamespace(device=devices.CPU)]]
+    threads = workers.NetworkThreads(networks)
+    assert (threads.number, threads.decode) == (number, decode)
+    barrier, counts = threading.Barrier(number), list[int]()
+
+    def drive(_: int) -> None:
+        barrier.wait()
+        counts.append(torch.get_num_threads())
+        assert threads.networks is networks[0]
+
+    with workers.pool("test", number, threads.begin) as pool:
+        list(pool.map(drive, range(number)))
+    assert sorted(counts) == sorted(workers.threads_of_batches(available))

@@ -167,7 +167,7 @@ class Hardware:
 def folder(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """What a folder may hold, and hardware that takes some of it."""
     mine = Hardware(), [Resizer(how, devices.CPU) for how in (COLOUR, GREY)]
-    monkeypatch.setattr(NvjpegBatchLoader, "_mine", lambda _: mine)
+    monkeypatch.setattr(NvjpegBatchLoader, "_tools", lambda _: mine)
     monkeypatch.setattr(Hardware, "given", 0)
     sides = [(75, 50), (50, 75), (120, 64), (333, 200), (41, 40)]
     held = {f"{at}.jpg": encoded(photo(*side)) for at, side in enumerate(sides)}
@@ -345,12 +345,12 @@ def test_hardware_that_sees_other_pixels_is_not_used(monkeypatch: pytest.MonkeyP
 
 @on_gpu
 def test_a_gpu_resizes_to_the_pixels_of_a_processor():
-    devices.exact_float32()
     how = COLOUR.model_copy(update={"resize": 256, "crop": 224})
     for kind in ("bilinear", "bicubic"):
         how = how.model_copy(update={"interpolation": kind})
-        image = noise(411, 523, seed=0)
-        found = resized(image, how, torch.device("cuda", 0))
+        image, gpu = noise(411, 523, seed=0), torch.device("cuda", 0)
+        with devices.exact_float32(gpu):
+            found = resized(image, how, gpu)
         assert np.array_equal(found, pixels.preprocess(image, how))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.embedding import onednn_fusion
@@ -101,7 +102,7 @@ def test_several_layers_of_one_pass_are_those_of_a_pass_each(store: Store):
 def test_what_follows_a_convolution_is_taken_along(store: Store):
     """ResNet-18: 20 convolutions, 17 ReLUs and 8 sums become 20 steps."""
     network = Forward([encoder_of("resnet18", store)])
-    graph = network._module.body
+    graph = network._network.body
     steps = [node for node in graph.graph.nodes if node.op == "call_module"]
     packed = [
         isinstance(graph.get_submodule(str(node.target)), _Packed) for node in steps
@@ -119,7 +120,7 @@ def test_what_follows_a_convolution_is_taken_along(store: Store):
 def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store: Store):
     """By module and by function, and not where their values are float32."""
     for precision, expected in (("bf16", pools), ("fp32", 0)):
-        graph = Forward([encoder_of(text, store, precision=precision)])._module.body
+        graph = Forward([encoder_of(text, store, precision=precision)])._network.body
         found = [n for n in graph.graph.nodes if n.target is onednn_fusion._average]
         assert len(found) == expected
     chance = torch.Generator().manual_seed(0)
@@ -129,7 +130,7 @@ def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store:
     assert off.abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result
 
 
-def test_a_network_that_oneDNN_computes_wrongly_is_an_error(  # noqa: N802
+def test_a_network_that_packing_changes_is_computed_without_and_said(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     right = onednn_fusion._Convolution.forward
@@ -138,5 +139,32 @@ def test_a_network_that_oneDNN_computes_wrongly_is_an_error(  # noqa: N802
         return 1.5 * right(layer, *values)
 
     monkeypatch.setattr(onednn_fusion._Convolution, "forward", wrong)
-    with pytest.raises(ValueError, match="oneDNN gives other values"):
-        Forward([encoder_of("squeezenet1_1", store)])
+    encoder = encoder_of("squeezenet1_1", store)
+    with pytest.warns(UserWarning, match=r"squeezenet1_1.* packed weights change its"):
+        forward = Forward([encoder])
+    assert isinstance(encoder.preprocess, Preprocess)
+    batch = noise(encoder.preprocess, 2)
+    expected = plainly(encoder, batch)
+    (found,) = forward(batch)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_shapes_are_found_without_computing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Only the trial of two images computes; the shapes are those of a batch."""
+    seen: list[torch.Size] = []
+    usual = torch.nn.Conv2d.forward
+
+    def counted(layer: torch.nn.Conv2d, values: torch.Tensor) -> torch.Tensor:
+        if not isinstance(values, FakeTensor) and not values.is_meta:
+            seen.append(values.shape)
+        return usual(layer, values)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+    encoder = encoder_of("resnet18", store)
+    network = Forward([encoder])._network
+    assert len(seen) == 20
+    assert {shape[0] for shape in seen} == {2}
+    (first,) = [n for n in network.body.graph.nodes if n.target == "conv1"]
+    assert first.meta["tensor_meta"].shape == (32, 64, 112, 112)

@@ -261,12 +261,12 @@ def test_the_time_before_the_first_batch_does_not_count(
     spent = Clock()
     spent.add("forward", 3.0, "one")
     spent.add("forward", 1.0, "other")
-    warm = result.Warm(spent)
-    assert warm.seconds_per_image(["one", "other"]) == {}
+    pace = result.Pace(spent)
+    assert pace.seconds_per_image(["one", "other"]) == {}
     for images in (32, 64, 64):
-        warm.saw(images)
+        pace.add(images)
     each = 2.0 / 128
-    assert warm.seconds_per_image(["one", "other"]) == {
+    assert pace.seconds_per_image(["one", "other"]) == {
         "one": each * 0.75,
         "other": each * 0.25,
     }

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tl_pipeline.config import catalog
+from tl_pipeline.embedding.process import cores
 from tl_pipeline.encoders.backbones import checkpoint_folder
 from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.store.artifacts import Store
@@ -82,7 +83,7 @@ def _processor() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return f"no GPU seen by torch; {os.cpu_count()} processor cores"
+        return f"no GPU seen by torch; {cores()} processor cores"
     torch.zeros(8, device="cuda").sum().item()
     from tl_pipeline.embedding.gpu import nvjpeg
 

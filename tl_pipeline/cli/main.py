@@ -20,6 +20,7 @@ from tl_pipeline.cli import (
     store_commands,
 )
 from tl_pipeline.cli.request import Json, Request, StoreOption
+from tl_pipeline.embedding import process
 from tl_pipeline.errors import InvalidSpec, TransferLearningError
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def serve(
 
 def main() -> None:
     """The command ``tl``: errors become one message and an exit code."""
+    process.claim()
     try:
         app()
     except TransferLearningError as error:

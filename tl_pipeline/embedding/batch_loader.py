@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from tl_pipeline.data.reading import Image, Read, Refusal, checked
-from tl_pipeline.embedding.prefetch import ahead
+from tl_pipeline.embedding.workers import prefetched
 from tl_pipeline.inputs import modalities
 from tl_pipeline.inputs.images import RefusedImage
 from tl_pipeline.inputs.modalities import Batch, Input
@@ -15,7 +15,7 @@ from tl_pipeline.store.timings import Clock
 
 # Images that one thread reads at a time, and how many times that a decoder is ahead:
 # enough to hide a disk, few enough for memory where photos are large.
-AT_A_TIME = 8
+_AT_A_TIME = 8
 READ_AHEAD = 2
 
 
@@ -23,8 +23,8 @@ READ_AHEAD = 2
 class DecodedBatch:
     """A batch of images as encoders of one kind of input are fed with it.
 
-    ``batch`` is a ``Batch`` of ``modalities``, whole, of those in ``ids``; None where
-    there is none. The others are in ``refused``.
+    ``batch`` is what a ``Batch`` of ``modalities`` gives for the images in ``ids``;
+    None where there is none. The other images are in ``refused``.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -32,43 +32,43 @@ class DecodedBatch:
     refused: list[Refusal] = field(default_factory=list)
 
 
-# What there is of an image: by the input of an encoder, a row of its batch or why not.
+# Of one image, by the input of an encoder: a row of its batch, or the refusal.
 Prepared = dict[Input, Any | RefusedImage]
 
 
 class BatchBuilder:
-    """Images, one after another, into batches for encoders of ``inputs``.
+    """Puts images, one after another, into a batch for each of ``inputs``.
 
-    ``batch`` gathers at most so many rows.
+    ``batch`` makes an empty ``Batch`` for at most ``most`` rows.
     """
 
     def __init__(
         self, inputs: Sequence[Input], batch: Callable[[int], Batch], most: int
     ) -> None:
-        self._fed = {how: (DecodedBatch(), batch(most)) for how in inputs}
+        self._batches = {how: (DecodedBatch(), batch(most)) for how in inputs}
 
-    def take(self, image_id: str, prepared: Prepared) -> None:
-        """The next image."""
-        for how, (fed, batch) in self._fed.items():
+    def add(self, image_id: str, prepared: Prepared) -> None:
+        """Add the next image."""
+        for how, (decoded, batch) in self._batches.items():
             row = prepared[how]
             if isinstance(row, RefusedImage):
-                fed.refused.append((image_id, row.reason, row.detail))
+                decoded.refused.append((image_id, row.reason, row.detail))
             else:
-                fed.ids.append(image_id)
+                decoded.ids.append(image_id)
                 batch.add(row)
 
-    def whole(self) -> dict[Input, DecodedBatch]:
-        """All that was taken."""
-        for fed, batch in self._fed.values():
-            fed.batch = batch.whole() if fed.ids else None
-        return {how: fed for how, (fed, _) in self._fed.items()}
+    def build(self) -> dict[Input, DecodedBatch]:
+        """A batch for each input, of all images that were added."""
+        for decoded, batch in self._batches.values():
+            decoded.batch = batch.whole() if decoded.ids else None
+        return {how: decoded for how, (decoded, _) in self._batches.items()}
 
 
 class BatchLoader:
     """Makes batches for encoders of ``inputs``, in two steps, each by any thread.
 
-    ``begin`` is for those that decode, ``finish`` for those that drive a network. What
-    is about to be decoded is read beforehand in threads of ``reading``.
+    ``begin`` is for threads that decode, ``finish`` for those that drive a network.
+    What is about to be decoded is read beforehand in threads of ``reading``.
     """
 
     def __init__(
@@ -83,49 +83,48 @@ class BatchLoader:
         self._source, self._reading = read, reading
 
     def begin(self, images: Sequence[Image]) -> Any:
-        """``images`` read and decoded, for ``finish``."""
-        gathering = BatchBuilder(self._inputs, self._modality.batch, len(images))
-        for expected, data in self._bytes(images):
+        """Read and decode ``images``, for ``finish``."""
+        builder = BatchBuilder(self._inputs, self._modality.batch, len(images))
+        for image_id, data in self._bytes(images):
             with self._clock.time("decode"):
-                gathering.take(expected, self._prepared(data))
-        return gathering.whole()
+                builder.add(image_id, self._prepared(data))
+        return builder.build()
 
     def finish(self, begun: Any) -> dict[Input, DecodedBatch]:
-        """A batch for each kind of input; what cannot be decoded is refused."""
+        """A batch for each input; images that cannot be decoded are refused."""
         return begun
 
     def _prepared(self, data: bytes | RefusedImage) -> Prepared:
+        if isinstance(data, RefusedImage):
+            return dict.fromkeys(self._inputs, data)
         try:
-            decoded = self._modality.decode(_unless_refused(data), self._inputs[0])
+            decoded = self._modality.decode(data, self._inputs[0])
         except RefusedImage as refusal:
             return dict.fromkeys(self._inputs, refusal)
-        found: Prepared = {}
-        for how in self._inputs:
-            try:
-                found[how] = self._modality.prepare(decoded, how)
-            except RefusedImage as refusal:
-                found[how] = refusal
-        return found
+        return {how: self._row(decoded, how) for how in self._inputs}
+
+    def _row(self, decoded: Any, how: Input) -> Any | RefusedImage:
+        try:
+            return self._modality.prepare(decoded, how)
+        except RefusedImage as refusal:
+            return refusal
 
     def _bytes(
         self, images: Sequence[Image]
     ) -> Iterator[tuple[str, bytes | RefusedImage]]:
-        starts = range(0, len(images), AT_A_TIME)
-        some = [images[start : start + AT_A_TIME] for start in starts]
-        return chain.from_iterable(ahead(self._reading, self._read, some, READ_AHEAD))
+        starts = range(0, len(images), _AT_A_TIME)
+        some = [images[start : start + _AT_A_TIME] for start in starts]
+        read = prefetched(self._reading, self._read_some, some, READ_AHEAD)
+        return chain.from_iterable(read)
 
-    def _read(self, images: Sequence[Image]) -> list[tuple[str, bytes | RefusedImage]]:
-        found: list[tuple[str, bytes | RefusedImage]] = []
+    def _read_some(
+        self, images: Sequence[Image]
+    ) -> list[tuple[str, bytes | RefusedImage]]:
         with self._clock.time("read"):
-            for image in images:
-                try:
-                    found.append((image[0], checked(image, self._source)))
-                except RefusedImage as refusal:
-                    found.append((image[0], refusal))
-        return found
+            return [(image[0], self._read(image)) for image in images]
 
-
-def _unless_refused(data: bytes | RefusedImage) -> bytes:
-    if isinstance(data, RefusedImage):
-        raise data
-    return data
+    def _read(self, image: Image) -> bytes | RefusedImage:
+        try:
+            return checked(image, self._source)
+        except RefusedImage as refusal:
+            return refusal

@@ -3,22 +3,19 @@
 Imports torch.
 """
 
-import ctypes
 import os
-import platform
-from functools import cache
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tl_pipeline.errors import DeviceError, InvalidSpec
+from tl_pipeline.errors import DeviceError
 
 CPU = torch.device("cpu")
 _NVIDIA = Path("/dev/nvidia0")
-# From glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT = 1 << 30  # bytes
 
 
 def devices() -> list[torch.device]:
@@ -44,20 +41,6 @@ def devices() -> list[torch.device]:
     return [CPU]
 
 
-def cores() -> int:
-    """The processor cores that this process may use: ``TL_CORES``, or else all.
-
-    Raises:
-        InvalidSpec: the variable holds no number of cores.
-    """
-    said = os.environ.get("TL_CORES", "").strip()
-    if not said:
-        return os.cpu_count() or 1
-    if not said.isdecimal() or int(said) < 1:
-        raise InvalidSpec(f"TL_CORES={said!r} is no number of cores; give 1 or more")
-    return int(said)
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` computes faster in bfloat16 than in float32."""
     if device.type == "cuda":
@@ -66,29 +49,43 @@ def has_bfloat16(device: torch.device) -> bool:
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
-@cache
-def keep_freed_memory() -> None:
-    """Let glibc keep what a network frees for its next batch.
+class _ExactFloat32:
+    """Switches TensorFloat-32 off while any thread needs that, and then back."""
 
-    By default large blocks go back to the kernel, which then hands them out anew page
-    by page and zeroed: ResNet-50 spent 40 % of its time so. Elsewhere than on glibc
-    nothing is done.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, _KEPT)
-    libc.mallopt(_TRIM_THRESHOLD, _KEPT)
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._before: list[str] = []
+
+    @contextmanager
+    def __call__(self, device: torch.device) -> Iterator[None]:
+        """In the block, float32 on ``device`` means float32 and is not rounded."""
+        if device.type == "cpu":  # which never rounds
+            yield
+            return
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def _change(self, users: int) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = [one.fp32_precision for one in _switches()]
+                for one in _switches():
+                    one.fp32_precision = "ieee"
+            self._users += users
+            if self._users == 0:
+                for one, before in zip(_switches(), self._before, strict=True):
+                    one.fp32_precision = before
 
 
-def exact_float32() -> None:
-    """Let float32 mean float32 on GPUs too, where TensorFloat-32 would round it."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+def _switches() -> list[Any]:
     cudnn: Any = torch.backends.cudnn
-    # The older switch, too: torch.export asks for it, and fails if the two differ.
-    cudnn.allow_tf32 = False
-    cudnn.conv.fp32_precision = "ieee"
-    cudnn.rnn.fp32_precision = "ieee"
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+
+
+exact_float32 = _ExactFloat32()
 
 
 def _hidden() -> bool:

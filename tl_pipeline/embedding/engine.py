@@ -1,13 +1,13 @@
 """The embedding loop: read, decode, forward and write at the same time.
 
-Pools of threads, each bounded in how far it is ahead of the next, so that no core is
-idle while another thing is awaited and memory does not grow with the data: some read
-what comes next, others decode and drive the networks, one writes. Without a GPU a core
-takes a batch from its bytes to its embeddings; a GPU is fed by as many threads that
-decode as there are cores, or decodes JPEGs itself where it has the hardware. Several
-encoders share read and decode.
+Pools of threads, each bounded in how far it is ahead of the next: no core idles while
+another thing is awaited, and memory does not grow with the data. Without a GPU, few
+cores take a batch each from its bytes to its embeddings; a GPU is fed by as many
+threads that decode as there are cores, or decodes JPEGs itself where it has the
+hardware. Several encoders share reading and decoding.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,14 +19,15 @@ import torch
 
 from tl_pipeline.data.reading import Image, Read, Refusal
 from tl_pipeline.embedding.batch_loader import READ_AHEAD, BatchLoader, DecodedBatch
-from tl_pipeline.embedding.devices import cores, devices
+from tl_pipeline.embedding.devices import devices
 from tl_pipeline.embedding.forward import BATCH, Forward, Vectors
 from tl_pipeline.embedding.gpu import nvjpeg
 from tl_pipeline.embedding.gpu.batch_loader import NvjpegBatchLoader
-from tl_pipeline.embedding.prefetch import ahead, pool
-from tl_pipeline.embedding.result import EmbedStats, Warm
-from tl_pipeline.embedding.workers import OF_A_GPU, NetworkThreads
+from tl_pipeline.embedding.process import cores
+from tl_pipeline.embedding.result import EmbedStats, Pace
+from tl_pipeline.embedding.workers import PER_GPU, NetworkThreads, pool, prefetched
 from tl_pipeline.encoders.encoder import Encoder, shares_network
+from tl_pipeline.encoders.loading import weight_bytes
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.modalities import Input
 from tl_pipeline.inputs.nvjpeg_support import Sampling
@@ -36,9 +37,9 @@ from tl_pipeline.store.timings import Clock
 
 # Shards that wait to be written; more would only hide a disk that is too slow.
 _UNWRITTEN = 2
-# Images from which on a GPU is given a recorded network.
+# Images from which on a GPU is given a recorded network: recording takes a second.
 _LONG = 8192
-# Networks of more bytes do not share a pass: they would crowd out the images.
+# Networks with more bytes of weights take turns: they would crowd out the images.
 _TOGETHER = 3 << 30
 
 Load = Callable[[Sequence[Encoder], torch.device], Forward]
@@ -73,35 +74,23 @@ def embed(
     """
     if not (jobs and images):
         return [EmbedStats() for _ in jobs]
+    folders = {job.encoder.key: job.folder for job in jobs}
+    available = devices()
     done: dict[str, EmbedStats] = {}
-    where = devices()
-    for networks in _passes(jobs, where, load):
-        taken = _Pass(networks, {job.encoder.key: job.folder for job in jobs})
-        done |= taken.run(images, read, part_rows, track)
+    for groups in _passes(sharing([job.encoder for job in jobs])):
+        if done:
+            gc.collect()  # the networks of the last pass: their graphs are cyclic
+        done |= _Pass(
+            [[load(group, device) for group in groups] for device in available],
+            folders,
+        ).run(images, read, part_rows, track)
     return [done[job.encoder.key] for job in jobs]
 
 
-def _passes(
-    jobs: Sequence[Job], where: Sequence[torch.device], load: Load
-) -> Iterator[list[list[Forward]]]:
-    """The networks of ``jobs`` on each device, as many at a time as fit together."""
-    found: list[list[Forward]] = [[] for _ in where]
-    size = 0
-    for group in sharing([job.encoder for job in jobs]):
-        loaded = [load(group, device) for device in where]
-        if size and size + loaded[0].bytes > _TOGETHER:
-            yield found
-            found, size = [[] for _ in where], 0
-        size += loaded[0].bytes
-        for forwards, forward in zip(found, loaded, strict=True):
-            forwards.append(forward)
-    yield found
-
-
-def sharing(wanted: Sequence[Encoder]) -> list[list[Encoder]]:
-    """``wanted`` in groups that one forward pass serves."""
+def sharing(encoders: Sequence[Encoder]) -> list[list[Encoder]]:
+    """``encoders`` in groups that one forward pass serves."""
     groups: list[list[Encoder]] = []
-    for encoder in wanted:
+    for encoder in encoders:
         for group in groups:
             if shares_network(group[0], encoder):
                 group.append(encoder)
@@ -109,6 +98,20 @@ def sharing(wanted: Sequence[Encoder]) -> list[list[Encoder]]:
         else:
             groups.append([encoder])
     return groups
+
+
+def _passes(groups: Sequence[list[Encoder]]) -> Iterator[list[list[Encoder]]]:
+    """The groups whose networks are in memory together, before any is loaded."""
+    together: list[list[Encoder]] = []
+    size = 0
+    for group in groups:
+        more = weight_bytes(group[0]) if len(groups) > 1 else 0
+        if together and size + more > _TOGETHER:
+            yield together
+            together, size = [], 0
+        together.append(group)
+        size += more
+    yield together
 
 
 @dataclass
@@ -119,7 +122,7 @@ class _Shard:
     blocks: Vectors = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
-    def take(self, other: "_Shard") -> None:
+    def extend(self, other: "_Shard") -> None:
         self.ids += other.ids
         self.blocks += other.blocks
         self.refused += other.refused
@@ -141,46 +144,47 @@ class _Pass:
         self._batch = BATCH[networks[0][0].device.type]
         self._done = {key: EmbedStats() for key in self._keys}
         self._clock = Clock()
-        self._warm = Warm(self._clock)
+        self._pace = Pace(self._clock)
 
     def run(
         self, images: Sequence[Image], read: Read, part_rows: int, track: Track
     ) -> dict[str, EmbedStats]:
         """See ``embed``."""
         started = time.perf_counter()
-        drivers = NetworkThreads(self._networks)
-        self._hasten(len(images))
+        threads = NetworkThreads(self._networks)
+        self._record(len(images))
         batches = _batches(images, part_rows, self._batch)
         with ExitStack() as pools:
-            decoding = drivers.number if drivers.decode else cores()
-            feeder = self._feeder(read, decoding, pools)
-            if not drivers.decode:
+            decoding = threads.number if threads.decode else cores()
+            loader = self._loader(read, decoding, pools)
+            if not threads.decode:
                 decoders = pools.enter_context(pool("decode", decoding))
-                batches = ahead(decoders, feeder.begin, batches, decoding + 2)
+                batches = prefetched(decoders, loader.begin, batches, decoding + 2)
 
-            def drive(batch: Any) -> dict[str, _Shard]:
-                begun = feeder.begin(batch) if drivers.decode else batch
-                return self._forward(drivers.mine(), feeder.finish(begun))
+            def embed_one(batch: Any) -> dict[str, _Shard]:
+                begun = loader.begin(batch) if threads.decode else batch
+                return self._forward(threads.networks, loader.finish(begun))
 
             driving = pools.enter_context(
-                pool("forward", drivers.number, drivers.enlist)
+                pool("forward", threads.number, threads.begin)
             )
-            embedded = ahead(driving, drive, batches, drivers.number + 1)
+            embedded = prefetched(driving, embed_one, batches, threads.number + 1)
             shards = self._shards(embedded, len(images), part_rows, track)
             writing = pools.enter_context(pool("write", 1, finish=True))
-            for _ in ahead(writing, self._publish, shards, _UNWRITTEN):
+            for _ in prefetched(writing, self._publish, shards, _UNWRITTEN):
                 pass
-        self._account(time.perf_counter() - started, drivers.number)
+        self._account(time.perf_counter() - started, threads.number)
         return self._done
 
-    def _feeder(self, read: Read, decoding: int, pools: ExitStack) -> BatchLoader:
-        """What feeds the networks."""
+    def _loader(self, read: Read, decoding: int, pools: ExitStack) -> BatchLoader:
         reading = pools.enter_context(pool("read", decoding * READ_AHEAD))
         given = (self._inputs, read, reading, self._clock)
-        hardware = self._hardware()
-        return NvjpegBatchLoader(*given, hardware) if hardware else BatchLoader(*given)
+        samplings = self._samplings()
+        if samplings:
+            return NvjpegBatchLoader(*given, samplings)
+        return BatchLoader(*given)
 
-    def _hardware(self) -> frozenset[Sampling]:
+    def _samplings(self) -> frozenset[Sampling]:
         """The JPEGs, by sampling, that all GPUs here decode themselves."""
         devices = [forwards[0].device for forwards in self._networks]
         if devices[0].type != "cuda" or not isinstance(self._inputs[0], Preprocess):
@@ -188,25 +192,24 @@ class _Pass:
         judged = [nvjpeg.judge(device) for device in devices]
         return frozenset.intersection(*(good for good, _ in judged))
 
-    def _hasten(self, images: int) -> None:
-        """Record the networks if there is so much to do that it is worth the second."""
+    def _record(self, images: int) -> None:
+        """Record the networks for a GPU if there is so much to do that it pays."""
         for forwards in self._networks if images >= _LONG else ():
             for forward in forwards:
-                forward.record(self._batch, OF_A_GPU)
+                forward.record(self._batch, PER_GPU)
 
     def _forward(
-        self, networks: Sequence[Forward], fed: Mapping[Input, DecodedBatch]
+        self, networks: Sequence[Forward], batches: Mapping[Input, DecodedBatch]
     ) -> dict[str, _Shard]:
         made: dict[str, _Shard] = {}
         for network in networks:
-            given = fed[network.encoders[0].preprocess]
-            keys = [encoder.key for encoder in network.encoders]
-            vectors: Vectors = []
-            if given.ids:
-                vectors = network(given.batch, self._clock)
-            for at, key in enumerate(keys):
+            decoded = batches[network.encoders[0].preprocess]
+            vectors = network(decoded.batch, self._clock) if decoded.ids else []
+            for at, encoder in enumerate(network.encoders):
                 blocks = [vectors[at]] if vectors else []
-                made[key] = _Shard(list(given.ids), blocks, list(given.refused))
+                made[encoder.key] = _Shard(
+                    list(decoded.ids), blocks, list(decoded.refused)
+                )
         return made
 
     def _shards(
@@ -221,11 +224,11 @@ class _Pass:
         seen = 0
         for made in embedded:
             for key, shard in made.items():
-                shards[key].take(shard)
+                shards[key].extend(shard)
             one = next(iter(made.values()))
             size = len(one.ids) + len(one.refused)
             seen += size
-            self._warm.saw(size)
+            self._pace.add(size)
             track.advance(size * len(made))
             if seen % part_rows == 0 or seen == images:
                 yield shards
@@ -243,17 +246,17 @@ class _Pass:
             done.images += len(shard.ids)
             done.refused += len(shard.refused)
 
-    def _account(self, elapsed: float, drivers: int) -> None:
+    def _account(self, elapsed: float, threads: int) -> None:
         """Split what the pass took among its encoders."""
         worked = 0.0
         for key in self._keys:
             own = self._clock.of("forward", key) + self._clock.of("transfer", key)
-            self._clock.add("elapsed", own / drivers, key)
+            self._clock.add("elapsed", own / threads, key)
             worked += own
-        idle = max(0.0, elapsed * drivers - worked)
+        idle = max(0.0, elapsed * threads - worked)
         self._clock.add("idle", idle)
-        self._clock.add("elapsed", idle / drivers)
-        shares = self._warm.seconds_per_image(self._keys)
+        self._clock.add("elapsed", idle / threads)
+        shares = self._pace.seconds_per_image(self._keys)
         for key, timings in self._clock.split(self._keys).items():
             self._done[key].timings = timings
             self._done[key].seconds_per_image = shares.get(key)

@@ -10,11 +10,12 @@ Averages over whole maps of bfloat16 are taken without a copy in float32.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
@@ -71,14 +72,16 @@ def can_pack(kind: torch.dtype) -> bool:
     )
 
 
-def pack(graph: fx.GraphModule, batch: torch.Tensor) -> None:
-    """Let ``graph`` compute with packed weights, fastest for batches like ``batch``.
+def pack(graph: fx.GraphModule, shape: Sequence[int], kind: torch.dtype) -> None:
+    """Let ``graph`` compute with packed weights, fastest for batches of ``shape``.
 
-    Others are computed too. ``batch`` is on the processor, in the type of the weights.
+    Others are computed too. ``kind`` is the type of the weights and of the batches.
     """
-    with torch.inference_mode():
-        ShapeProp(graph).propagate(batch)
-    if batch.dtype == torch.bfloat16:
+    # Fake tensors have shapes and no values: nothing is computed.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        batch = torch.empty(tuple(shape), dtype=kind)
+        ShapeProp(graph).propagate(batch.to(memory_format=torch.channels_last))
+    if kind == torch.bfloat16:
         _pool_as_it_is(graph)
     packed: dict[str, _Packed] = {}
     for node in list(graph.graph.nodes):

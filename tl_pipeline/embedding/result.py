@@ -1,4 +1,4 @@
-"""What embedding did, and what an image of it costs."""
+"""What a call of the engine did, and how fast. Without torch."""
 
 import time
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ class EmbedStats:
     """What one call of ``engine.embed`` did for one encoder.
 
     ``width`` is of an embedding. ``timings`` holds its share of the time, loading
-    apart; ``seconds_per_image`` that of an image once all is warm, None where there
-    were too few images to tell.
+    apart; ``seconds_per_image`` what an image cost after the first batch, None where
+    there were too few images to tell.
     """
 
     images: int = 0
@@ -32,7 +32,7 @@ class EmbedStats:
         )
 
 
-class Warm:
+class Pace:
     """What an image costs from the end of the first batch to the end of the last.
 
     The first one also pays for what a network prepares when it first runs.
@@ -45,7 +45,7 @@ class Warm:
         self._began: float | None = None
         self._images, self._seconds = 0, 0.0
 
-    def saw(self, images: int) -> None:
+    def add(self, images: int) -> None:
         """Count the images of a batch that is done."""
         now = time.perf_counter()
         if self._began is None:

@@ -10,6 +10,7 @@ from torch import nn
 from tl_pipeline.encoders import backbones, networks
 from tl_pipeline.encoders.backbones import (
     NON_IMAGE_ENCODERS,
+    PROVIDERS,
     SELF_CONTAINED,
     Backbone,
     Layer,
@@ -63,6 +64,22 @@ def load_together(encoders: Sequence[Encoder]) -> FeatureExtractor:
     origin, data = _content(encoder) if weights.file else (encoder.backbone, b"")
     network = sealed.opened(backbone, data, str(origin), weights.sha256)
     return FeatureExtractor(backbone, network, layers, networks.input_shape(how))
+
+
+def weight_bytes(encoder: Encoder) -> int:
+    """About how much memory the weights of ``encoder`` take, before they are loaded."""
+    file = encoder.weights.file
+    if file is not None and file.is_dir():
+        return sum(one.stat().st_size for one in file.iterdir() if one.is_file())
+    if file is not None and file.is_file():
+        return file.stat().st_size
+    backbone = backbones.find_backbone(encoder.backbone)
+    if backbone.origin not in PROVIDERS or not isinstance(
+        encoder.preprocess, Preprocess
+    ):
+        return 0
+    network = networks.hollow(backbone, encoder.preprocess.crop)
+    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def _content(encoder: Encoder) -> tuple[Path, bytes]:

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tl_pipeline.config.specs import HeadConfig
-from tl_pipeline.embedding.devices import cores
+from tl_pipeline.embedding.process import cores
 from tl_pipeline.heads import ridge
 from tl_pipeline.heads.fitting import build, fit_arguments
 from tl_pipeline.heads.linear import logistic

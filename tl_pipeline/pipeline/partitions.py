@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.embedding import process
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.weight_store import located
@@ -116,6 +117,7 @@ def embed(partition: Partition, cores: int) -> Mapping[str, EmbedStats]:
     """
     from tl_pipeline.embedding import engine  # noqa: PLC0415 - torch only where there is work
 
+    process.claim()
     with _one_at_a_time, _in(partition.folder):
         store = Store.open(partition.store)
         listed = _listed(store, partition)

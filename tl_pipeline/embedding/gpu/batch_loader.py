@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tl_pipeline.data.reading import Image, Read, checked
+from tl_pipeline.data.reading import Image, Read
 from tl_pipeline.embedding.batch_loader import (
     BatchBuilder,
     BatchLoader,
@@ -43,6 +43,12 @@ class _Encoded(NamedTuple):
     size: Size
 
 
+# Places in a batch, and what the hardware is given there.
+_Chunk = list[tuple[int, _Encoded]]
+# A batch for each input; None where the hardware does not take the images.
+_Batches = dict[Input, torch.Tensor] | None
+
+
 class NvjpegBatchLoader(BatchLoader):
     """See ``BatchLoader``; ``finish`` is for threads that drive a GPU, on their stream.
 
@@ -66,11 +72,11 @@ class NvjpegBatchLoader(BatchLoader):
     def begin(self, images: Sequence[Image]) -> Any:
         """``images`` read; what the hardware does not take is decoded."""
         with self._clock.time("read"):
-            looked = [self._looked(image) for image in images]
+            read = [self._read(image) for image in images]
         with self._clock.time("decode"):
             return [
-                (expected, self._encoded(data, size) or self._prepared(data))
-                for (expected, _), (data, size) in zip(images, looked, strict=True)
+                (image_id, self._encoded(data) or self._prepared(data))
+                for (image_id, _), data in zip(images, read, strict=True)
             ]
 
     def finish(self, begun: Any) -> dict[Input, DecodedBatch]:
@@ -82,39 +88,35 @@ class NvjpegBatchLoader(BatchLoader):
             with self._lock:
                 self._waiting -= sum(len(one.data) for _, one in encoded)
             if len(made) == 1 and made[0] and len(encoded) == len(begun):
-                ids = [expected for expected, _ in begun]
-                return {
-                    how: DecodedBatch(list(ids), batch)
-                    for how, batch in made[0].items()
-                }
-            prepared: list[tuple[str, Prepared]] = list(begun)
-            for some, batches in zip(chunks, made, strict=True):
-                for row, (at, one) in enumerate(some):
-                    found = (
-                        {how: batch[row] for how, batch in batches.items()}
-                        if batches
-                        else self._prepared(one.data)
-                    )
-                    prepared[at] = begun[at][0], found
-            batch = self._on_gpu if encoded else pixels.PixelBatch
-            gathering = BatchBuilder(self._inputs, batch, len(begun))
-            for expected, found in prepared:
-                gathering.take(expected, found)
-            return gathering.whole()
+                ids = [image_id for image_id, _ in begun]
+                return {how: DecodedBatch(list(ids), b) for how, b in made[0].items()}
+            return self._mixed(begun, chunks, made)
 
-    def _looked(self, image: Image) -> tuple[bytes | RefusedImage, Size | None]:
-        """The bytes of an image or why not, and its size if it is for the hardware."""
-        try:
-            data = checked(image, self._source)
-        except RefusedImage as refusal:
-            return refusal, None
-        return data, nvjpeg_support.size(data, self._samplings)
+    def _mixed(
+        self, begun: Any, chunks: Sequence[_Chunk], made: Sequence[_Batches]
+    ) -> dict[Input, DecodedBatch]:
+        """Batches of what the hardware decoded and of what it did not."""
+        prepared: list[tuple[str, Prepared]] = list(begun)
+        for some, batches in zip(chunks, made, strict=True):
+            for row, (at, one) in enumerate(some):
+                found = (
+                    {how: batch[row] for how, batch in batches.items()}
+                    if batches
+                    else self._prepared(one.data)
+                )
+                prepared[at] = begun[at][0], found
+        batch = self._on_gpu if chunks else pixels.PixelBatch
+        builder = BatchBuilder(self._inputs, batch, len(begun))
+        for image_id, found in prepared:
+            builder.add(image_id, found)
+        return builder.build()
 
-    def _encoded(
-        self, data: bytes | RefusedImage, size: Size | None
-    ) -> _Encoded | None:
+    def _encoded(self, data: bytes | RefusedImage) -> _Encoded | None:
         """What the hardware is to be given, if it is to be given ``data``."""
-        if isinstance(data, RefusedImage) or size is None:
+        if isinstance(data, RefusedImage):
+            return None
+        size = nvjpeg_support.size(data, self._samplings)
+        if size is None:
             return None
         if not all(can_resize(size, how) for how in self._ways):
             return None
@@ -124,9 +126,9 @@ class NvjpegBatchLoader(BatchLoader):
             self._waiting += len(data)
         return _Encoded(data, size)
 
-    def _decoded(self, some: Sequence[_Encoded]) -> dict[Input, torch.Tensor] | None:
-        """A batch for each input; None where the hardware does not take them."""
-        decode, resizers = self._mine()
+    def _decoded(self, some: Sequence[_Encoded]) -> _Batches:
+        """What the hardware and the resizers make of ``some``."""
+        decode, resizers = self._tools()
         sizes = [one.size for one in some]
         images = decode([one.data for one in some], sizes)
         if images is None:
@@ -134,7 +136,7 @@ class NvjpegBatchLoader(BatchLoader):
         batches = [resize(images, sizes) for resize in resizers]
         return dict(zip(self._ways, batches, strict=True))
 
-    def _mine(self) -> tuple[NvjpegDecoder, list[Resizer]]:
+    def _tools(self) -> tuple[NvjpegDecoder, list[Resizer]]:
         """What the calling thread decodes and resizes with."""
         if not hasattr(self._thread, "own"):
             device = torch.device("cuda", torch.cuda.current_device())
@@ -144,7 +146,7 @@ class NvjpegBatchLoader(BatchLoader):
 
     def _on_gpu(self, most: int) -> "_OnGpu":
         del most
-        return _OnGpu(self._mine()[0].device)
+        return _OnGpu(self._tools()[0].device)
 
 
 class _OnGpu:
@@ -162,11 +164,9 @@ class _OnGpu:
         return torch.stack(self._rows)
 
 
-def _chunks(
-    encoded: Sequence[tuple[int, _Encoded]],
-) -> Iterator[list[tuple[int, _Encoded]]]:
+def _chunks(encoded: _Chunk) -> Iterator[_Chunk]:
     """What may be decoded at once, of about one size."""
-    alike: dict[Size, list[tuple[int, _Encoded]]] = {}
+    alike: dict[Size, _Chunk] = {}
     for at, one in encoded:
         height, width = one.size
         alike.setdefault((height // _ALIKE, width // _ALIKE), []).append((at, one))

@@ -145,8 +145,6 @@ class NeuralHead(NumericHead):
         self, rows: np.ndarray, targets: np.ndarray, factors: np.ndarray
     ) -> None:
         (device, *_) = devices()
-        if device.type != "cpu":
-            exact_float32()
         # A generator of our own: heads may be trained in several threads at once.
         chance = torch.Generator().manual_seed(self.random_state)
         layers = self._network()
@@ -160,7 +158,8 @@ class NeuralHead(NumericHead):
         kept, held = (torch.from_numpy(part) for part in self._hold_out(targets))
         course = self._course()
         work = partial(train, layers, course, examples, kept, held, chance)
-        self.n_epochs_ = single_threaded(work)
+        with exact_float32(device):
+            self.n_epochs_ = single_threaded(work)
         learned = layers.state_dict().items()
         self.tensors_ = {name: value.cpu().numpy() for name, value in learned}
 
