@@ -63,7 +63,7 @@ class Server:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def wait_until_up(self) -> None:
@@ -76,6 +76,20 @@ class Server:
             else:
                 return
         pytest.fail("the Prefect server did not start within two minutes")
+
+    def kill(self) -> None:
+        """What a power cut does: all that was started is gone, runs with it."""
+        for process in self._started:
+            found = subprocess.run(
+                ["ps", "-o", "pid=", "-s", str(process.pid)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for pid in map(int, found.stdout.split()):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+        self._started = []
 
     def stop(self) -> None:
         for process in reversed(self._started):

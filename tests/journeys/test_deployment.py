@@ -90,3 +90,45 @@ def test_bad_parameter_is_refused_with_its_name_and_the_choices(
     assert run.returncode == 1
     assert named in said
     assert choice in said
+
+
+def test_after_a_power_cut_the_next_run_completes(deployed: Server):
+    """Server, worker and run are killed at once; nothing waits for what they held.
+
+    The last test of this file, since it starts the server again.
+    """
+    server = deployed
+    asked = ("deployment", "run", "transfer-learning/nightly")
+    more = ("--param", 'heads=["mlp:hidden=64..512"]')
+    search = ("--param", "search=cross_validation:strategy=random,configurations=500")
+    assert server.call(*asked, *more, *search).returncode == 0
+    (run,) = _until(server, "RUNNING")
+    time.sleep(1)
+    server.kill()
+    server.start("server", "start", "--host", "127.0.0.1", "--port", str(server.port))
+    server.wait_until_up()
+    (still,) = server.post("flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    assert still["state"]["name"] == "Running"
+    server.start("worker", "start", "--pool", "local")
+    again = server.call(*asked, "--param", "dataset=digits", "--watch")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def _until(server: Server, state: str) -> list[str]:
+    """The ids of the runs in ``state``, once there are some."""
+    wanted = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if found := server.post("flow_runs/filter", wanted):
+            return [run["id"] for run in found]
+        time.sleep(0.5)
+    pytest.fail(f"no run is {state}")
+
+
+def test_the_automation_that_finds_dead_runs_is_accepted(deployed: Server):
+    made = deployed.call("automation", "create", "--from-file", "automations.yaml")
+    assert made.returncode == 0, made.stdout + made.stderr
+    (found,) = deployed.post("automations/filter", {})
+    assert found["enabled"]
+    assert found["trigger"]["within"] == 120
+    assert [action["state"] for action in found["actions"]] == ["CRASHED"]

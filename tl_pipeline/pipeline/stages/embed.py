@@ -342,7 +342,8 @@ def _named(encoders: Sequence[Encoder]) -> str:
 
 
 def _in(ids: pa.ChunkedArray, some: Collection[str]) -> pa.ChunkedArray:
-    return pc.is_in(ids, pa.array(list(some), pa.string()))
+    """Whether each of ``ids`` is one of ``some``."""
+    return pc.is_in(ids, pa.array(some, pa.string(), size=len(some)))
 
 
 def _fingerprint(encoder: Encoder, ids: pa.ChunkedArray) -> str:
