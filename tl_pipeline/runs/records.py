@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tl_pipeline import progress
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.evaluation.decisions import Decisions
@@ -126,19 +127,36 @@ def write(store: Store, record: RunRecord) -> Path:
 
 
 def latest(store: Store, dataset: str) -> RunRecord | None:
-    """The last finished run on ``dataset``, if there was one."""
+    """The last finished run on ``dataset`` with a readable record, if there is one."""
     folder = store.root / "runs" / dataset
     there = store.mirror.listing(folder)
     store.mirror.fetch(folder / name for name in sorted(there)[-1:])
-    files = sorted(folder.glob("*.json"))
-    return RunRecord.model_validate_json(files[-1].read_text()) if files else None
+    files = sorted(folder.glob("*.json"), reverse=True)
+    return next(filter(None, map(_read, files)), None)
 
 
 def every(store: Store) -> list[RunRecord]:
-    """All finished runs on all datasets, oldest first."""
+    """All finished runs on all datasets, oldest first.
+
+    A record that cannot be read is skipped, and that is said in one line.
+    """
     store.mirror.fetch_folder(store.root / "runs")
     files = sorted((store.root / "runs").glob("*/*.json"), key=lambda file: file.name)
-    return [RunRecord.model_validate_json(file.read_text()) for file in files]
+    return [record for record in map(_read, files) if record]
+
+
+def _read(file: Path) -> RunRecord | None:
+    """The record in ``file``; None if it is damaged or of a newer version."""
+    try:
+        return RunRecord.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None  # collected meanwhile
+    except ValidationError as errors:
+        first = errors.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        why = f"{where}: {first['msg']}" if where else first["msg"]
+        progress.notice(f"skipped the run record {file}, which cannot be read: {why}")
+        return None
 
 
 def latest_of_each(records: Iterable[RunRecord]) -> dict[str, RunRecord]:
