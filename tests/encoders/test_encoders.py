@@ -1,5 +1,6 @@
 """From a wish to the identity of an embedding, and to the network that computes it."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -378,15 +379,39 @@ def test_weights_of_another_precision_give_float32_embeddings(
     torch.testing.assert_close(found, whole, rtol=0.05, atol=0.02)
 
 
-def _parallel(state: State) -> State:
-    return {f"module.{name}": tensor for name, tensor in state.items()}
+def _renamed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
 WRAPPED = {
     "state_dict": lambda state: {"epoch": 3, "state_dict": state, "best": 0.9},
     "model": lambda state: {"model": state, "optimizer": {"state": {}, "lr": 0.1}},
-    "parallel": _parallel,
-    "both": lambda state: {"epoch": 3, "state_dict": _parallel(state)},
+    "arguments": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+    "numpy": lambda state: {"state_dict": state, "best": np.float64(0.5)},
+}
+PREFIXED = {
+    "parallel": ("module.", lambda state: _renamed(state, "module.")),
+    "both": ("module.", lambda state: {"state_dict": _renamed(state, "module.")}),
+    "compiled": ("_orig_mod.", lambda state: _renamed(state, "_orig_mod.")),
+    "compiled-parallel": (
+        "module._orig_mod.",
+        lambda state: _renamed(state, "module._orig_mod."),
+    ),
+    "lightning": ("model.", lambda state: {"state_dict": _renamed(state, "model.")}),
+    "net": ("net.", lambda state: _renamed(state, "net.")),
+    "backbone": ("backbone.", lambda state: _renamed(state, "backbone.")),
+    "averaged": (
+        "module.",
+        lambda state: {"n_averaged": torch.tensor(3), **_renamed(state, "module.")},
+    ),
+    "contrastive": (
+        "module.encoder_q.",
+        lambda state: {
+            **_renamed({n: t + 1 for n, t in state.items()}, "module.encoder_k."),
+            **_renamed(state, "module.encoder_q."),
+            "module.queue": torch.ones(2),
+        },
+    ),
 }
 
 
@@ -397,6 +422,75 @@ def test_a_checkpoint_whose_weights_are_plain_to_see_is_unwrapped(
     found = embeddings(resolved(to_pth(wrap(lenet_state))))
     plain = embeddings(resolved(to_pth(lenet_state), name="plain.pth"))
     assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize(("prefix", "wrap"), PREFIXED.values(), ids=PREFIXED)
+def test_a_usual_prefix_is_left_out_and_said(
+    resolved: Resolve,
+    lenet_state: State,
+    prefix: str,
+    wrap: Callable[[State], object],
+):
+    said = rf"weights\.pth: the names of its weights begin with '{prefix}', which is"
+    with pytest.warns(UserWarning, match=said):
+        found = embeddings(resolved(to_pth(wrap(lenet_state))))
+    plain = embeddings(resolved(to_pth(lenet_state), name="plain.pth"))
+    assert torch.equal(found, plain)
+
+
+HEADLESS = {
+    "none": lambda trunk: trunk,
+    "sequential": lambda trunk: {**trunk, "output.1.weight": torch.ones(2, 84)},
+    "projector": lambda trunk: {**trunk, "projector.0.weight": torch.ones(4, 84)},
+}
+
+
+@pytest.mark.parametrize("change", HEADLESS.values(), ids=HEADLESS)
+def test_a_file_without_the_classifier_is_enough_for_layers_before_it(
+    resolved: Resolve, lenet_state: State, change: Callable[[State], State]
+):
+    trunk = {n: t for n, t in lenet_state.items() if not n.startswith("output.")}
+    data = to_pth(change(trunk))
+    plain = embeddings(resolved(to_pth(lenet_state), name="plain.pth", layer="f6"))
+    assert torch.equal(embeddings(resolved(data, layer="f6")), plain)
+    with pytest.raises(WeightsError, match=r"2 missing \(output\.weight, output\.bias"):
+        loading.load(resolved(data, layer="output"))
+
+
+OTHERS = {
+    b"": "is empty",
+    b"<!DOCTYPE html><html>404</html>": "is a web page that was saved",
+    b"version https://git-lfs.github.com/spec/v1\n": "Git LFS pointer.*git lfs pull",
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"\x1f\x8b\x08\x00": "is compressed; unpack",
+    b"any text": "is damaged, or holds no weights of torch",
+}
+
+
+@pytest.mark.parametrize(("data", "told"), OTHERS.items())
+def test_a_file_of_another_kind_is_named(resolved: Resolve, data: bytes, told: str):
+    with pytest.raises(WeightsError, match=rf"weights\.pth: .*{told}") as fault:
+        loading.load(resolved(data))
+    assert "weights_only" not in str(fault.value)
+    assert "\x1b" not in str(fault.value)
+
+
+def test_a_whole_model_is_refused_and_the_way_out_is_said(resolved: Resolve):
+    with pytest.raises(WeightsError, match=r"object of torch\.nn\.\S*Linear") as fault:
+        loading.load(resolved(to_pth(torch.nn.Linear(2, 2))))
+    assert "torch.save(model.state_dict(), FILE)" in str(fault.value)
+    assert "weights_only" not in str(fault.value)
+    assert "\x1b" not in str(fault.value)
+
+
+def test_a_file_in_the_working_directory_is_a_file(
+    lenet_state: State, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.ckpt", "plain.pth.tar", "own"):
+        Path(name).write_bytes(to_pth(lenet_state))
+        spec = EncoderSpec(backbone="lenet5", weights=name)
+        assert resolution.resolve(spec, store).weights.file == tmp_path / name
 
 
 def test_an_ambiguous_checkpoint_names_its_state_dicts(
@@ -429,12 +523,13 @@ BAD_FILES = {
     "unknown-wrapper": lambda state: to_pth({"epoch": 3, "network": state}),
     "wrapped-twice": lambda state: to_pth({"model": {"state_dict": state}}),
     "half-parallel": lambda state: to_pth(
-        {f"module.{n}" if n.startswith("f6") else n: t for n, t in state.items()}
+        {f"module.{n}" if n.startswith("c1") else n: t for n, t in state.items()}
     ),
     "list": lambda state: to_pth(list(state.values())),
     "no-tensors": lambda _: to_pth({}),
     "numbered": lambda state: to_pth(dict(enumerate(state.values()))),
-    "renamed": lambda state: to_pth({f"net.{n}": t for n, t in state.items()}),
+    "renamed": lambda state: to_pth({f"own.{n}": t for n, t in state.items()}),
+    "of-another-trunk": lambda state: to_pth({**state, "c1.more": torch.ones(1)}),
 }
 
 

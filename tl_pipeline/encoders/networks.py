@@ -74,8 +74,12 @@ def pretrained(
         InvalidSpec: see ``cuts.FeatureExtractor``.
     """
     network = hollow(backbone, how.crop, state)
-    _load(network, state, f"{origin} does not hold weights of {backbone.name}: ")
+    complaint = f"{origin} does not hold weights of {backbone.name}: "
+    missing, told = _load(network, state, complaint)
     cut = FeatureExtractor(backbone, network, layers, input_shape(how))
+    # A classifier may be missing where no layer needs it.
+    if missing and any(t.is_meta for t in (*cut.parameters(), *cut.buffers())):
+        raise WeightsError(complaint + told)
     for name, values in cut.named_parameters():
         if not torch.isfinite(values.sum()):
             raise WeightsError(
@@ -176,8 +180,14 @@ def _near(backbone: Backbone, node: str, nodes: Sequence[str]) -> list[str]:
     return [*backbone.layers, *close]
 
 
-def _load(network: nn.Module, state: State, complaint: str) -> None:
-    """Put ``state`` in place of the parameters, renamed as torchvision renames."""
+def _load(network: nn.Module, state: State, complaint: str) -> tuple[bool, str]:
+    """Put ``state`` in place of the parameters, renamed as torchvision renames.
+
+    Whether parameters are missing, and in words how the names differ.
+
+    Raises:
+        WeightsError: shapes differ, or names are no part of the network.
+    """
     own = network.state_dict()
     expected = {name: tuple(t.shape) for name, t in own.items()}
     given = {name: tuple(t.shape) for name, t in state.items()}
@@ -192,8 +202,27 @@ def _load(network: nn.Module, state: State, complaint: str) -> None:
     except (RuntimeError, ValueError) as fault:
         told = _difference(expected, given) or str(fault).strip().partition("\n")[0]
         raise WeightsError(complaint + told) from None
-    if missing or unknown:
-        raise WeightsError(complaint + _difference(expected, given))
+    told = _difference(expected, given)
+    if _foreign(unknown, missing, expected):
+        raise WeightsError(complaint + told)
+    return bool(missing), told
+
+
+def _foreign(
+    unknown: Sequence[str], missing: Sequence[str], expected: Mapping[str, Shape]
+) -> list[str]:
+    """Those of ``unknown`` that do not belong to another head of the same network.
+
+    They do in place of a missing layer (``fc.1.weight`` for ``fc.weight``), and where
+    the network has no part of that name (``projector.0.weight``).
+    """
+    replaced = tuple(f"{name.rpartition('.')[0]}." for name in missing)
+    parts = {name.partition(".")[0] for name in expected}
+    return [
+        name
+        for name in unknown
+        if not name.startswith(replaced) and name.partition(".")[0] in parts
+    ]
 
 
 def _as(tensor: torch.Tensor, kind: torch.dtype | None) -> torch.Tensor:

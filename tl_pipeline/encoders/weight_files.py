@@ -1,24 +1,64 @@
 """Weights files: a state dict out of bytes, without running code in them."""
 
+import argparse
 import io
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from tl_pipeline.errors import WeightsError
 
-# How training scripts wrap a state dict, and what DataParallel puts before each name.
-_WRAPPERS, _PARALLEL = ("state_dict", "model"), "module."
+# How training scripts wrap a state dict.
+_WRAPPERS = ("state_dict", "model")
+# What wrappers of modules put before each name: torch.compile, DataParallel and
+# SWA, Lightning modules, self-supervised learning (MoCo's query encoder).
+_PREFIX = re.compile(r"(?:_orig_mod|module|model|net|backbone|encoder_q)\.")
+_QUERY = "encoder_q."
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+# What checkpoints hold beside tensors, and what cannot run code.
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+]
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_EXPECTED = (
+    "Expected what torch.save(model.state_dict(), FILE) writes, or a .safetensors file"
+)
+# What a file is by its first bytes, and what to do about it.
+_OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
+    (re.compile(rb"\s*$"), "is empty; copy or download it again"),
+    (
+        re.compile(rb"\s*(<!doctype|<html|<\?xml)", re.IGNORECASE),
+        "is a web page that was saved in place of the file; download the file itself",
+    ),
+    (
+        re.compile(rb"version https://git-lfs"),
+        "is a Git LFS pointer and not the file; run `git lfs pull`",
+    ),
+    (re.compile(rb"\x89HDF"), f"is an HDF5 file (Keras). {_EXPECTED}"),
+    (re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ"), "is compressed; unpack it first"),
+    (re.compile(rb"\x93NUMPY"), f"holds arrays of numpy. {_EXPECTED}"),
+)
 
 
 def read_state(data: bytes, origin: Path) -> dict[str, torch.Tensor]:
     """The state dict in the bytes of a weights file; ``origin`` names it in errors.
 
-    ``{"state_dict": ...}``, ``{"model": ...}`` and names that all begin with
-    ``module.`` are unwrapped, where nothing else in the file could be meant.
+    ``{"state_dict": ...}`` and ``{"model": ...}`` are unwrapped where nothing else in
+    the file could be meant. A usual prefix that all names share is removed, which a
+    warning says.
 
     Raises:
         WeightsError: truncated, not one state dict, or a pickle that holds code.
@@ -27,31 +67,46 @@ def read_state(data: bytes, origin: Path) -> dict[str, torch.Tensor]:
     if isinstance(found, dict) and not _is_state(found):
         found = _unwrapped(found, origin)
     if not _is_state(found):
-        raise WeightsError(f"{origin}: holds no state dict of tensors")
-    if all(name.startswith(_PARALLEL) for name in found):
-        return {name.removeprefix(_PARALLEL): t for name, t in found.items()}
-    return found
+        raise WeightsError(f"{origin}: holds no state dict of tensors. {_EXPECTED}")
+    return _without_prefix(found, origin)
 
 
 def _read(data: bytes, origin: Path) -> Any:
-    try:
-        if origin.suffix == ".safetensors" or _is_safetensors(data):
+    if data[8:9] == b"{":  # after the length of its header
+        try:
             return load_safetensors(data)
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise WeightsError(f"{origin}: not a whole safetensors file: {error}") from None
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{origin}: not a whole safetensors file: {error}"
+            ) from None
+    for begin, told in _OTHERS:
+        if begin.match(data[:512]):
+            raise WeightsError(f"{origin}: {told}")
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # torch raises errors of many kinds for damaged files; all mean the same here.
     except Exception as error:  # noqa: BLE001
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{origin}: cannot be read as a state dict ({reason}). Expected what "
-            "torch.save(model.state_dict(), FILE) writes, or a .safetensors file"
-        ) from None
+        raise WeightsError(f"{origin}: {_refusal(data, str(error))}") from None
 
 
-def _is_safetensors(data: bytes) -> bool:
-    """Whether ``data`` begins with the length of a JSON object, and the object."""
-    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data)
+def _refusal(data: bytes, error: str) -> str:
+    """What is wrong with a file that torch does not read; ``error`` is what it said."""
+    if data[:2] == b"PK" and b"constants.pkl" in data:
+        return (
+            "is a TorchScript archive, which holds code. Save the weights: "
+            "torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+        )
+    if data[:2] == b"PK" and b"models/model.json" in data:
+        return "is an exported network; name it as a backbone: export:FILE"
+    held = _GLOBAL.search(error)
+    if held:
+        return (
+            f"holds an object of {held[1]}, whose code would have to run. Where the "
+            "file was made, save the weights alone: "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    return f"is damaged, or holds no weights of torch. {_EXPECTED}"
 
 
 def _unwrapped(found: dict[Any, Any], origin: Path) -> Any:
@@ -65,6 +120,36 @@ def _unwrapped(found: dict[Any, Any], origin: Path) -> Any:
             "mean: torch.save(checkpoint[NAME], FILE)"
         )
     return None
+
+
+def _without_prefix(
+    state: dict[str, torch.Tensor], origin: Path
+) -> dict[str, torch.Tensor]:
+    """``state`` without the usual prefixes that all of its names share."""
+    found = {name: tensor for name, tensor in state.items() if name != _COUNTER}
+    removed = ""
+    while prefix := _shared_prefix(found):
+        removed += prefix
+        found = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in found.items()
+            if name.startswith(prefix)
+        }
+    if not removed:
+        return state  # which may know its versions
+    warnings.warn(
+        f"{origin}: the names of its weights begin with {removed!r}, which is left out",
+        stacklevel=2,
+    )
+    return found
+
+
+def _shared_prefix(state: dict[str, torch.Tensor]) -> str:
+    if any(name.startswith(_QUERY) for name in state):
+        return _QUERY  # beside it lie the key encoder and the queue
+    first = _PREFIX.match(next(iter(state), ""))
+    shared = first is not None and all(name.startswith(first[0]) for name in state)
+    return first[0] if first and shared else ""
 
 
 def _is_state(value: Any) -> bool:
