@@ -1,38 +1,90 @@
 """Start the flow from the command line: here and now, or served on a schedule."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
+
+from tl_pipeline import progress
+from tl_pipeline.errors import InvalidSpec, ServerError
 from tl_pipeline.runs.records import RunRecord
+
+_PATIENCE = 60  # seconds in which a server that was just started answers
+_STARTING = 300  # seconds that a temporary server may take on a busy machine
+_CURE = (
+    "start it (`prefect server start`), unset PREFECT_API_URL for a temporary one, or "
+    "do without: tl run --runner direct"
+)
 
 
 def run_here(parameters: Mapping[str, Any]) -> RunRecord:
     """Run the flow in this process, on a temporary server unless one is configured.
 
     Errors are raised, not logged: whoever called shows them once.
+
+    Raises:
+        ServerError: the server that is configured does not answer, or a temporary one
+            does not start.
     """
     _quiet(level="CRITICAL")
     _check(parameters)
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        temporary_settings,
+    )
 
     from flows.transfer_learning import transfer_learning
 
-    # The heartbeat finds dead workers of deployments; here it costs a second a run.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    settings = {
+        # The heartbeat finds dead workers of deployments; here it costs a second.
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _STARTING,
+    }
+    if PREFECT_API_URL.value():
+        _await_server()
+    with temporary_settings(settings), _one_message():
         return transfer_learning(**parameters)  # pyright: ignore[reportReturnType]
 
 
 def serve(name: str, cron: str | None, parameters: Mapping[str, Any]) -> None:
-    """Serve the flow from this process as the deployment ``transfer-learning/name``."""
+    """Serve the flow from this process as the deployment ``transfer-learning/name``.
+
+    Raises:
+        InvalidSpec: ``cron`` is no schedule.
+        ServerError: there is no server, or it does not answer.
+    """
     _quiet(level="WARNING")
     _check(parameters)
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.settings import PREFECT_API_URL
+
+    try:
+        if cron is not None:
+            CronSchedule(cron=cron)
+    except ValidationError:
+        raise InvalidSpec(
+            f"--cron {cron!r} is no schedule: give five fields (minute, hour, day, "
+            'month, day of the week), such as "0 2 * * *" for 02:00 UTC every day'
+        ) from None
+    if not PREFECT_API_URL.value():
+        raise ServerError(
+            "no Prefect server is configured, so no schedule would ever fire: run "
+            "`prefect server start` and export PREFECT_API_URL, such as "
+            "http://127.0.0.1:4200/api"
+        )
+    _await_server()
     from flows.transfer_learning import transfer_learning
 
     transfer_learning.serve(  # pyright: ignore[reportFunctionMemberAccess]
         name=name,
         cron=cron,
         parameters=dict(parameters),
+        limit=1,  # late runs come one after another
         pause_on_shutdown=False,  # else its schedule stays off after a restart
     )
 
@@ -49,6 +101,50 @@ def server_can_start() -> str:
 
     create_app(ephemeral=True)
     return f"{prefect.__version__} can start its server"
+
+
+def _await_server() -> None:
+    """Wait until the server of ``PREFECT_API_URL`` answers, as one just started does.
+
+    Raises:
+        ServerError: it does not.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    until, told = time.monotonic() + _PATIENCE, False
+    with get_client(sync_client=True) as client:
+        while (fault := client.api_healthcheck()) is not None:
+            if time.monotonic() > until:
+                raise ServerError(
+                    f"the Prefect server at {PREFECT_API_URL.value()} does not answer "
+                    f"({fault or type(fault).__name__}): {_CURE}"
+                )
+            if not told:
+                progress.notice(f"waiting for Prefect at {PREFECT_API_URL.value()}")
+                told = True
+            time.sleep(1)
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """A server that is lost on the way, or does not start, in one message."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ServerError(
+            f"the Prefect server stopped answering ({error}); what was finished is "
+            f"kept. {_CURE.capitalize()}"
+        ) from None
+    except RuntimeError as error:
+        if "ephemeral" not in str(error):
+            raise
+        raise ServerError(
+            f"Prefect's temporary server did not start within {_STARTING} seconds: "
+            f"{_CURE}"
+        ) from None
 
 
 def _check(parameters: Mapping[str, Any]) -> None:

@@ -27,12 +27,22 @@ from tl_pipeline.pipeline import wiring
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 
+
+def _heads() -> str:
+    """A pattern of all heads, each with the names of its own parameters."""
+    found = list(PRESETS)
+    for name, head in HEADS.items():
+        value = rf"({'|'.join(head.parameters)})=[^,]+"
+        found.append(rf"{name}(:{value}(,{value})*)?")
+    return rf"^({'|'.join(found)})$"
+
+
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
 ConcatText = Annotated[list[BackboneText], Field(min_length=2)]
-HeadText = Annotated[
-    str, Field(pattern=rf"^({'|'.join([*HEADS, *PRESETS])})(:.+=.+)?$")
-]
+HeadText = Annotated[str, Field(pattern=_heads())]
+NotNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
 BACKBONES_BY_DEFAULT = list(map(texts_of, DEFAULTS.backbones))
@@ -53,8 +63,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     calibration: Method = DEFAULTS.calibration,
     error: ErrorRate = DEFAULTS.error,
     controls: bool = True,
-    seed: int = 0,
-    part_rows: int = DEFAULTS.part_rows,
+    seed: NotNegative = 0,
+    part_rows: Positive = DEFAULTS.part_rows,
     verify: bool = False,
     download: bool = True,
     catalog: str | None = None,

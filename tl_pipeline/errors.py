@@ -15,7 +15,9 @@ names the fault, the choices and the cure::
     ├── EncoderMismatch              embeddings of another encoder given to a head
     ├── DamagedArtifact              a file of the store that cannot be read
     ├── UnsafeModelFile              a model file holding what must not be loaded
-    └── StoreError                   a store that cannot be used
+    ├── StoreError                   a store that cannot be used
+    ├── MachineError                 a full disk, files that may not be written
+    └── ServerError                  a Prefect server that does not answer
 """
 
 import difflib
@@ -72,6 +74,14 @@ class UnsafeModelFile(TransferLearningError):
 
 class StoreError(TransferLearningError):
     """A store that cannot be used: wrong format, not writable, not local."""
+
+
+class MachineError(TransferLearningError):
+    """A fault of the machine: a full disk, a file system that is read-only."""
+
+
+class ServerError(TransferLearningError):
+    """A Prefect server that does not answer, or a temporary one that does not start."""
 
 
 class UnknownName(TransferLearningError):

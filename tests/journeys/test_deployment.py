@@ -78,6 +78,8 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
         ('heads=["svm"]', "heads", "logistic"),
         ("epochs=3", "epochs", "heads"),
         ("runner=spark", "runner", "dask"),
+        ("part_rows=-5", "part_rows", "minimum"),
+        ('heads=["logistic:D=3"]', "heads", "logistic(:(C|"),
     ],
 )
 def test_bad_parameter_is_refused_with_its_name_and_the_choices(

@@ -3,6 +3,7 @@
 Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
 """
 
+import errno
 import sys
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ from tl_pipeline.cli import (
 )
 from tl_pipeline.cli.request import Json, Request, StoreOption
 from tl_pipeline.embedding import process
-from tl_pipeline.errors import InvalidSpec, TransferLearningError
+from tl_pipeline.errors import InvalidSpec, MachineError, TransferLearningError
 
 if TYPE_CHECKING:
     from tl_pipeline.pipeline.wiring import Work
@@ -46,6 +47,15 @@ app.command(store_commands.app)
 app.command(run_commands.app)
 
 NOTHING = Request()
+# What the machine may refuse, and what to do then.
+_CURES = {
+    errno.ENOSPC: "Free some space, or put --store on another disk",
+    errno.EDQUOT: "Free some of your quota, or put --store on another disk",
+    errno.EROFS: "The disk is read-only: put --store on another",
+    errno.EACCES: "Ask for permission to it, or put --store where you may write",
+    errno.EPERM: "Ask for permission to it, or put --store where you may write",
+    errno.EMFILE: "Allow more open files (ulimit -n)",
+}
 
 
 @app.command
@@ -176,6 +186,15 @@ def main() -> None:
     except TransferLearningError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _CURES:
+            raise
+        fault = MachineError(
+            f"{error.strerror}: {error.filename or 'while writing'}. "
+            f"{_CURES[error.errno]}; what was finished is kept, run again to go on"
+        )
+        sys.stderr.write(f"{type(fault).__name__}: {fault}\n")
+        sys.exit(fault.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; finished parts are kept, run again to go on\n")
         sys.exit(130)

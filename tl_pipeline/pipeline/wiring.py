@@ -193,6 +193,7 @@ def run(
         DatasetError, WeightsError: see the stages.
     """
     started, steps = datetime.now(UTC), list[Step]()
+    work.at.store.check_writable()  # before hours of work that it could not keep
 
     def perform(stage: Stage[OutputT]) -> OutputT:
         outcome: Outcome[OutputT] = execute(stage)

@@ -136,6 +136,22 @@ class Store:
                 f"cannot write to the store {self.root}: {error}"
             ) from None
 
+    def check_writable(self) -> None:
+        """Make the store, and see that files can be written to it.
+
+        Raises:
+            StoreError: they cannot.
+        """
+        self.create()
+        try:
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to the store {self.root} ({error.strerror}): name "
+                "another --store, or copy it to where you may write"
+            ) from None
+
     @contextmanager
     def overlay(self) -> Iterator["Store"]:
         """A view of this store whose new artifacts vanish when the block ends.
