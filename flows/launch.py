@@ -40,14 +40,16 @@ def run_here(parameters: Mapping[str, Any]) -> RunRecord:
 
     from flows.transfer_learning import transfer_learning
 
-    settings = {
-        # The heartbeat finds dead workers of deployments; here it costs a second.
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _STARTING,
-    }
     if PREFECT_API_URL.value():
         _await_server()
-    with temporary_settings(settings), _one_message():
+    # The heartbeat finds dead workers of deployments; here it costs a second.
+    settings = temporary_settings(
+        {
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _STARTING,
+        }
+    )
+    with settings, _one_message():
         return transfer_learning(**parameters)  # pyright: ignore[reportReturnType]
 
 
