@@ -15,7 +15,7 @@ from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import ConcatEncoder
 from tl_pipeline.encoders.lenet import LeNet5
 from tl_pipeline.errors import InvalidSpec, StoreError, WeightsError
-from tl_pipeline.maintenance import garbage, gc_roots, inventory
+from tl_pipeline.maintenance import gc, gc_roots, inventory
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.stages import register
 from tl_pipeline.registry import index
@@ -223,23 +223,22 @@ def test_a_broken_file_is_refused_alone(
 
 
 def test_models_and_their_parts_are_listed_and_kept(averaged: RunRecord, store: Store):
-    """What a kept run or a registered model is made of is no waste."""
+    """What a kept run or a registered model is made of is no garbage."""
     (row,) = index.models(store)
     assert row["head"] == "average of 2 heads"
     assert row["encoder"] == (
         "lenet5/c5 LETTERS + lenet5/f6 LETTERS, lenet5/c5 LETTERS"
     )
     assert row["test_accuracy"] == averaged.best.test.value
-    assert not garbage.find(store, grace_days=0).waste
+    assert not gc.find(store, retention_days=0).garbage
     for record in (store.root / "runs").glob("*/*.json"):
         record.unlink()  # now the model alone reaches anything
-    waste = garbage.find(store, grace_days=0).waste
-    gone = {w.path.name.removeprefix("encoder=") for w in waste}
+    gone = {g.item.key for g in gc.find(store, retention_days=0).garbage}
     model = index.load_model(store, "photos")
-    reached = gc_roots.survey(store)
+    live = gc_roots.survey(store).live_keys
     for member in model.about["members"]:
         for key in (member["head"], member["evaluation"], *member["encoder_keys"]):
-            assert key in reached
+            assert key in live
             assert key not in gone
     users = {e["encoder"]: e["used_by"] for e in inventory.take(store).encoders}
     assert users["lenet5/f6 LETTERS"] == ["model photos version 1"]

@@ -1,4 +1,4 @@
-"""``tl store`` on a real store: it removes waste, and nothing that anybody needs."""
+"""``tl store`` on a real store: it removes garbage, and nothing that anybody needs."""
 
 import contextlib
 import io
@@ -20,8 +20,8 @@ from tests.conftest import REPOSITORY
 from tl_pipeline import query
 from tl_pipeline.cli import main
 from tl_pipeline.errors import TransferLearningError
-from tl_pipeline.maintenance import garbage
-from tl_pipeline.maintenance.gc_roots import Retention
+from tl_pipeline.maintenance import gc
+from tl_pipeline.maintenance.gc_roots import RunPolicy
 from tl_pipeline.runs import records as runs
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -130,7 +130,7 @@ def test_show_counts_what_there_is_and_says_who_uses_it(used: tuple[Path, Path])
     assert "unused" in text
 
 
-def test_nothing_is_waste_while_all_runs_are_kept(used: tuple[Path, Path]):
+def test_nothing_is_garbage_while_all_runs_are_kept(used: tuple[Path, Path]):
     store, _ = used
     before = content(store)
     assert "0 files and folders, 0 B, removed" in call(store, "store", "gc")
@@ -146,12 +146,12 @@ def test_gc_removes_what_it_said_and_keeps_what_the_last_run_and_models_need(
     assert content(store) == before
     assert said["removed"] is False
     done = asked(store, "store", "gc", "--keep-runs", 1)
-    assert done["waste"] == said["waste"]
-    kinds = {row["kind"] for row in done["waste"]}
+    assert done["garbage"] == said["garbage"]
+    kinds = {row["kind"] for row in done["garbage"]}
     assert {"run", "report", "heads", "evaluations", "embeddings"} <= kinds
-    gone = [row["path"] for row in done["waste"]]
+    gone = [row["path"] for row in done["garbage"]]
     assert not any((store / path).exists() for path in gone)
-    assert sum(row["bytes"] for row in done["waste"]) > 10_000
+    assert sum(row["bytes"] for row in done["garbage"]) > 10_000
     image = next((photos / "china").iterdir())
     (answer,) = asked(store, "predict", "photos", image)
     assert answer["label"] == "china"
@@ -164,15 +164,15 @@ def test_gc_removes_what_it_said_and_keeps_what_the_last_run_and_models_need(
         "lenet5/c5 LETTERS": 60,  # of the champion
         "lenet5/f6 LETTERS": 60,  # of the last run
     }
-    again = asked(store, "store", "gc", "--keep-runs", 1, "--grace", 0)
-    assert again["waste"] == []
+    again = asked(store, "store", "gc", "--keep-runs", 1, "--retention", 0)
+    assert again["garbage"] == []
 
 
 def test_a_champion_of_no_kept_run_is_still_compared_with(used: tuple[Path, Path]):
     """The gate needs the predictions of the evaluation that the champion came from."""
     store, photos = used
     shutil.rmtree(store / "runs")
-    call(store, "store", "gc", "--grace", 0)
+    call(store, "store", "gc", "--retention", 0)
     head = ("--backbone", "lenet5:layer=f6", "--head", "logistic:C=0.5")
     said = call(store, "run", photos, *head, "--no-controls", "--runner", "direct")
     assert "validation images in common with version" in said
@@ -180,20 +180,20 @@ def test_a_champion_of_no_kept_run_is_still_compared_with(used: tuple[Path, Path
 
 def test_records_younger_than_asked_stay(used: tuple[Path, Path]):
     store, _ = used
-    runs_kept = asked(store, "store", "gc", "--older-than", 1, "--dry-run")["waste"]
+    runs_kept = asked(store, "store", "gc", "--older-than", 1, "--dry-run")["garbage"]
     assert runs_kept == []
     for record in sorted((store / "runs" / "photos").glob("*.json"))[:2]:
         text = json.loads(record.read_text())
         record.write_text(json.dumps({**text, "finished": "2020-01-01T00:00:00Z"}))
-    found = asked(store, "store", "gc", "--older-than", 1, "--dry-run")["waste"]
+    found = asked(store, "store", "gc", "--older-than", 1, "--dry-run")["garbage"]
     assert len([row for row in found if row["kind"] == "run"]) == 2
     found = asked(
         store, "store", "gc", "--older-than", 1, "--keep-runs", 3, "--dry-run"
     )
-    assert found["waste"] == []
+    assert found["garbage"] == []
 
 
-def test_what_is_young_or_was_used_lately_stays(used: tuple[Path, Path]):
+def test_what_is_young_or_used_by_a_run_under_way_stays(used: tuple[Path, Path]):
     place, _ = used
     store = Store.open(place)
     records = sorted((place / "runs" / "photos").glob("*.json"))
@@ -201,40 +201,105 @@ def test_what_is_young_or_was_used_lately_stays(used: tuple[Path, Path]):
     heads = [
         key for step in old.steps if step.stage == "train" for key in step.keys.values()
     ]
-    fresh = store.build("heads", key_document("t", 1, {}, {}), lambda _: None)
-    assert store.find("heads", heads[2])  # as a run under way does
     random = next(
         s.keys["encoder"]
         for s in old.steps
         if "random" in s.subject and s.stage == "embed"
     )
-    EmbeddingFolder(store, random).embedded()
-    found = garbage.find(store, Retention(keep_runs=1))
-    waste = {item.path.name for item in found.waste}
-    young = {item.path.name for item in found.young}
-    assert young == {fresh.key, heads[2], f"encoder={random}"}
-    assert heads[1] in waste
-    garbage.collect(store, found.waste, 1)
+    fresh = store.build("heads", key_document("t", 1, {}, {}), lambda _: None)
+    with store.in_use([random]):  # as a run does when it begins
+        assert store.find("heads", heads[2])
+        collected = gc.collect(Store.open(place), RunPolicy(keep_runs=1))
+    assert [g.item.key for g in collected.stays] == [fresh.key]
+    gone = {g.item.key for g in collected.garbage}
+    assert heads[1] in gone
+    assert not gone & {heads[2], random}
     assert store.find("heads", heads[2])
     assert store.find("heads", heads[1]) is None
+    assert list((place / "in_use").iterdir()) == []
+    gone = {g.item.key for g in gc.collect(store, RunPolicy(keep_runs=1)).garbage}
+    assert gone >= {heads[2], random}
 
 
-def test_what_comes_into_use_between_finding_and_removing_stays(
+def test_what_a_dead_run_names_stays_as_long_as_the_retention(
     used: tuple[Path, Path],
 ):
     store = Store.open(used[0])
-    found = garbage.find(store, Retention(keep_runs=1))
-    head = next(item for item in found.waste if item.kind == "heads")
-    folder = next(item for item in found.waste if item.kind == "embeddings")
-    assert store.find("heads", head.path.name)
-    with store.lock(f"encoder-{folder.path.name.partition('=')[2]}"):
-        done = garbage.collect(store, found.waste, 1)
-    assert done.in_use == [head, folder]
-    assert head.path.exists()
-    assert folder.path.exists()
+    head = next(
+        g.item for g in gc.find(store, RunPolicy(1)).garbage if g.item.kind == "heads"
+    )
+    with contextlib.suppress(ZeroDivisionError), store.in_use([head.key]):
+        left = shutil.copytree(store.root / "in_use", store.root / "left")
+        raise ZeroDivisionError
+    assert list((store.root / "in_use").iterdir()) == []
+    shutil.rmtree(store.root / "in_use")
+    left.rename(store.root / "in_use")  # as a kill leaves it
+    age(store.root / "in_use", 6)
+    assert head.key not in {g.item.key for g in gc.find(store, RunPolicy(1)).garbage}
+    age(store.root / "in_use", 2)
+    assert head.key in {g.item.key for g in gc.find(store, RunPolicy(1), 1).garbage}
+    age(store.root / "in_use", 8)
+    found = {g.item.path.name: g.why for g in gc.find(store, RunPolicy(1)).garbage}
+    (file,) = (store.root / "in_use").iterdir()
+    assert found[file.name] == "its run died"
+    assert head.key in found
 
 
-def test_leftovers_go_after_a_day(used: tuple[Path, Path]):
+def test_a_run_and_a_collection_on_one_machine_wait_for_each_other(
+    used: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    """Whichever comes first: nothing that the run finds goes afterwards."""
+    store = Store.open(used[0])
+    head = next(
+        g.item for g in gc.find(store, RunPolicy(1)).garbage if g.item.kind == "heads"
+    )
+    found: list[object] = []
+
+    def run() -> None:
+        other = Store.open(store.root)
+        with other.in_use([]):
+            found.append(other.find("heads", head.key))
+
+    with store.lock("gc"):  # as a collection does that has read the roots
+        run_thread = threading.Thread(target=run)
+        run_thread.start()
+        run_thread.join(0.5)
+        assert run_thread.is_alive()
+        shutil.rmtree(head.path)
+    run_thread.join()
+    assert found == [None]
+    assert "waiting for tl store gc to end" in capsys.readouterr().err
+
+
+def test_embeddings_that_are_being_written_stay(used: tuple[Path, Path]):
+    store = Store.open(used[0])
+    found = gc.find(store, RunPolicy(keep_runs=1)).garbage
+    item = next(g.item for g in found if g.item.kind == "embeddings")
+    with store.lock(f"encoder-{item.key}"):
+        done = gc.collect(store, RunPolicy(keep_runs=1))
+    assert [g.item.path for g in done.stays] == [item.path]
+    assert item.path.exists()
+
+
+def test_weights_go_with_the_last_encoder_and_model_that_name_them(
+    used: tuple[Path, Path],
+):
+    store = Store.open(used[0])
+    (kept,) = (store.root / "weights").iterdir()  # those of LeNet-5
+    other = store.root / "weights" / ("0" * 64)
+    other.write_bytes(b"nobody names it")
+    age(other.parent, 8)
+    assert [g.item.path for g in gc.find(store).garbage] == [other]
+    gc.collect(store, RunPolicy(keep_runs=1))
+    assert list((store.root / "weights").iterdir()) == [kept]
+    for folder in ("runs", "registry", "mlflow.db"):
+        path = store.root / folder
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    gc.collect(store)
+    assert list((store.root / "weights").iterdir()) == []
+
+
+def test_leftovers_go_after_the_retention(used: tuple[Path, Path]):
     place, _ = used
     store = Store.open(place)
     folder = next((place / "embeddings").iterdir())
@@ -250,17 +315,17 @@ def test_leftovers_go_after_a_day(used: tuple[Path, Path]):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     set_aside(shutil.copyfile(part, folder / "part-x.parquet"), "a test")
-    assert garbage.find(store).waste == []
-    assert len(garbage.find(store).young) == 6
+    assert gc.find(store).garbage == []
+    assert len(gc.find(store).stays) == 6
     said = call(place, "store", "show")
     assert "set aside because damaged" in said
     assert "a test" in said
     assert "tl store gc --dry-run" in said
     said = call(place, "store", "gc")
     assert "6 more" in said
-    assert "--grace 1 days" in said
+    assert "--retention 7 days" in said
     assert len(asked(place, "store", "gc", "--dry-run")["stay"]) == 6
-    call(place, "store", "gc", "--grace", 0)
+    call(place, "store", "gc", "--retention", 0)
     assert not any(path.exists() for path in plants)
     assert list(place.rglob(".damaged-*")) == list(place.rglob(".why-*")) == []
     assert part.exists()
@@ -276,7 +341,7 @@ def test_a_gc_killed_at_any_step_is_finished_by_the_next(
         pass
 
     rename = Path.rename
-    total = len(garbage.find(store, Retention(keep_runs=1)).waste)
+    total = len(gc.find(store, RunPolicy(keep_runs=1)).garbage)
     steps = 0
     while steps < total:
         left = [3]
@@ -290,17 +355,15 @@ def test_a_gc_killed_at_any_step_is_finished_by_the_next(
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", dying)
-            found = garbage.find(store, Retention(keep_runs=1))
             with pytest.raises(Killed):
-                garbage.collect(store, found.waste, 1)
+                gc.collect(store, RunPolicy(keep_runs=1))
         steps += 3
-        for kind in garbage.ARTIFACTS:
+        for kind in gc.ARTIFACTS:
             for folder in (place / kind).glob("[!.]*/"):
                 assert (folder / "provenance.json").exists()
-        if len(garbage.find(store, Retention(keep_runs=1)).waste) <= 3:
+        if len(gc.find(store, RunPolicy(keep_runs=1)).garbage) <= 3:
             break
-    found = garbage.find(store, Retention(keep_runs=1))
-    garbage.collect(store, found.waste, 1)
+    gc.collect(store, RunPolicy(keep_runs=1))
     assert not (place / ".trash").exists()
     plan = asked(place, "plan", photos, *RUNS["poor"])
     assert all(step["cached"] for step in plan)
@@ -331,7 +394,7 @@ def test_a_reader_beside_gc_and_compact_sees_all_rows(used: tuple[Path, Path]):
 
     reader = threading.Thread(target=read)
     reader.start()
-    call(place, "store", "gc", "--keep-runs", 1, "--grace", 0)
+    call(place, "store", "gc", "--keep-runs", 1, "--retention", 0)
     said = call(place, "store", "compact", "--encoder", key[:8], "--rows", 20)
     call(place, "store", "compact")
     done.set()
@@ -383,6 +446,35 @@ def test_damage_is_set_aside_and_computed_anew_in_the_same_run(
     assert aside.read_bytes() == bytes(data)
     said = call(place, "store", "show")
     assert "CRC" in said
+
+
+def test_predictions_with_400_flipped_bytes_are_found_and_made_again(
+    used: tuple[Path, Path],
+):
+    place, photos = used
+    (champion,) = asked(place, "models")[-1:]
+    best = json.loads(Path(champion["folder"], "model.json").read_text())["evaluation"]
+    file = place / "evaluations" / best / "predictions.parquet"
+    before = file.read_bytes()
+    sql = "SELECT image_id, confidence FROM predictions ORDER BY ALL"
+    rows = asked(place, "sql", sql)
+    data = bytearray(before)
+    middle = len(data) // 2 - 200
+    data[middle : middle + 400] = bytes(
+        byte ^ 0xFF for byte in data[middle : middle + 400]
+    )
+    file.write_bytes(data)
+    plan = asked(place, "plan", photos, *RUNS["c5"])
+    (due,) = [
+        step for step in plan if not step["cached"] and step["stage"] == "evaluate"
+    ]
+    assert due["reason"] == "its artifact is missing or damaged"
+    said = call(place, "run", photos, *RUNS["c5"], "--runner", "direct")
+    (aside,) = (place / "evaluations").glob(".damaged-*")
+    assert f"set aside as {aside.name}" in said
+    assert file.read_bytes() == before
+    assert asked(place, "sql", sql)[: len(rows)] == rows
+    assert f"{best}: a file is missing" in call(place, "store", "show")
 
 
 def test_two_runs_at_once_on_one_store_lose_and_double_nothing(

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from tests.store.test_mirror import killed
 from tl_pipeline import query
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.errors import StoreError
-from tl_pipeline.maintenance import garbage
-from tl_pipeline.maintenance.gc_roots import Retention
+from tl_pipeline.maintenance import gc
+from tl_pipeline.maintenance.gc_roots import RunPolicy
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
 from tl_pipeline.runs import records as runs
@@ -31,10 +30,9 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.keys import key_document, keys_in
-from tl_pipeline.store.remote import gc_lease
 
 At = Callable[[str], Store]
-ONE = Retention(keep_runs=1)
+ONE = RunPolicy(keep_runs=1)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "one_core", "object_server")
 
@@ -54,7 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, crops: Callable[..., Any]) 
 def made(
     _serving: ObjectStore, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """The URL of a store with two runs, a week old; the first had controls."""
+    """The URL of a store with two runs, eight days old; the first had controls."""
     url = _serving.bucket("made") + "/store"
     cache = str(tmp_path_factory.mktemp("made"))
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +62,7 @@ def made(
         patch.setenv("TL_CORES", "1")
         for number in ("first", "last"):
             run(Store.open(url), photos, number)
-    _serving.age(url, 7)
+    _serving.age(url, 8)
     return url
 
 
@@ -122,7 +120,8 @@ def tl(
 
 
 def unreached(store: Store) -> list[str]:
-    return [str(w.path.relative_to(store.root)) for w in garbage.find(store).waste]
+    found = gc.find(store).garbage
+    return [str(g.item.path.relative_to(store.root)) for g in found]
 
 
 def assert_whole(server: ObjectStore, url: str) -> None:
@@ -159,24 +158,26 @@ def test_the_command_removes_what_it_said_and_keeps_what_is_reached(
     before = object_server.objects(used)
     for path in first.root.rglob("*"):
         os.utime(path, (0, 0))
-    gc = ("store", "gc", "--keep-runs", 1, "--json", "--store", used)
-    said = json.loads(tl(tmp_path / "A", *gc, "--dry-run").stdout)
+    gc_command = ("store", "gc", "--keep-runs", 1, "--json", "--store", used)
+    said = json.loads(tl(tmp_path / "A", *gc_command, "--dry-run").stdout)
     assert object_server.objects(used) == before
-    done = json.loads(tl(tmp_path / "A", *gc).stdout)
-    assert done["waste"] == said["waste"]
+    done = json.loads(tl(tmp_path / "A", *gc_command).stdout)
+    assert sorted(r["path"] for r in done["garbage"]) == sorted(
+        r["path"] for r in said["garbage"]
+    )
     assert done["stay"] == said["stay"] == []
-    kinds = {row["kind"] for row in done["waste"]}
-    assert {"run", "report", "heads", "evaluations", "embeddings"} <= kinds
+    kinds = {row["kind"] for row in done["garbage"]}
+    assert {"runs", "reports", "heads", "evaluations", "embeddings"} <= kinds
 
     left = object_server.objects(used)
     assert left.items() <= before.items()
-    gone = tuple(row["path"] for row in done["waste"])
+    gone = tuple(row["path"] for row in done["garbage"])
     assert not [name for name in left if name.startswith(gone)]
     assert not [path for path in gone if (first.root / path).exists()]
     removed = sum(len(data) for name, data in before.items() if name not in left)
-    assert sum(row["bytes"] for row in done["waste"]) == removed
+    assert sum(row["bytes"] for row in done["garbage"]) == removed
     assert_whole(object_server, used)
-    assert garbage.find(at("B"), ONE, 0).waste == []
+    assert gc.find(at("B"), ONE, 0).garbage == []
 
     third = at("C")
     assert due(third, photos, "last") == []
@@ -187,40 +188,76 @@ def test_the_command_removes_what_it_said_and_keeps_what_is_reached(
     assert query.ask(at("A"), sql).to_pylist() == [{"n": 2}]
 
 
-def test_what_is_young_or_was_used_lately_stays(
+def test_what_is_young_or_used_by_a_run_on_another_machine_stays(
     used: str, at: At, object_server: ObjectStore, photos: Path
 ):
-    first = at("A")
+    first, second = at("A"), at("B")
     young = first.build("heads", key_document("t", 1, {}, {}), lambda _: None)
     old = first.build("heads", key_document("t", 2, {}, {}), lambda _: None)
-    object_server.age(f"{used}/heads/{old.key}", 2)
-    control(at("B"), photos).embedded()  # as a run under way does
-    found = garbage.find(first, ONE)
-    folder = control(first, photos).path.name
-    assert {item.path.name for item in found.young} == {young.key, folder}
-    assert old.key in {item.path.name for item in found.waste}
-    garbage.collect(first, found.waste, 1)
+    object_server.age(f"{used}/heads/{old.key}", 8)
+    folder = control(second, photos)
+    head = next(g.item for g in gc.find(first, ONE).garbage if g.item.kind == "heads")
+    with second.in_use([folder.encoder_key]):
+        assert second.find("heads", head.key)
+        named = [n for n in object_server.objects(used) if n.startswith("in_use/")]
+        assert len(named) == 2
+        found = gc.collect(first, ONE)
+    assert [g.item.key for g in found.stays] == [young.key]
+    assert not {g.item.key for g in found.garbage} & {folder.encoder_key, head.key}
     assert at("D").find("heads", young.key)
+    assert at("D").find("heads", head.key)
     assert at("D").find("heads", old.key) is None
     assert len(control(at("D"), photos).embedded()) == 60
+    assert not [n for n in object_server.objects(used) if n.startswith("in_use/")]
+
+
+def test_what_a_run_that_died_elsewhere_names_stays_as_long_as_the_retention(
+    used: str, at: At, object_server: ObjectStore, photos: Path
+):
+    key = control(at("B"), photos).encoder_key
+    text = json.dumps({"host": "dead", "keys": [key]}).encode()
+    object_server.put(f"{used}/in_use/{'1' * 32}-0.json", text)
+    assert key not in {g.item.key for g in gc.find(at("A"), ONE).garbage}
+    object_server.age(f"{used}/in_use", 8)
+    found = {g.item.key: g.why for g in gc.find(at("A"), ONE).garbage}
+    assert found[key] == "no run or model uses it"
+    assert found[f"{'1' * 32}-0.json"] == "its run died"
+
+
+def test_a_run_writes_one_object_first_and_deletes_it_at_its_end(
+    used: str, at: At, object_server: ObjectStore, photos: Path
+):
+    """What the last run used is named at once, so nothing is written for each find."""
+    object_server.forget()
+    run(at("B"), photos, "last")
+    writes = [
+        (method, path.partition("/store/")[2])
+        for method, path in object_server.requests
+        if method in {"PUT", "DELETE"}
+    ]
+    assert writes[0][0] == "PUT"
+    assert writes[0][1].startswith("in_use/")
+    assert [m for m, path in writes if path.startswith("in_use/")] == ["PUT", "DELETE"]
+    assert not [n for n in object_server.objects(used) if n.startswith("in_use/")]
 
 
 @pytest.mark.usefixtures("used")
-def test_a_plan_marks_nothing_as_used(at: At, photos: Path):
-    assert due(at("B"), photos, "first") == []
-    assert garbage.find(at("A"), ONE).young == []
+def test_a_plan_names_nothing_as_used(at: At, object_server: ObjectStore, photos: Path):
+    second = at("B")
+    object_server.forget()
+    assert due(second, photos, "first") == []
+    assert [m for m, _ in object_server.requests if m in {"PUT", "DELETE"}] == []
 
 
-def test_leftovers_of_workers_go_after_the_time_of_grace(
+def test_leftovers_of_workers_go_after_the_retention(
     used: str, at: At, object_server: ObjectStore
 ):
     name = ".building/partitions-1/0001.parquet"
     object_server.put(f"{used}/{name}", b"x")
-    assert [w.path.name for w in garbage.find(at("A")).young] == ["partitions-1"]
-    object_server.age(f"{used}/.building", 2)
-    found = garbage.find(at("A"))
-    assert [w.why for w in found.waste] == ["a killed process left it"]
-    garbage.collect(at("A"), found.waste, 1)
+    assert [g.item.path.name for g in gc.find(at("A")).stays] == ["partitions-1"]
+    object_server.age(f"{used}/.building", 8)
+    found = gc.collect(at("A"))
+    assert [g.why for g in found.garbage] == ["a killed process left it"]
     assert name not in object_server.objects(used)
 
 
@@ -233,9 +270,9 @@ def test_finished_work_that_was_never_sent_counts_as_the_rest(
     with pytest.raises(StoreError):
         first.build("heads", key_document("t", 1, {}, {}), lambda _: None)
     object_server.before = None
-    found = garbage.find(first)
-    assert [w.kind for w in found.young] == ["heads"]
-    assert found.waste == []
+    found = gc.find(first)
+    assert [g.item.kind for g in found.stays] == ["heads"]
+    assert found.garbage == []
 
 
 # Killed, or without a connection
@@ -243,28 +280,20 @@ def test_finished_work_that_was_never_sent_counts_as_the_rest(
 
 @pytest.mark.parametrize("deletions", [2, 9])
 def test_a_collection_killed_on_the_way_leaves_a_whole_store(
-    made: str,
-    used: str,
-    at: At,
-    object_server: ObjectStore,
-    deletions: int,
-    monkeypatch: pytest.MonkeyPatch,
+    made: str, used: str, at: At, object_server: ObjectStore, deletions: int
 ):
     """SIGKILL while the server holds back the answer to one deletion."""
     before = object_server.objects(used).keys()
     at("A")
-    gc = ("store", "gc", "--keep-runs", "1", "--store", used)
-    command = [sys.executable, "-m", "tl_pipeline.cli", *gc]
+    arguments = ("store", "gc", "--keep-runs", "1", "--store", used)
+    command = [sys.executable, "-m", "tl_pipeline.cli", *arguments]
     assert killed(object_server, deletions, command, "DELETE")
     assert_whole(object_server, used)
     left = object_server.objects(used).keys()
-    assert left - before == {gc_lease.NAME}
+    assert left < before
     assert len(before - left) >= deletions
     assert_there(object_server, made, used, "last")
-    monkeypatch.setattr(gc_lease, "_DEAD_S", 0.2)
-    monkeypatch.setattr(gc_lease, "_LOOK_S", 0.1)
-    again = at("A")
-    garbage.collect(again, garbage.find(again, ONE).waste, 1)
+    gc.collect(at("A"), ONE)
     assert unreached(at("D")) == []
     assert_there(object_server, made, used, "last")
     assert_whole(object_server, used)
@@ -275,19 +304,18 @@ def test_a_store_that_refuses_a_deletion_is_one_message_and_is_tried_again(
 ):
     left = [3]
 
-    def refuse(method: str, path: str) -> int | None:
+    def refuse(method: str, _: str) -> int | None:
         left[0] -= method == "DELETE"
-        return 403 if left[0] < 0 and ".collecting" not in path else None
+        return 403 if left[0] < 0 else None
 
     object_server.before = refuse
-    gc = ("store", "gc", "--keep-runs", 1, "--json", "--store", used)
-    said = tl(tmp_path / "A", *gc, code=2)
+    arguments = ("store", "gc", "--keep-runs", 1, "--json", "--store", used)
+    said = tl(tmp_path / "A", *arguments, code=2)
     assert used in said.stderr
     assert "access denied" in said.stderr
     object_server.before = None
     assert_whole(object_server, used)
-    assert gc_lease.NAME not in object_server.objects(used)
-    garbage.collect(at("A"), garbage.find(at("A"), ONE).waste, 1)
+    gc.collect(at("A"), ONE)
     assert unreached(at("B")) == []
 
 
@@ -303,8 +331,7 @@ def test_an_old_mirror_neither_brings_back_nor_believes_in_what_was_removed(
     assert list(control(second, photos).path.glob("part-*"))
     assert query.ask(second, "FROM runs").num_rows == 2
 
-    first = at("A")
-    garbage.collect(first, garbage.find(first, ONE).waste, 1)
+    gc.collect(at("A"), ONE)
     left = object_server.objects(used)
     assert query.ask(at("B"), "FROM runs").num_rows == 1
     sql = "SELECT count(DISTINCT encoder_key) AS n FROM embeddings"
@@ -322,117 +349,37 @@ def test_an_old_mirror_neither_brings_back_nor_believes_in_what_was_removed(
     assert_whole(object_server, used)
 
 
-@pytest.mark.parametrize("moment", ["write", "write_atomically"])
-def test_what_a_run_used_and_others_removed_meanwhile_is_there_when_it_ends(
-    made: str,
-    used: str,
-    at: At,
-    object_server: ObjectStore,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    moment: str,
+def test_what_only_a_mirror_has_is_sent_again_by_the_run_that_uses_it(
+    made: str, used: str, at: At, object_server: ObjectStore, photos: Path
 ):
-    """Removed just before it ends, or just before its record is written."""
-    first, second = at("A"), at("B")
-    write, gone = getattr(runs, moment), []
-
-    def late(*given: Any) -> Any:
-        found = garbage.find(first, ONE)
-        gone.extend(garbage.collect(first, found.waste, 1).removed)
-        return write(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, moment, late)
-        run(second, photos, "first")
-    kinds = {waste.kind for waste in gone}
-    assert {"heads", "evaluations"} <= kinds
-    assert "embeddings" not in kinds  # marked
+    """Its record names what was collected since this machine fetched it."""
+    assert due(at("B"), photos, "first") == []  # all is in its mirror
+    gone = gc.collect(at("A"), ONE).garbage
+    assert {"heads", "evaluations"} <= {g.item.kind for g in gone}
+    record = run(at("B"), photos, "first")
+    ran = {step.stage for step in record.steps if not step.cached}
+    assert ran == {"embed"}  # parts that are gone there are gone here, too
     assert_there(object_server, made, used, "first")
     assert_whole(object_server, used)
 
 
-def test_a_run_that_ends_while_its_artifacts_are_removed_waits_and_sends_them_again(
-    made: str,
-    used: str,
-    at: At,
-    object_server: ObjectStore,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_collection_beside_a_run_takes_nothing_that_it_uses(
+    made: str, used: str, at: At, object_server: ObjectStore, photos: Path
 ):
-    """The first deletion of an artifact is held back until the run has its record."""
-    monkeypatch.setattr(gc_lease, "_LOOK_S", 0.05)
+    """It comes between the first look of the run and its record."""
     first, second = at("A"), at("B")
-    assert due(second, photos, "first") == []  # all is in its mirror
-    found = garbage.find(first, ONE).waste
-    holding, recorded = threading.Event(), threading.Event()
+    write = runs.write
 
-    def hold(method: str, path: str) -> int | None:
-        if method == "DELETE" and "/heads/" in path:
-            holding.set()
-            assert recorded.wait(60)
-        if method == "GET" and gc_lease.NAME in path:
-            waiting.append(path)
+    def late(store: Store, record: RunRecord) -> Path:
+        gc.collect(first, ONE)
+        return write(store, record)
 
-    waiting: list[str] = []
-    object_server.before = hold
-    with monkeypatch.context() as patch:
-        write = runs.write
-
-        def late(store: Store, record: RunRecord) -> Path:
-            collector.start()
-            assert holding.wait(60)
-            waiting.clear()
-            threading.Timer(0.5, recorded.set).start()
-            return write(store, record)
-
-        done: list[garbage.Collected] = []
-        collector = threading.Thread(
-            target=lambda: done.append(garbage.collect(first, found, 1))
-        )
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "write", late)
-        run(second, photos, "first")
-        collector.join()
-    assert len(waiting) > 2
-    assert "heads" in {waste.kind for waste in done[0].removed}
+        record = run(second, photos, "first")
+    assert all(step.cached for step in record.steps)
     assert_there(object_server, made, used, "first")
     assert_whole(object_server, used)
-
-
-@pytest.mark.usefixtures("used")
-def test_embeddings_that_come_into_use_between_finding_and_removing_stay(
-    at: At, photos: Path
-):
-    first = at("A")
-    found = garbage.find(first, ONE).waste
-    folder = control(at("B"), photos)
-    assert len(folder.embedded()) == 60
-    done = garbage.collect(first, found, 1)
-    assert [waste.path.name for waste in done.in_use] == [folder.path.name]
-    assert len(control(at("C"), photos).embedded()) == 60
-
-
-@pytest.mark.usefixtures("used")
-def test_who_comes_to_use_embeddings_that_are_being_removed_waits_and_sees_none(
-    at: At, object_server: ObjectStore, photos: Path, monkeypatch
-):
-    monkeypatch.setattr(gc_lease, "_LOOK_S", 0.05)
-    first, folder = at("A"), control(at("B"), photos)
-    assert len(folder.parts().whole) == 4
-    found = garbage.find(first, ONE).waste
-    holding, go_on = threading.Event(), threading.Event()
-
-    def hold(method: str, path: str) -> int | None:
-        if method == "DELETE" and "/embeddings/" in path:
-            holding.set()
-            assert go_on.wait(60)
-
-    object_server.before = hold
-    collector = threading.Thread(target=garbage.collect, args=(first, found, 1))
-    collector.start()
-    assert holding.wait(60)
-    threading.Timer(0.5, go_on.set).start()
-    assert folder.embedded() == set()
-    collector.join()
 
 
 @pytest.mark.usefixtures("used")
@@ -442,7 +389,6 @@ def test_readers_beside_a_collection_see_all_rows_of_what_stays(at: At, photos: 
     expected = EmbeddingFolder(second, key).load(
         EmbeddingFolder(second, key).embedded()
     )
-    found = garbage.find(first, ONE).waste
     wrong: list[object] = []
     done = threading.Event()
 
@@ -466,59 +412,8 @@ def test_readers_beside_a_collection_see_all_rows_of_what_stays(at: At, photos: 
 
     reader = threading.Thread(target=guarded, args=(second,))
     reader.start()
-    garbage.collect(first, found, 1)
+    gc.collect(first, ONE)
     done.set()
     reader.join()
     assert failed == []
     assert wrong == []
-
-
-def test_a_second_collection_at_the_same_time_is_refused(
-    used: str, at: At, object_server: ObjectStore, tmp_path: Path, monkeypatch
-):
-    monkeypatch.setattr(gc_lease, "_LOOK_S", 0.05)
-    monkeypatch.setattr(gc_lease, "_RENEWED_S", 0.0)
-    first = at("A")
-    stop = threading.Event()
-
-    def alive() -> None:
-        while not stop.wait(0.2):
-            first.mirror.remove(["nothing"])
-
-    with first.mirror.collecting([]):
-        heart = threading.Thread(target=alive)
-        heart.start()
-        gc = ("store", "gc", "--keep-runs", 1, "--store", used)
-        said = tl(tmp_path / "B", *gc, code=2)
-        stop.set()
-        heart.join()
-    assert f"{used}: a tl store gc on" in said.stderr
-    assert "Nothing was removed" in said.stderr
-    assert gc_lease.NAME not in object_server.objects(used)
-
-
-def test_a_collection_that_stood_still_does_not_go_on(at: At, monkeypatch):
-    """Others believe that it died, and use what it was about to remove."""
-    first = at("A")
-    first.create()
-    now = time.time()
-    with first.mirror.collecting([]):
-        monkeypatch.setattr(time, "time", lambda: now + 40)
-        with pytest.raises(StoreError, match="stood still"):
-            first.mirror.remove(["heads/x"])
-
-
-def test_the_notice_of_a_process_that_died_holds_nobody_up_for_ever(
-    at: At, object_server: ObjectStore, url: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(gc_lease, "_DEAD_S", 0.3)
-    monkeypatch.setattr(gc_lease, "_LOOK_S", 0.05)
-    first = at("A")
-    first.create()
-    made = first.build("heads", key_document("t", 1, {}, {}), lambda _: None)
-    places = {"host": "h", "places": [f"heads/{made.key}"]}
-    object_server.put(f"{url}/{gc_lease.NAME}", json.dumps(places).encode())
-    object_server.forget()
-    first.keep([made.key])
-    looks = [p for m, p in object_server.requests if gc_lease.NAME in p]
-    assert len(looks) > 2

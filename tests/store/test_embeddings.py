@@ -18,7 +18,7 @@ from tl_pipeline.store import duplicate_rows, part_files
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.files import why
-from tl_pipeline.store.part_index import Looked
+from tl_pipeline.store.part_index import Scan
 
 IDS = st.text("0123456789abcdef", min_size=1, max_size=32)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -243,7 +243,7 @@ def test_a_vector_damaged_after_its_part_was_believed_is_noticed_by_load(
     file = part_of(parts, "ab")
     place = file.read_bytes().index(some("ab").tobytes()) + 17
 
-    def rot() -> Looked:
+    def rot() -> Scan:
         # the disk changes its mind: neither size nor times tell of it
         found = look()
         flip(file, place)
@@ -287,8 +287,8 @@ def test_one_changed_byte_of_a_part_never_gives_other_rows(
         file.write_bytes(changed)
         try:
             ids, vectors = part_files.read_part(file)
-            part_files.read_ids(file)
-        except part_files.Damaged:
+            part_files.check_part(file)
+        except part_files.DamagedPartError:
             noticed += 1
             continue
         if ids != list("ab") or not np.array_equal(vectors, some("ab")):
@@ -303,8 +303,8 @@ def test_a_part_cut_anywhere_is_damaged(parts: EmbeddingFolder):
     data = file.read_bytes()
     for length in range(len(data)):
         file.write_bytes(data[:length])
-        with pytest.raises(part_files.Damaged):
-            part_files.read_ids(file)
+        with pytest.raises(part_files.DamagedPartError):
+            part_files.check_part(file)
 
 
 def test_a_part_that_holds_other_rows_than_its_name_says_is_damaged(
@@ -473,7 +473,7 @@ def test_a_writer_killed_while_it_takes_doubled_rows_away_loses_none(
 
 def test_rows_doubled_inside_one_part_are_found_too(parts: EmbeddingFolder):
     parts.add(list("aba"), some("aba"))
-    ((_, again),) = duplicate_rows.doubled(parts.parts().whole).items()
+    ((_, again),) = duplicate_rows.find(parts.parts().whole).items()
     assert again.tolist() == [2]
     with parts.writing():
         assert rows_in_files(parts) == list("ab")

@@ -27,7 +27,7 @@ from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.inputs.images import as_ppm
-from tl_pipeline.maintenance import compaction, garbage
+from tl_pipeline.maintenance import compaction, gc
 from tl_pipeline.pipeline import partitions, wiring
 from tl_pipeline.registry import index, versions
 from tl_pipeline.runs import records
@@ -490,7 +490,7 @@ def test_rows_that_two_machines_made_count_once(at: At):
     third = EmbeddingFolder(at("C"), KEY)
     with third.writing():
         pass
-    assert not duplicate_rows.doubled(EmbeddingFolder(at("D"), KEY).parts().whole)
+    assert not duplicate_rows.find(EmbeddingFolder(at("D"), KEY).parts().whole)
     np.testing.assert_array_equal(
         EmbeddingFolder(at("D"), KEY).load(ids).vectors, vectors
     )
@@ -653,10 +653,10 @@ def test_google_is_asked_in_the_same_words(
     folder.describe("{}")
     folder.add(["1" * 32], np.ones((1, 3), np.float32))
     assert EmbeddingFolder(at("A"), KEY).load(["1" * 32]).vectors.shape == (1, 3)
-    assert len(garbage.find(at("A")).young) == 2
-    found = garbage.find(at("A"), grace_days=0)
-    assert {item.path.name for item in found.waste} == {made.key, folder.path.name}
-    assert garbage.collect(at("A"), found.waste, 0).in_use == []
+    assert len(gc.find(at("A")).stays) == 2
+    done = gc.collect(at("A"), retention_days=0)
+    assert {g.item.path.name for g in done.garbage} == {made.key, folder.path.name}
+    assert done.stays == []
     assert at("C").find("models", made.key) is None
     one = versions.Version("d", 1, KEY, True, "why", {})
     assert versions.append(at("A"), one)
@@ -745,4 +745,4 @@ def test_the_flow_runs_on_a_url_and_every_command_takes_it(
     assert shown["encoders"][0]["bytes"] > 1797 * 120 * 4
     (row,) = tl("store", "compact", *at_url)
     assert (row["parts_before"], row["parts_after"]) == (4, 1)
-    assert tl("store", "gc", *at_url)["waste"] == []
+    assert tl("store", "gc", *at_url)["garbage"] == []

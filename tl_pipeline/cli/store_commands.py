@@ -7,7 +7,7 @@ from cyclopts import App, Parameter, validators
 from tl_pipeline.cli.request import Json, StoreOption
 
 if TYPE_CHECKING:
-    from tl_pipeline.maintenance.garbage import Waste
+    from tl_pipeline.maintenance.gc import Garbage
     from tl_pipeline.store.artifacts import Store
 
 app = App(name="store", help="The store: look, remove what nothing needs, compact.")
@@ -58,50 +58,47 @@ def gc(
         int | None, Parameter(validator=validators.Number(gte=1))
     ] = None,
     older_than: _Days | None = None,
-    grace: _Days = 1.0,
+    retention: _Days = 7.0,
     store: StoreOption = "tl_store",
     json: Json = False,
 ) -> None:
-    """Remove what no dataset, model or run reaches.
+    """Remove what no run and no registered model uses.
 
-    What a registered model or the last run of a dataset needs always stays. A run that
-    is under way loses nothing if it began less than --grace days ago.
+    What a registered model, the last run of a dataset, or a run under way uses always
+    stays. The retention must be longer than any run takes.
 
     Args:
         dry_run: only say what would go.
         keep_runs: keep the records of so many runs per dataset; default: of all.
         older_than: keep the records of runs that ended within so many days.
-        grace: keep what was made or used within so many days.
+        retention: keep what was written within so many days.
         store: folder or URL of all artifacts.
         json: print the list as JSON.
     """
     from tl_pipeline.cli import console
-    from tl_pipeline.maintenance import garbage
-    from tl_pipeline.maintenance.gc_roots import Retention
+    from tl_pipeline.maintenance import gc
+    from tl_pipeline.maintenance.gc_roots import RunPolicy
 
     opened = _open(store)
-    found = garbage.find(opened, Retention(keep_runs, older_than), grace)
-    waste, stay = found.waste, found.young
-    if not dry_run:
-        done = garbage.collect(opened, waste, grace)
-        waste, stay = done.removed, [*stay, *done.in_use]
-    rows = [_row(opened, item) for item in waste]
+    work = gc.find if dry_run else gc.collect
+    found = work(opened, RunPolicy(keep_runs, older_than), retention)
+    rows = [_row(opened, item) for item in found.garbage]
     if json:
-        left = [_row(opened, item) for item in stay]
-        console.print_json({"removed": not dry_run, "waste": rows, "stay": left})
+        stay = [_row(opened, item) for item in found.stays]
+        console.print_json({"removed": not dry_run, "garbage": rows, "stay": stay})
         return
     rows = [{**row, "size": amount(row["bytes"])} for row in rows]
     if rows:
         console.print_rows(rows, ["kind", "path", "size", "why"])
         console.out.print()
-    total = amount(sum(item.bytes for item in waste))
+    total = amount(sum(row.item.bytes for row in found.garbage))
     verb = "would be removed" if dry_run else "removed"
     console.out.print(f"{len(rows):,} files and folders, {total}, {verb}")
-    if stay:
-        total = amount(sum(item.bytes for item in stay))
+    if found.stays:
+        total = amount(sum(row.item.bytes for row in found.stays))
         console.out.print(
-            f"{len(stay):,} more, {total}, stay: in use, or used within --grace "
-            f"{grace:g} days"
+            f"{len(found.stays):,} more, {total}, stay: written within --retention "
+            f"{retention:g} days, or being written"
         )
 
 
@@ -147,9 +144,9 @@ def compact(
     console.show(done, columns, as_json=json, empty="no embeddings yet")
 
 
-def _row(store: "Store", waste: "Waste") -> dict[str, Any]:
-    path = str(waste.path.relative_to(store.root))
-    return {"kind": waste.kind, "path": path, "bytes": waste.bytes, "why": waste.why}
+def _row(store: "Store", garbage: "Garbage") -> dict[str, Any]:
+    item, path = garbage.item, str(garbage.item.path.relative_to(store.root))
+    return {"kind": item.kind, "path": path, "bytes": item.bytes, "why": garbage.why}
 
 
 def amount(size: int) -> str:

@@ -14,7 +14,7 @@ from tl_pipeline.encoders.backbones import PROVIDERS, find_backbone
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.cache import Remembered
+from tl_pipeline.store.cache import Cache
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
 # Embeddings in bfloat16 must point where those in float32 do: the cosine of the two, on
@@ -41,7 +41,7 @@ def choose(encoder: Encoder, store: Store) -> Encoder:
     for one in (half, encoder):
         if EmbeddingFolder(store, one.key).begun():
             return one
-    memo, key = Remembered(store), f"bf16 {encoder.key} on {platform.node()}"
+    memo, key = Cache(store), f"bf16 {encoder.key} on {platform.node()}"
     known = memo.get(key)
     if known is None:
         known = _probe(encoder, half)

@@ -21,7 +21,7 @@ from tl_pipeline.encoders.weight_names import Weights
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.cache import Remembered
+from tl_pipeline.store.cache import Cache
 
 # Names of poolings in a wish, where the identity has another.
 _POOLINGS: dict[str, Pooling] = {"gap": "mean"}
@@ -43,7 +43,7 @@ def resolve(
             cannot be fed with; a layer that is no vector and that nothing makes one.
     """
     backbone = backbones.find_backbone(spec.backbone)
-    memo = Remembered(store, trust=trust)
+    memo = Cache(store, trust=trust)
     if backbone.origin in NON_IMAGE_ENCODERS:
         return _whole(spec, backbone, memo, control)
     asked = weight_names.parse(spec.weights, backbone)
@@ -101,7 +101,7 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
         _seed(spec, backbone)
         return backbone
     asked = weight_names.parse(spec.weights, backbone)
-    memo = Remembered(store)
+    memo = Cache(store)
     described, _ = _described(backbone, asked.member, memo)
     _layer(spec, described, memo)
     memo.save()
@@ -124,7 +124,7 @@ def fetch(spec: EncoderSpec, store: Store) -> None:
 
 
 def _whole(
-    spec: EncoderSpec, backbone: Backbone, memo: Remembered, control: bool
+    spec: EncoderSpec, backbone: Backbone, memo: Cache, control: bool
 ) -> Encoder:
     """The identity of an encoder whose inputs are no images."""
     seed = _seed(spec, backbone)
@@ -180,7 +180,7 @@ def _precision(spec: EncoderSpec, *, fixed: bool) -> str:
 
 
 def _described(
-    backbone: Backbone, member: str, memo: Remembered
+    backbone: Backbone, member: str, memo: Cache
 ) -> tuple[Backbone, NamedWeights]:
     """What is said of ``member``; a network that brings its weights learns its layers.
 
@@ -191,9 +191,7 @@ def _described(
     return replace(backbone, layers=layers), named
 
 
-def _layer(
-    spec: EncoderSpec, backbone: Backbone, memo: Remembered
-) -> tuple[str, Layer]:
+def _layer(spec: EncoderSpec, backbone: Backbone, memo: Cache) -> tuple[str, Layer]:
     """The layer that is asked for, by a listed name or by that of a graph node."""
     name = spec.layer or backbone.default_layer
     if name in backbone.layers or backbone.origin in SELF_CONTAINED:

@@ -18,7 +18,7 @@ from tl_pipeline.encoders.backbones import (
 )
 from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.inputs.images import Preprocess
-from tl_pipeline.store.cache import Remembered
+from tl_pipeline.store.cache import Cache
 
 _FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
 # The cache of huggingface_hub links to files that are named by their content.
@@ -84,7 +84,7 @@ def untrained(text: str | None, backbone: Backbone, seed: int) -> str:
     return f"random:{seed}" + f":{member}" * (member != backbone.weights)
 
 
-def find_named(backbone: Backbone, member: str, memo: Remembered) -> NamedWeights:
+def find_named(backbone: Backbone, member: str, memo: Cache) -> NamedWeights:
     """The named weights ``member``, from ``memo`` where the package is the same.
 
     Raises:
@@ -136,7 +136,7 @@ def described_by(backbone: Backbone) -> str:
 
 
 def find(
-    asked: WeightsSpec, backbone: Backbone, named: NamedWeights, memo: Remembered
+    asked: WeightsSpec, backbone: Backbone, named: NamedWeights, memo: Cache
 ) -> Weights:
     """The weights that are ``asked`` for, by content.
 

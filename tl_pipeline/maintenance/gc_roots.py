@@ -1,13 +1,14 @@
-"""What runs and models still reach: an artifact that none of them names is waste.
+"""What runs and models need: what none of them names is garbage.
 
-A key is a digest, so naming it is meaning it: everything that looks like a key in a
-kept run record, or in the folder of a registered model, is reached. Nothing here knows
-which stage makes what, so a stage of a later version is understood too.
+A key is a digest, so naming it is meaning it: everything that looks like a key, or like
+the hash of weights, in a kept run record, the folder of a registered model, or the file
+of a run under way, is live. Nothing here knows which stage makes what, so a stage
+of a later version is understood too.
 """
 
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Retention:
+class RunPolicy:
     """Which run records are kept; by default all of them.
 
     A record goes if its dataset has ``keep_runs`` newer ones and it finished more than
@@ -30,77 +31,94 @@ class Retention:
     older_than: float | None = None
 
 
-EVERY_RUN = Retention()
+EVERY_RUN = RunPolicy()
 
 
 @dataclass(frozen=True)
-class Reach:
-    """The keys that are reached, by whom, and the records that are not kept.
+class Roots:
+    """Live keys with the names of who uses them, and which run records are kept.
 
-    ``users`` are the names of datasets, and of models with their versions.
+    Names are those of datasets, of models with their versions, and of machines with
+    runs under way.
     """
 
-    users: dict[str, set[str]]
-    kept: list[Path]
-    dropped: list[Path]
+    users: dict[str, set[str]] = field(default_factory=dict)
+    kept: list[Path] = field(default_factory=list)
+    dropped: list[Path] = field(default_factory=list)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.users
+    @property
+    def live_keys(self) -> set[str]:
+        """The keys that somebody names."""
+        return set(self.users)
 
 
 def survey(
-    store: Store, retention: Retention = EVERY_RUN, dropped: Collection[Path] = ()
-) -> Reach:
-    """Look at all records and models of ``store``, as they are now.
+    store: Store, policy: RunPolicy = EVERY_RUN, under_way: Iterable[Path] = ()
+) -> Roots:
+    """Look at all records and models of ``store``, and at the runs ``under_way``."""
+    roots = Roots()
+    _add_runs(store, policy, roots)
+    _add_models(store, roots)
+    store.mirror.fetch(under_way)
+    for file in under_way:
+        about = json.loads(file.read_text())
+        _add(roots, about["keys"], f"a run on {about['host']}")
+    _add_weights(store, roots)
+    return roots
 
-    Records in ``dropped`` are not kept, whatever ``retention`` says.
-    """
-    for folder in ("runs", "versions"):
-        store.mirror.forget(store.root / folder)
+
+def _add_runs(store: Store, policy: RunPolicy, roots: Roots) -> None:
+    store.mirror.forget(store.root / "runs")
     store.mirror.fetch_folder(store.root / "runs")
-    kept: list[Path] = []
-    not_kept: list[Path] = []
     for dataset in sorted((store.root / "runs").glob("*/")):
-        records = sorted(dataset.glob("*.json"))
+        records = sorted(dataset.glob("[!.]*.json"))
         for newer, record in enumerate(reversed(records)):
-            drops = record in dropped or _drops(record, newer, retention)
-            (not_kept if drops else kept).append(record)
-    reach = Reach({}, kept, not_kept)
-    for record in kept:
-        _add(reach, record.read_text(), f"dataset {record.parent.name}")
-    for key, name in _registered(store):
-        reach.users.setdefault(key, set()).add(name)
-        for file in (store.root / "models" / key).glob("*.json"):
-            _add(reach, file.read_text(), name)
-    for made in versions.every(store):
-        name = f"model {made.dataset} version {made.version}"
-        _add(reach, json.dumps([made.model, made.about]), name)
-    return reach
+            text = record.read_text()
+            if _drops(text, newer, policy):
+                roots.dropped.append(record)
+            else:
+                roots.kept.append(record)
+                _add(roots, keys_in(text), f"dataset {record.parent.name}")
 
 
-def _drops(record: Path, newer: int, retention: Retention) -> bool:
-    if retention.keep_runs is None and retention.older_than is None:
+def _drops(text: str, newer: int, policy: RunPolicy) -> bool:
+    if policy.keep_runs is None and policy.older_than is None:
         return False
-    if newer < max(retention.keep_runs or 1, 1):
+    if newer < max(policy.keep_runs or 1, 1):
         return False
-    if retention.older_than is None:
+    if policy.older_than is None:
         return True
-    finished = datetime.fromisoformat(json.loads(record.read_text())["finished"])
+    finished = datetime.fromisoformat(json.loads(text)["finished"])
     age = datetime.now(UTC) - finished
-    return age.total_seconds() > retention.older_than * _DAY
+    return age.total_seconds() > policy.older_than * _DAY
 
 
-def _add(reach: Reach, text: str, user: str) -> None:
-    for key in keys_in(text):
-        reach.users.setdefault(key, set()).add(user)
-
-
-def _registered(store: Store) -> Iterator[tuple[str, str]]:
-    """(key, name) of every registered model, by MLflow and by our own records."""
+def _add_models(store: Store, roots: Roots) -> None:
+    store.mirror.forget(store.root / "versions")
     names = {
         row["model"]: f"model {row['name']} version {row['version']}"
         for row in index.models(store)
     }
     for file in sorted((store.root / "registry").glob("*.json")):
         names.setdefault(file.stem, f"model {file.stem[:8]}")
-    yield from names.items()
+    for key, name in names.items():
+        _add(roots, [key], name)
+        for file in (store.root / "models" / key).glob("*.json"):
+            _add(roots, keys_in(file.read_text()), name)
+    for made in versions.every(store):
+        name = f"model {made.dataset} version {made.version}"
+        _add(roots, keys_in(json.dumps([made.model, made.about])), name)
+
+
+def _add_weights(store: Store, roots: Roots) -> None:
+    """Name the weights of encoders that are used."""
+    folder = store.root / "embeddings"
+    store.mirror.fetch_each(folder, "encoder.json")
+    for file in folder.glob("encoder=*/encoder.json"):
+        for user in list(roots.users.get(file.parent.name.partition("=")[2], ())):
+            _add(roots, keys_in(file.read_text()), user)
+
+
+def _add(roots: Roots, keys: Iterable[str], user: str) -> None:
+    for key in keys:
+        roots.users.setdefault(key, set()).add(user)

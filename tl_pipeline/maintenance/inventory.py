@@ -1,23 +1,33 @@
 """What lies in a store: counts and sizes by kind, and who uses each encoder."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.maintenance import gc_roots
-from tl_pipeline.maintenance.gc_roots import Reach
-from tl_pipeline.maintenance.listing import ARTIFACTS, leftovers, size
+from tl_pipeline.maintenance import gc_roots, listing
+from tl_pipeline.maintenance.gc_roots import Roots
+from tl_pipeline.maintenance.listing import (
+    ARTIFACTS,
+    DAMAGED,
+    EMBEDDINGS,
+    REPORTS,
+    RUNS,
+    UNFINISHED,
+    WEIGHTS,
+    Item,
+)
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.files import why
 
 Row = dict[str, Any]
+# Kinds that always have a row, in this order.
+_FIRST = (*ARTIFACTS, EMBEDDINGS, WEIGHTS, RUNS, REPORTS, "catalogue", "registry")
+_BY_KEY = {*ARTIFACTS, EMBEDDINGS, WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -43,20 +53,17 @@ def take(store: Store) -> Inventory:
 
     Of an object store the ids of all embeddings are read, and what lies there counts.
     """
-    store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
-    there = {name: held.bytes for name, held in store.mirror.held().items()}
-    reached = gc_roots.survey(store)
-    encoders = list(_encoders(store, reached))
+    found = listing.items(store)
+    roots = gc_roots.survey(store, under_way=listing.under_way(found))
+    sizes = {item.key: item.bytes for item in found if item.kind == EMBEDDINGS}
     damaged = [
-        {"file": str(path.relative_to(store.root)), "why": why(path) or ""}
-        for kind, path in leftovers(store)
-        if kind == "damaged"
+        {"file": str(item.path.relative_to(store.root)), "why": why(item.path) or ""}
+        for item in found
+        if item.kind == DAMAGED
     ]
-    kinds = _kinds_there(there, reached) if there else _kinds(store, reached)
-    for row in encoders if there else ():
-        place = f"embeddings/encoder={row['encoder_key']}/"
-        row["bytes"] = sum(n for name, n in there.items() if name.startswith(place))
-    return Inventory(list(kinds), encoders, damaged)
+    return Inventory(
+        list(_kinds(found, roots)), list(_encoders(store, sizes, roots)), damaged
+    )
 
 
 def label(store: Store, encoder_key: str) -> str:
@@ -68,61 +75,28 @@ def label(store: Store, encoder_key: str) -> str:
     return Encoder.model_validate(json.loads(text)).label
 
 
-def _kinds(store: Store, reached: Reach) -> Iterator[Row]:
-    root = store.root
-    for kind in ARTIFACTS:
-        yield _kind(kind, sorted((root / kind).glob("[!.]*/")), reached)
-    folders = sorted((root / "embeddings").glob("encoder=*/"))
-    yield _kind("embeddings", folders, reached)
-    for kind, pattern in (
-        ("runs", "runs/*/[!.]*.json"),
-        ("reports", "reports/*/[!.]*.html"),
-        ("catalogue", "catalog.duckdb"),
-        ("registry", "mlflow.db"),
-        ("memo", "memo"),
-    ):
-        yield _kind(kind, sorted(root.glob(pattern)), None)
-    left = [path for _, path in leftovers(store)]
-    yield _kind("damaged, unfinished", left, Reach({}, [], []))
-
-
-def _kinds_there(there: Mapping[str, int], reached: Reach) -> Iterator[Row]:
-    """The rows of an object store, whose objects are ``there`` with their bytes."""
-    sizes: Counter[tuple[str, ...]] = Counter()
-    for name, amount in there.items():
-        sizes[tuple(name.split("/")[:2])] += amount
-    for kind in (*ARTIFACTS, "embeddings"):
-        found = {place[1]: n for place, n in sizes.items() if place[0] == kind}
-        unused = [n for n in found if n.removeprefix("encoder=") not in reached]
+def _kinds(found: list[Item], roots: Roots) -> Iterator[Row]:
+    others = sorted({item.kind for item in found} - {*_FIRST, "other"})
+    for kind in (*_FIRST, *others):
+        items = [item for item in found if item.kind == kind]
+        unused = [item for item in items if _is_unused(item, roots)]
         yield {
             "kind": kind,
-            "count": len(found),
-            "bytes": sum(found.values()),
+            "count": len(items),
+            "bytes": sum(item.bytes for item in items),
             "unused": len(unused),
-            "unused_bytes": sum(found[name] for name in unused),
+            "unused_bytes": sum(item.bytes for item in unused),
         }
-    for kind in ("runs", "reports", "versions"):
-        files = {name: n for name, n in there.items() if name.startswith(f"{kind}/")}
-        amounts = {"count": len(files), "bytes": sum(files.values())}
-        yield {"kind": kind, **amounts, "unused": 0, "unused_bytes": 0}
 
 
-def _kind(kind: str, paths: list[Path], reached: Reach | None) -> Row:
-    """One row; without ``reached`` all of it counts as used."""
-    unused = []
-    if reached is not None:
-        unused = [p for p in paths if p.name.removeprefix("encoder=") not in reached]
-    return {
-        "kind": kind,
-        "count": len(paths),
-        "bytes": sum(map(size, paths)),
-        "unused": len(unused),
-        "unused_bytes": sum(map(size, unused)),
-    }
+def _is_unused(item: Item, roots: Roots) -> bool:
+    if item.kind in _BY_KEY:
+        return item.key not in roots.users
+    return item.kind in {DAMAGED, UNFINISHED}
 
 
-def _encoders(store: Store, reached: Reach) -> Iterator[Row]:
-    for file in sorted((store.root / "embeddings").glob("encoder=*/encoder.json")):
+def _encoders(store: Store, sizes: dict[str, int], roots: Roots) -> Iterator[Row]:
+    for file in sorted((store.root / EMBEDDINGS).glob("encoder=*/encoder.json")):
         key = file.parent.name.removeprefix("encoder=")
         folder = EmbeddingFolder(store, key)
         parts = folder.parts().whole
@@ -133,10 +107,10 @@ def _encoders(store: Store, reached: Reach) -> Iterator[Row]:
             "images": len(ids),
             "refused": len(refused - ids),
             "parts": len(parts),
-            "bytes": size(file.parent),
-            "used_by": sorted(reached.users.get(key, ())),
+            "bytes": sizes.get(key, 0),
+            "used_by": sorted(roots.users.get(key, ())),
         }
 
 
-def _ids(files: dict[Path, pa.Table]) -> set[str]:
+def _ids(files: dict[Any, pa.Table]) -> set[str]:
     return {i for rows in files.values() for i in rows["image_id"].to_pylist()}

@@ -1,120 +1,115 @@
-"""What lies in a store: its folders, how large they are, when they were last used.
+"""What lies in a store: artifacts, embeddings, weights, single files; size and age.
 
-Here it is told of a local store, in ``object_holdings`` of one in an object store.
+A store in an object store is told by one listing of all objects, and by what is only in
+its mirror on this machine.
 """
 
+import os
 import re
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from tl_pipeline.storage.stamps import ObjectInfo
+from tl_pipeline.store import in_use, weights
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.files import why
 
 ARTIFACTS = ("manifests", "heads", "trials", "searches", "evaluations", "models")
-EMBEDDINGS = "embeddings"
-_DAY = 86_400
-# What ``write_atomically`` and the memos write beside their target.
-_BESIDE = re.compile(r".+\.[0-9a-f]{32}")
-_Item = TypeVar("_Item")
+EMBEDDINGS, WEIGHTS, IN_USE = "embeddings", weights.FOLDER, in_use.FOLDER
+RUNS, REPORTS = "runs", "reports"
+DAMAGED, UNFINISHED = "damaged", "unfinished"
+_FOLDERS = (*ARTIFACTS, EMBEDDINGS, WEIGHTS)
+_FILES = {"catalog.duckdb": "catalogue", "mlflow.db": "registry"}
+# Folders about this machine alone.
+_SKIPPED = {".locks", ".trash", ".unsent"}
+# What is written beside its target before it is renamed.
+_BESIDE = re.compile(r"\.writing-.*|\..+\.[0-9a-f]{32}")
+_ASIDE = re.compile(r"\.(?:damaged-(?P<aside>.+)|why-(?P<why>.+)\.txt)")
 
 
-class Holdings:
-    """Those of ``store`` as they are now.
+@dataclass(frozen=True)
+class Item:
+    """What stays or goes as a whole; ``written`` is when its newest file was.
 
-    Runs mark what they use (a folder's time) and record it only when they end. So what
-    was made or used within ``grace_days`` is young: a run under way may need it.
+    ``bytes`` are those of all its files, ``names`` those of its objects, if it is in an
+    object store. ``written`` is in seconds since 1970.
     """
 
-    def __init__(self, store: Store, grace_days: float) -> None:
-        self._store = store
-        self._grace_s = grace_days * _DAY
-        self._trash = store.root / ".trash"
+    kind: str
+    path: Path
+    bytes: int
+    written: float
+    names: tuple[str, ...] = ()
 
-    def folders(self, kind: str) -> list[Path]:
-        """The folders of all artifacts of ``kind``, or of all encoders' embeddings."""
-        pattern = "encoder=*/" if kind == EMBEDDINGS else "[!.]*/"
-        return sorted((self._store.root / kind).glob(pattern))
-
-    def reports(self) -> list[Path]:
-        """The pages of all runs, and the latest one of each dataset."""
-        return sorted((self._store.root / "reports").glob("*/[!.]*.html"))
-
-    def leftovers(self) -> Iterator[tuple[str, Path]]:
-        """(kind, path) of everything damaged or unfinished, however young."""
-        yield from leftovers(self._store)
-
-    def size(self, path: Path) -> int:
-        """Bytes of a file or folder."""
-        return size(path)
-
-    def young(self, path: Path) -> bool:
-        """Whether it was made, changed or used within the time of grace.
-
-        Raises:
-            FileNotFoundError: it is gone.
-        """
-        return time.time() - _last_used(path) < self._grace_s
-
-    def remove(self, path: Path) -> None:
-        """Take ``path`` away by one rename, so that no folder is ever half there.
-
-        Raises:
-            FileNotFoundError: it is gone.
-        """
-        self._trash.mkdir(exist_ok=True)
-        path.rename(self._trash / uuid.uuid4().hex)
-
-    def remove_each(
-        self, remove: Callable[[_Item], object], waste: Iterable[_Item]
-    ) -> None:
-        """``remove`` every piece of ``waste``."""
-        for item in waste:
-            remove(item)
-
-    def empty_trash(self) -> bool:
-        """Delete what was taken away, also by a killed call; whether there was any."""
-        found = self._trash.exists()
-        shutil.rmtree(self._trash, ignore_errors=True)
-        return found
+    @property
+    def key(self) -> str:
+        """The key of an artifact or encoder, the hash of weights."""
+        return self.path.name.removeprefix("encoder=")
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def items(store: Store) -> list[Item]:
+    """Everything in ``store``, sorted by path."""
+    found = {item.path: item for item in _grouped(store, _files(store.root))}
+    if store.mirror.url:
+        # of a run only what is there counts
+        here = {p: i for p, i in found.items() if i.kind not in {RUNS, REPORTS}}
+        there = _grouped(store, store.mirror.objects().items(), named=True)
+        found = here | {item.path: item for item in there}
+    return [found[path] for path in sorted(found)]
 
 
-def leftovers(store: Store) -> Iterator[tuple[str, Path]]:
-    """(kind, path) of everything damaged or unfinished on this machine."""
-    root = store.root
-    places = [root, root / "memo", root / "memo" / "parts", root / "registry"]
-    for kind in (*ARTIFACTS, EMBEDDINGS, "runs", "reports"):
-        places += [root / kind, *(root / kind).glob("[!.]*/")]
-    yield from (("unfinished", path) for path in (root / ".building").glob("*"))
-    for place in places:
-        for path in sorted(place.glob("*")) if place.is_dir() else ():
-            if path.name.startswith(".damaged-"):
-                yield "damaged", path
-            elif path.name.startswith(".writing-") or _BESIDE.fullmatch(path.name):
-                yield "unfinished", path
+def under_way(found: list[Item], since: float = 0) -> list[Path]:
+    """The files of runs under way, of those that were written after ``since``."""
+    return [i.path for i in found if i.kind == IN_USE and i.written > since]
 
 
-def why_left(kind: str, path: Path) -> str:
-    """What to say of a leftover."""
-    if kind == "damaged":
-        return f"set aside: {why(path) or 'not whole'}"
-    return "a killed process left it"
+def _grouped(
+    store: Store, files: Iterable[tuple[str, ObjectInfo]], *, named: bool = False
+) -> list[Item]:
+    found: dict[tuple[str, str], list[tuple[str, ObjectInfo]]] = {}
+    for name, info in files:
+        found.setdefault(_place(name), []).append((name, info))
+    return [
+        Item(
+            kind,
+            store.root / place,
+            sum(info.bytes for _, info in some),
+            max(info.written for _, info in some),
+            tuple(name for name, _ in some) if named else (),
+        )
+        for (kind, place), some in found.items()
+    ]
 
 
-def _last_used(path: Path) -> float:
-    """When ``path`` was last made, changed or used, in seconds since 1970."""
-    stat = path.stat()
-    if path.name.startswith("."):  # a rename is seen in this time only
-        return max(stat.st_mtime, stat.st_ctime)
-    below = path.rglob("*") if path.parent.name == ".building" else path.glob("*")
-    return max(stat.st_mtime, *(entry.stat().st_mtime for entry in below), 0.0)
+def _files(root: Path) -> Iterator[tuple[str, ObjectInfo]]:
+    """Name -> size and time of each file, and of empty folders that were left over."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED]
+        inside = Path(folder)
+        left = not files and not folders and inside.parent.name == ".building"
+        for path in [inside] if left else map(inside.joinpath, files):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            info = ObjectInfo(0 if left else stat.st_size, stat.st_mtime)
+            yield path.relative_to(root).as_posix(), info
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The kind of a file and the path of what it belongs to."""
+    parts = name.split("/")
+    for number, part in enumerate(parts):
+        if aside := _ASIDE.fullmatch(part):
+            left = f".damaged-{aside['aside'] or aside['why']}"
+            return DAMAGED, "/".join([*parts[:number], left])
+        if _BESIDE.fullmatch(part):
+            return UNFINISHED, "/".join(parts[: number + 1])
+    kind = parts[0]
+    if kind == ".building":
+        return UNFINISHED, "/".join(parts[:2])
+    if kind in _FOLDERS:
+        return kind, "/".join(parts[:2])
+    if len(parts) == 1:
+        return _FILES.get(name, "other"), name
+    return kind, kind if kind == "memo" else name

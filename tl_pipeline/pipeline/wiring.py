@@ -4,7 +4,8 @@
 what it would do, and the Prefect flow runs each in a task.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -200,26 +201,29 @@ def run(
         steps.extend(outcome.steps)
         return outcome.output
 
-    _begin(work)
-    wired = wire(work, perform, executor)
-    record = _recorded(work, started, steps, wired)
-    records.write(work.at.store, record)
+    with _begun(work):
+        wired = wire(work, perform, executor)
+        record = _recorded(work, started, steps, wired)
+        records.write(work.at.store, record)
     query.build(work.at.store)
     report.write(work.at.store, record)
     return record
 
 
-def _begin(work: Work) -> None:
-    """Make the store, if it is new, and keep the weights that the run uses in it.
+@contextmanager
+def _begun(work: Work) -> Iterator[None]:
+    """Name in the store what the run uses, and keep its weights there.
 
     Raises:
         StoreError: nothing can be written there.
         WeightsError: weights changed since they were resolved.
     """
     store = work.at.store
-    store.create()
-    for encoder in work.encoders:
-        weight_store.keep(encoder, store)
+    known = [key for keys in work.at.previous.values() for key in keys.values()]
+    with store.in_use([*known, *(encoder.key for encoder in work.encoders)]):
+        for encoder in work.encoders:
+            weight_store.keep(encoder, store)
+        yield
 
 
 def _recorded(

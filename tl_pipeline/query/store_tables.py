@@ -83,5 +83,5 @@ def _refused(store: Store) -> Iterable[Row]:
 def _doubled(store: Store) -> Iterable[Row]:
     for row in encoders(store):
         parts = EmbeddingFolder(store, row["encoder_key"]).parts().whole
-        for file, rows in duplicate_rows.doubled(parts).items():
+        for file, rows in duplicate_rows.find(parts).items():
             yield from ({"file": str(file), "row": int(again)} for again in rows)

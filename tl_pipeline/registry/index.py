@@ -117,7 +117,6 @@ def _append(store: Store, model: str, about: dict[str, Any]) -> Registration:
         holder = index.champion(dataset) if given else None
         champion, reason = promotion.decide(store, holder, about)
         number = max(given, default=0) + 1
-        store.keep([model])
         versions.append(
             store, Version(dataset, number, model, champion, reason, about)
         )  # if another was first, decide again in knowledge of it

@@ -15,7 +15,6 @@ from tl_pipeline.runs.planning import Step
 from tl_pipeline.score import Score
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.files import write_atomically
-from tl_pipeline.store.keys import keys_in
 
 
 class ResultMember(BaseModel):
@@ -112,17 +111,14 @@ def new_run_id() -> str:
 def write(store: Store, record: RunRecord) -> Path:
     """Publish ``record``; from then on it is what the next run compares with.
 
-    In an object store everything that it names is there before it is. A collection that
-    did not see the record may remove some of it meanwhile, so it is looked at again.
+    In an object store everything that it names is there before it is.
     """
     file = store.root / "runs" / record.dataset / f"{record.run_id}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = record.model_dump_json(indent=1)
     store.mirror.settle()
-    store.keep(keys_in(text))
     with store.mirror.sending(file):
         write_atomically(file, text)
-    store.keep(keys_in(text))
     return file
 
 

@@ -17,7 +17,7 @@ from tl_pipeline.errors import DatasetError, StoreError
 from tl_pipeline.storage.connection import connect
 from tl_pipeline.storage.places import Storage
 from tl_pipeline.storage.ranges import Ranges
-from tl_pipeline.storage.stamps import UNKNOWN, Held, Stamp, held_of, stamp_of
+from tl_pipeline.storage.stamps import UNKNOWN, ObjectInfo, Stamp, info_of, stamp_of
 
 SCHEMES = ("s3", "gs")
 # Bytes that are asked for at once when a file is read in parts.
@@ -67,7 +67,7 @@ class Objects:
         """Name -> stamp of everything below ``folder``, however deep; "" is the top."""
         return {name: stamp_of(info) for name, info in self._below(folder)}
 
-    def held(self) -> dict[str, Held]:
+    def infos(self) -> dict[str, ObjectInfo]:
         """Name -> size and time of everything below the URL.
 
         Raises:
@@ -75,12 +75,12 @@ class Objects:
         """
         return {name: self._told(name, info) for name, info in self._below("")}
 
-    def look(self, name: str) -> Held:
+    def look(self, name: str) -> ObjectInfo:
         """Size and time of one object.
 
         Raises:
             FileNotFoundError: there is none.
-            StoreError: see ``held``.
+            StoreError: see ``infos``.
         """
         url = self._at(name)
         info = self._do(self._storage.ask, url, lambda files: files.info(url))
@@ -169,8 +169,8 @@ class Objects:
             if path.startswith(inside) and path != inside and _plain(path):
                 yield path.removeprefix(f"{self.url}/"), info
 
-    def _told(self, name: str, info: dict[str, Any]) -> Held:
-        held = held_of(info)
+    def _told(self, name: str, info: dict[str, Any]) -> ObjectInfo:
+        held = info_of(info)
         if held is None:
             raise StoreError(
                 f"{self._at(name)}: the server does not tell when it was written"

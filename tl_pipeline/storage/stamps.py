@@ -23,7 +23,7 @@ UNKNOWN = Stamp()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ObjectInfo:
     """An object that a store holds: its bytes, and when it was last written.
 
     ``written`` is in seconds since 1970 by the clock of the store.
@@ -75,7 +75,7 @@ def stamp_of(info: dict[str, Any]) -> Stamp:
     return Stamp(size, f"{size}:{modified_ns}", modified_ns)
 
 
-def held_of(info: dict[str, Any]) -> Held | None:
+def info_of(info: dict[str, Any]) -> ObjectInfo | None:
     """What fsspec says of an object; None where it does not tell the time."""
     times = map(info.get, ("LastModified", "updated", "mtime"))
     when = next(filter(None, times), None)
@@ -83,4 +83,4 @@ def held_of(info: dict[str, Any]) -> Held | None:
         when = datetime.fromisoformat(when)
     if not isinstance(when, datetime):
         return None
-    return Held(info.get("size") or 0, when.timestamp())
+    return ObjectInfo(info.get("size") or 0, when.timestamp())

@@ -7,9 +7,11 @@ folders found by key. ``remote`` is the object store.
 __all__ = [
     "artifacts",
     "cache",
+    "checks",
     "duplicate_rows",
     "embeddings",
     "files",
+    "in_use",
     "keys",
     "part_files",
     "part_index",

@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -31,6 +31,7 @@ from tl_pipeline.store.files import (
     set_aside,
     write_atomically,
 )
+from tl_pipeline.store.in_use import InUse
 from tl_pipeline.store.keys import KeyDocument, digest
 from tl_pipeline.store.remote.mirror import Mirror
 
@@ -71,7 +72,8 @@ class Store:
         self.root = root
         self._scratch = scratch
         self.mirror = mirror or Mirror()
-        self._checks = Checks(root / "memo" / "artifacts", writes=scratch is None)
+        self._checks = Checks(root, writes=scratch is None)
+        self._in_use: InUse | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process, perhaps on a machine with a mirror of its own."""
@@ -176,20 +178,45 @@ class Store:
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """The artifact of that key if it is there *and whole*, else None."""
-        found = self._find_here(kind, key)
-        if found is None and self._fetch(kind, key):
-            found = self._find_here(kind, key)
+        found = self._look(kind, key)
+        if found and self._in_use:
+            if self._in_use.add([key]):  # until then it may have been collected
+                found = self._look(kind, key)
+            self.mirror.restore(self.root / kind / key)
         return found
 
-    def _find_here(self, kind: str, key: str) -> Artifact | None:
+    def _look(self, kind: str, key: str) -> Artifact | None:
+        found = self._look_here(kind, key)
+        if found is None and self._fetch(kind, key):
+            found = self._look_here(kind, key)
+        return found
+
+    def _look_here(self, kind: str, key: str) -> Artifact | None:
         roots = [self.root] + ([self._scratch] if self._scratch else [])
         for root in roots:
-            folder = root / kind / key
-            if provenance := self._checks.whole(folder):
-                if not self.planning:
-                    _mark_used(folder)
+            if provenance := self._checks.whole(root / kind / key):
                 return Artifact(kind, key, provenance["fingerprint"])
         return None
+
+    @contextmanager
+    def in_use(self, keys: Iterable[str]) -> Iterator[None]:
+        """Keep ``keys``, and all that is found in the block, from being collected.
+
+        To be entered before it is looked which of them are there. ``keys`` may be those
+        of artifacts and of encoders.
+
+        Raises:
+            StoreError: the store cannot be written to.
+        """
+        self.create()
+        self.mirror.look_anew()
+        self._in_use = InUse(self.root, self.mirror)
+        try:
+            self._in_use.add(keys)
+            yield
+        finally:
+            used, self._in_use = self._in_use, None
+            used.end()
 
     def _fetch(self, kind: str, key: str) -> bool:
         """Bring an artifact into the mirror; False where there is none."""
@@ -248,22 +275,12 @@ class Store:
                 self._publish(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        made = self.find(kind, key)
+        if self._in_use:
+            self._in_use.made(key)
+        made = self._look(kind, key)
         if made is None:
             raise DamagedArtifact(f"{home / kind / key} is not whole after its build")
         return made
-
-    def keep(self, keys: Iterable[str]) -> None:
-        """See that artifacts of ``keys`` that are here are in the object store, too.
-
-        A collection on another machine may have removed them while we used them; no
-        other can afterwards if what reaches them is written: see ``Mirror.keep``.
-        """
-        if self.mirror.url is None:
-            return
-        kinds = [kind for kind in self.root.glob("[!.]*/") if kind.is_dir()]
-        folders = (kind / key for key in keys for kind in kinds)
-        self.mirror.keep(filter(self._checks.whole, folders))
 
     def provenance(self, artifact: Artifact) -> dict[str, Any]:
         """What ``provenance.json`` of ``artifact`` says.
@@ -293,9 +310,12 @@ class Store:
             publish(building, target)
             self._checks.remember(target)
 
-    def lock(self, name: str) -> AbstractContextManager[None]:
-        """Hold the lock ``name`` of this store; the kernel frees it if we die."""
-        return locks.held(self._locks, name)
+    def lock(self, name: str, waits_for: str = "") -> AbstractContextManager[None]:
+        """Hold the lock ``name`` of this store; the kernel frees it if we die.
+
+        Where that takes a wait, ``waits_for`` says in words for what, in one line.
+        """
+        return locks.held(self._locks, name, waits_for)
 
     def lock_if_free(self, name: str) -> AbstractContextManager[bool]:
         """Hold the lock ``name`` unless another does; says whether we hold it."""
@@ -314,9 +334,3 @@ def library_versions() -> dict[str, str]:
 
 def _file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _mark_used(folder: Path) -> None:
-    """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
-    with suppress(OSError):  # a store of somebody else is only read
-        os.utime(folder)

@@ -1,4 +1,4 @@
-"""A disposable memo in the store: named weights, graph nodes, hashes of files."""
+"""A disposable cache in the store: named weights, graph nodes, hashes of files."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.files import file_sha256, write_atomically
 
 
-class Remembered:
+class Cache:
     """What was found out once, so that resolving again needs neither torch nor time.
 
     With ``trust=False`` remembered hashes of files are not believed.

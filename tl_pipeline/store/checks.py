@@ -15,12 +15,12 @@ _DOCUMENT = ("stage", "version", "params", "inputs")
 class Checks:
     """Hashes the files of an artifact once, and again when sizes or times changed.
 
-    What was found right is noted in ``folder``, which is disposable; without ``writes``
-    in memory only.
+    What was found right is noted in the store at ``root`` (see ``cache_file``); without
+    ``writes`` in memory only.
     """
 
-    def __init__(self, folder: Path, *, writes: bool) -> None:
-        self._folder, self._writes = folder, writes
+    def __init__(self, root: Path, *, writes: bool) -> None:
+        self._root, self._writes = root, writes
         self._known: dict[Path, str] = {}
 
     def whole(self, artifact: Path, *, trust: bool = True) -> dict[str, Any] | None:
@@ -50,19 +50,21 @@ class Checks:
     def _noted(self, artifact: Path) -> str | None:
         if artifact not in self._known:
             with suppress(OSError, ValueError):
-                self._known[artifact] = self._file(artifact).read_text()
+                self._known[artifact] = cache_file(self._root, artifact).read_text()
         return self._known.get(artifact)
 
     def _note(self, artifact: Path, stamps: str) -> None:
         self._known[artifact] = stamps
         if self._writes:
-            file = self._file(artifact)
+            file = cache_file(self._root, artifact)
             with suppress(OSError):  # a store that can only be read
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(stamps)
 
-    def _file(self, artifact: Path) -> Path:
-        return self._folder / artifact.parent.name / artifact.name
+
+def cache_file(root: Path, artifact: Path) -> Path:
+    """Where it is noted which files of ``artifact`` were found right; disposable."""
+    return root / "memo" / "artifacts" / artifact.parent.name / artifact.name
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

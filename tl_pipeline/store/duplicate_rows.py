@@ -21,7 +21,7 @@ def largest_first(parts: Mapping[Path, pa.Table]) -> dict[Path, pa.Table]:
     return dict(sorted(parts.items(), key=lambda part: (-len(part[1]), part[0].name)))
 
 
-def doubled(parts: Mapping[Path, pa.Table]) -> dict[Path, np.ndarray]:
+def find(parts: Mapping[Path, pa.Table]) -> dict[Path, np.ndarray]:
     """Part -> numbers of the rows whose image another row gives already.
 
     Parts without such rows are left out.
@@ -46,7 +46,7 @@ def doubled(parts: Mapping[Path, pa.Table]) -> dict[Path, np.ndarray]:
 
 
 def remove(found: Mapping[Path, np.ndarray]) -> int:
-    """Take away what ``doubled`` found; how many rows. Only the one writer may do this.
+    """Take away what ``find`` found; how many rows. Only the one writer may do this.
 
     What stays of a part is published before the part goes: a kill at any moment leaves
     every row once or twice.

@@ -7,7 +7,6 @@ A part counts only once all of it was read and found whole.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +19,10 @@ import pyarrow as pa
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.store import duplicate_rows, part_files
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.checks import read_json
 from tl_pipeline.store.files import make_folder, set_aside, write_atomically
-from tl_pipeline.store.part_files import IDS, PART, REFUSALS, REFUSED, Damaged
-from tl_pipeline.store.part_index import Looked, Verified
+from tl_pipeline.store.part_files import IDS, PART, REFUSALS, REFUSED, DamagedPartError
+from tl_pipeline.store.part_index import PartIndex, Scan
 
 # Reasons that say nothing about the image, so that it is tried again.
 RETRIED = ("unreadable", "changed")
@@ -56,15 +56,15 @@ class EmbeddingFolder:
         self.encoder_key = encoder_key
         self.path = store.root / "embeddings" / f"encoder={encoder_key}"
         place = (store, self.path)
-        self._parts = Verified(
+        self._parts = PartIndex(
             *place,
             PART,
             IDS,
-            part_files.read_ids,
-            glance=part_files.glance_ids,
+            part_files.check_part,
+            read_away=part_files.read_ids,
             trust=trust,
         )
-        self._refused = Verified(
+        self._refused = PartIndex(
             *place, REFUSED, REFUSALS, part_files.read_refusals, trust=trust
         )
 
@@ -86,12 +86,11 @@ class EmbeddingFolder:
 
     def embedded(self) -> set[str]:
         """Ids of all images that have an embedding here; damaged parts do not count."""
-        self._mark_used()
-        return self._embedded()
+        return set().union(*(_ids(rows) for rows in self._parts.scan().whole.values()))
 
-    def parts(self) -> Looked:
+    def parts(self) -> Scan:
         """The ids (``image_id``) of every whole part, and what is wrong with others."""
-        return self._parts.look()
+        return self._parts.scan()
 
     def refused(self) -> dict[str, tuple[str, str]]:
         """Image id -> (reason, detail) of every image that could not be decoded."""
@@ -106,17 +105,17 @@ class EmbeddingFolder:
         counts, and none if it was embedded later.
         """
         rows: list[dict[str, Any]] = []
-        for table in self._refused.look().whole.values():
+        for table in self._refused.scan().whole.values():
             rows += table.to_pylist()
         rows.sort(key=lambda row: (row["first_seen"] is not None, row["first_seen"]))
         # All ids are read only where a second try may have gone well.
         again = any(row["reason"] in RETRIED for row in rows)
-        embedded = self._embedded() if again else set()
+        embedded = self.embedded() if again else set()
         return {r["image_id"]: r for r in rows if r["image_id"] not in embedded}
 
-    def refusal_files(self) -> Looked:
+    def refusal_files(self) -> Scan:
         """The rows of every whole table of refused images, and what is wrong."""
-        return self._refused.look()
+        return self._refused.scan()
 
     def add(self, image_ids: list[str], vectors: np.ndarray) -> None:
         """Publish one part: ``vectors`` is float32 of shape (len(image_ids), width)."""
@@ -174,7 +173,7 @@ class EmbeddingFolder:
         raise DamagedArtifact(f"{self.path}: parts vanish while they are read")
 
     def _load(self, wanted: set[str]) -> Embeddings:
-        parts = duplicate_rows.largest_first(self._parts.look().whole)
+        parts = duplicate_rows.largest_first(self._parts.scan().whole)
         found = {file: wanted.intersection(_ids(rows)) for file, rows in parts.items()}
         ids = sorted(set().union(*found.values()))
         place = {image_id: row for row, image_id in enumerate(ids)}
@@ -202,7 +201,7 @@ class EmbeddingFolder:
             try:
                 for ids, values in part_files.blocks(file):
                     yield ids.to_pylist(), values
-            except Damaged as error:
+            except DamagedPartError as error:
                 if not again and self._store.mirror.fetch_again(file):
                     continue  # rows that were read stay as they are
                 (aside,) = self._set_aside({file: str(error)})
@@ -222,17 +221,18 @@ class EmbeddingFolder:
         """Be the only writer on this machine, and put in order what a killed one left.
 
         Unfinished files are deleted, damaged ones set aside, and rows that stand in
-        two parts (see ``overlaps``) taken out of one.
+        two parts (see ``duplicate_rows``) taken out of one.
         """
-        with self._store.lock(f"encoder-{self.encoder_key}"):
+        waits_for = f"another process that writes embeddings of {self._name()} to end"
+        with self._store.lock(f"encoder-{self.encoder_key}", waits_for):
             self.sweep()
-            for look in (self._parts.look, self._refused.look):
-                if damaged := look().damaged:
+            for index in (self._parts, self._refused):
+                if damaged := index.scan().damaged:
                     self._set_aside(damaged)
-            if doubled := duplicate_rows.doubled(self._parts.look().whole):
-                self._store.mirror.fetch(doubled)
+            if twice := duplicate_rows.find(self._parts.scan().whole):
+                self._store.mirror.fetch(twice)
                 with self._store.mirror.changing(self.path):
-                    duplicate_rows.remove(doubled)
+                    duplicate_rows.remove(twice)
             yield
 
     def sweep(self) -> None:
@@ -244,15 +244,11 @@ class EmbeddingFolder:
         for left in self.path.glob(".writing-*"):
             left.unlink(missing_ok=True)
 
-    def _embedded(self) -> set[str]:
-        return set().union(*(_ids(rows) for rows in self._parts.look().whole.values()))
-
-    def _mark_used(self) -> None:
-        """Note in the folder's time that a run uses it, as ``tl store gc`` asks."""
-        if not self._store.planning:
-            self._store.mirror.mark_used(self.path)
-            with contextlib.suppress(OSError):  # not there yet, or only read
-                os.utime(self.path)
+    def _name(self) -> str:
+        """The name of the encoder for people, as far as it is known here."""
+        about = read_json(self.path / "encoder.json") or {}
+        names = [str(about[name]) for name in ("backbone", "layer") if name in about]
+        return "/".join(names) or self.encoder_key
 
 
 def _ids(rows: pa.Table) -> list[str]:

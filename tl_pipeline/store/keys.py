@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KeyDocument = Mapping[str, Any]
-_KEY = re.compile(r"\b[0-9a-f]{32}\b")
+_KEY = re.compile(r"\b[0-9a-f]{32}(?:[0-9a-f]{32})?\b")
 
 
 def digest(document: Any) -> str:
@@ -19,7 +19,7 @@ def digest(document: Any) -> str:
 
 
 def keys_in(text: str) -> set[str]:
-    """Everything in ``text`` that looks like a key: a digest that is named is meant."""
+    """Everything in ``text`` that looks like a key, or like the sha256 of a file."""
     return set(_KEY.findall(text))
 
 

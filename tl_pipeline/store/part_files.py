@@ -33,7 +33,7 @@ REFUSALS = pa.schema(
 IDS = pa.schema([REFUSALS.field("image_id")])
 
 
-class Damaged(Exception):
+class DamagedPartError(Exception):
     """A file that does not read back; the message says what is wrong with it."""
 
 
@@ -76,11 +76,11 @@ def _publish(table: pa.Table, folder: Path, prefix: str, ids: list[str]) -> Path
     return file
 
 
-def read_ids(file: Path) -> pa.Table:
+def check_part(file: Path) -> pa.Table:
     """The ids (``IDS``) in a part all of whose pages were read and found whole.
 
     Raises:
-        Damaged: it is truncated, or a byte was changed where that can be noticed.
+        DamagedPartError: it is truncated, or a byte was changed where that is noticed.
         FileNotFoundError: it is gone.
         StoreError: it cannot be read now; that says nothing about the file.
     """
@@ -89,13 +89,13 @@ def read_ids(file: Path) -> pa.Table:
     return _named(file, found)
 
 
-def glance_ids(name: str, part: IO[bytes]) -> pa.Table:
+def read_ids(name: str, part: IO[bytes]) -> pa.Table:
     """The ids (``IDS``) in a part of that name that lies elsewhere.
 
     Only they are read; the vectors are looked at once the part is here.
 
     Raises:
-        Damaged, FileNotFoundError, StoreError: see ``read_ids``.
+        DamagedPartError, FileNotFoundError, StoreError: see ``check_part``.
     """
     try:
         with pq.ParquetFile(part, page_checksum_verification=True) as rows:
@@ -103,7 +103,7 @@ def glance_ids(name: str, part: IO[bytes]) -> pa.Table:
         ids = ids.cast(IDS)
         ids.validate(full=True)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise _told(Path(name), error) from None
+        raise _meaning(Path(name), error) from None
     return _named(Path(name), ids)
 
 
@@ -111,12 +111,12 @@ def blocks(file: Path) -> Iterator[tuple[pa.Array, np.ndarray]]:
     """The ids and float32 vectors (n, width) of a part, ``ROW_GROUP`` rows at a time.
 
     Raises:
-        Damaged, FileNotFoundError, StoreError: see ``read_ids``.
+        DamagedPartError, FileNotFoundError, StoreError: see ``check_part``.
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as part:
             if part.schema_arrow.names != ["image_id", "embedding"]:
-                raise Damaged(f"has columns {part.schema_arrow.names}")
+                raise DamagedPartError(f"has columns {part.schema_arrow.names}")
             for group in range(part.num_row_groups):
                 rows = part.read_row_group(group)
                 rows.validate(full=True)
@@ -124,14 +124,14 @@ def blocks(file: Path) -> Iterator[tuple[pa.Array, np.ndarray]]:
                 if len(rows):
                     yield _column(rows, "image_id"), _matrix(_column(rows, "embedding"))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise _told(file, error) from None
+        raise _meaning(file, error) from None
 
 
 def read_part(file: Path) -> tuple[list[str], np.ndarray]:
     """All ids and the float32 vectors (n, width) of a part.
 
     Raises:
-        Damaged, FileNotFoundError, StoreError: see ``read_ids``.
+        DamagedPartError, FileNotFoundError, StoreError: see ``check_part``.
     """
     ids: list[str] = []
     found: list[np.ndarray] = []
@@ -145,7 +145,7 @@ def read_refusals(file: Path) -> pa.Table:
     """The rows (``REFUSALS``) of a whole table of refused images.
 
     Raises:
-        Damaged, FileNotFoundError, StoreError: see ``read_ids``.
+        DamagedPartError, FileNotFoundError, StoreError: see ``check_part``.
     """
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as part:
@@ -157,26 +157,26 @@ def read_refusals(file: Path) -> pa.Table:
         table = table.select(REFUSALS.names).cast(REFUSALS)
         table.validate(full=True)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise _told(file, error) from None
+        raise _meaning(file, error) from None
     return _named(file, table)
 
 
 def _column(rows: pa.Table, name: str) -> pa.Array:
     array = rows[name].chunk(0)
     if array.null_count:
-        raise Damaged(f"{name} has {array.null_count} nulls")
+        raise DamagedPartError(f"{name} has {array.null_count} nulls")
     if name == "image_id" and array.type != pa.string():
-        raise Damaged(f"{name} is of {array.type}")
+        raise DamagedPartError(f"{name} is of {array.type}")
     return array
 
 
 def _matrix(column: pa.Array) -> np.ndarray:
     kind = column.type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
-        raise Damaged(f"embedding is of {kind}")
+        raise DamagedPartError(f"embedding is of {kind}")
     values = column.flatten()
     if len(values) != len(column) * kind.list_size or values.null_count:
-        raise Damaged(f"{len(column)} embeddings have {len(values)} values")
+        raise DamagedPartError(f"{len(column)} embeddings have {len(values)} values")
     return values.to_numpy().reshape(-1, kind.list_size)
 
 
@@ -184,15 +184,15 @@ def _named(file: Path, table: pa.Table) -> pa.Table:
     """``table`` if ``file`` has the name of its ids."""
     said = file.stem.partition("-")[2]
     if digest(table["image_id"].to_pylist()) != said:
-        raise Damaged(f"its {len(table)} rows are not those of its name")
+        raise DamagedPartError(f"its {len(table)} rows are not those of its name")
     return table
 
 
-def _told(file: Path, error: Exception) -> Exception:
+def _meaning(file: Path, error: Exception) -> Exception:
     """What ``error`` means: a damaged file, a vanished one, or a fault of neither."""
     if isinstance(error, FileNotFoundError):
         return error
     # Parquet's own complaints are OSErrors without a number.
     if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
         return StoreError(f"cannot read {file}: {error}")
-    return Damaged(str(error))
+    return DamagedPartError(str(error))

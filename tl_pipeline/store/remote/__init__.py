@@ -3,4 +3,4 @@
 In: the paths of finished files. Out: the same files as objects, and back.
 """
 
-__all__ = ["artifact_objects", "gc_lease", "mirror", "object_mirror"]
+__all__ = ["artifact_objects", "mirror", "object_mirror"]

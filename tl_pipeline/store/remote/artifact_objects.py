@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl_pipeline.storage.objects import Objects, at_once
+from tl_pipeline.store.checks import PROVENANCE
 
-PROVENANCE = "provenance.json"
 _TRIES = 2  # what arrives damaged is fetched once more
 _UNUSABLE = (FileNotFoundError, LookupError, AttributeError, TypeError, ValueError)
 
@@ -52,14 +52,6 @@ def send(objects: Objects, place: str, folder: Path) -> None:
 
     at_once(put, _listed(folder).items())
     objects.put(f"{place}/{PROVENANCE}", folder / PROVENANCE)
-
-
-def restore(objects: Objects, place: str, folder: Path) -> None:
-    """Send the artifact in ``folder`` again if an object of it is not at ``place``."""
-    wanted = {_object(name, facts) for name, facts in _listed(folder).items()}
-    there = {name.removeprefix(f"{place}/") for name in objects.listing(place)}
-    if not wanted | {PROVENANCE} <= there:
-        send(objects, place, folder)
 
 
 def _listed(folder: Path) -> Mapping[str, Mapping[str, Any]]:

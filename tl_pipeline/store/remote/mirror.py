@@ -6,12 +6,11 @@ in an object store.
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tl_pipeline.storage.stamps import Held, Stamp
+from tl_pipeline.storage.stamps import ObjectInfo, Stamp
 
 
 class Mirror:
@@ -45,7 +44,7 @@ class Mirror:
         """
         return {}
 
-    def held(self) -> Mapping[str, Held]:
+    def objects(self) -> Mapping[str, ObjectInfo]:
         """Name -> size and time of every object of the store."""
         return {}
 
@@ -88,36 +87,18 @@ class Mirror:
     def settle(self) -> None:
         """Send what earlier runs finished and could not send."""
 
-    def mark_used(self, folder: Path) -> None:
-        """Note there that a run uses the embeddings in ``folder``.
+    def restore(self, artifact: Path) -> None:
+        """Send an artifact that is here again if it is not there any more."""
 
-        Where they are just being removed it waits, and they are looked up anew.
-        """
-
-    def keep(self, artifacts: Iterable[Path]) -> None:
-        """See that ``artifacts``, folders that are here, are there, too.
-
-        What a collection removed, or is removing, is sent again. Once it is written
-        what makes them reached, they stay.
-        """
+    def look_anew(self) -> None:
+        """Forget what is there; it is looked up when it is asked for next."""
 
     def remove_folder(self, folder: Path) -> None:
         """Delete ``folder``, here and there."""
         shutil.rmtree(folder, ignore_errors=True)
 
-    @contextlib.contextmanager
-    def collecting(self, paths: Iterable[Path]) -> Iterator[float]:  # noqa: ARG002
-        """Tell all machines that ``paths`` are about to be removed.
-
-        The time is that of the clock by which ``held`` tells times.
-
-        Raises:
-            StoreError: another machine is collecting.
-        """
-        yield time.time()
-
     def remove(self, names: Iterable[str]) -> None:
-        """Delete those objects one after the other, within ``collecting``."""
+        """Delete those objects, one after the other."""
 
     @contextlib.contextmanager
     def changing(self, folder: Path) -> Iterator[None]:  # noqa: ARG002

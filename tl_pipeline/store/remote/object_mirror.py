@@ -8,7 +8,6 @@ name:
 - Files of an artifact are objects named by their content (``artifact_objects``).
 - Part files, run records and reports are single objects of their local names.
 - ``append`` writes what only one writer may (see ``registry``).
-- What ``tl store gc`` removes on one machine is told to all (``collection_notice``).
 
 What is finished here and not yet sent is noted in ``.unsent/`` until it is; the mirror
 may be deleted whenever that is empty.
@@ -16,7 +15,6 @@ may be deleted whenever that is empty.
 
 import contextlib
 import json
-import platform
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,14 +22,13 @@ from typing import IO, Any
 
 from tl_pipeline.errors import StoreError
 from tl_pipeline.storage.objects import Objects, at_once
-from tl_pipeline.storage.stamps import UNKNOWN, Held, Stamp
-from tl_pipeline.store.remote import artifact_objects, gc_lease, mirror_folder
-from tl_pipeline.store.remote.gc_lease import Notice
+from tl_pipeline.storage.stamps import UNKNOWN, ObjectInfo, Stamp
+from tl_pipeline.store.files import publish
+from tl_pipeline.store.remote import artifact_objects, mirror_folder
 from tl_pipeline.store.remote.mirror import Mirror
 from tl_pipeline.store.remote.mirror_folder import Unsent
 
 MARKER = "store.json"
-USED = ".used"  # its time is when a run last used what lies beside it
 
 
 class ObjectMirror(Mirror):
@@ -45,11 +42,9 @@ class ObjectMirror(Mirror):
         self._objects = Objects(url)
         self._root = mirror_folder.of(self.url)
         self._unsent = Unsent(self._root)
-        self._keys: dict[str, set[str]] = {}
+        self._folders: dict[str, set[str]] = {}
         self._listings: dict[Path, dict[str, Stamp]] = {}
         self._again: set[Path] = set()  # fetched a second time
-        self._used: set[Path] = set()  # marked
-        self._notice: Notice | None = None  # of what we remove
 
     @property
     def url(self) -> str:  # noqa: D102 - see Mirror
@@ -101,9 +96,7 @@ class ObjectMirror(Mirror):
         return self._objects.read(MARKER).decode()
 
     def fetch_artifact(self, kind: str, key: str, folder: Path) -> bool:  # noqa: D102
-        if kind not in self._keys:
-            self._keys[kind] = self._objects.folders(kind)
-        if key not in self._keys[kind]:
+        if key not in self._folders_in(kind):
             return False
         return artifact_objects.fetch(self._objects, f"{kind}/{key}", folder)
 
@@ -120,8 +113,8 @@ class ObjectMirror(Mirror):
                     path.unlink(missing_ok=True)
         return self._listings[folder]
 
-    def held(self) -> Mapping[str, Held]:  # noqa: D102 - see Mirror
-        return self._objects.held()
+    def objects(self) -> Mapping[str, ObjectInfo]:  # noqa: D102 - see Mirror
+        return self._objects.infos()
 
     def forget(self, folder: Path) -> None:  # noqa: D102 - see Mirror
         self._listings.pop(folder, None)
@@ -136,10 +129,7 @@ class ObjectMirror(Mirror):
             self.forget(folder)
 
     def fetch_each(self, folder: Path, name: str) -> None:  # noqa: D102 - see Mirror
-        place = self._place(folder)
-        if place not in self._keys:
-            self._keys[place] = self._objects.folders(place)
-        there = self._keys[place]
+        there = self._folders_in(self._place(folder))
         at_once(self._fetch_if_there, [folder / key / name for key in there])
         for file in folder.glob(f"[!.]*/{name}"):
             if file.parent.name not in there:
@@ -173,42 +163,21 @@ class ObjectMirror(Mirror):
             with contextlib.suppress(FileNotFoundError):  # another process sent it
                 self._send(path)
 
-    def mark_used(self, folder: Path) -> None:  # noqa: D102 - see Mirror
-        if folder in self._used or not self.listing(folder):
-            return
-        place = self._place(folder)
-        self._objects.write(f"{place}/{USED}", platform.node().encode())
-        gc_lease.wait(self._objects, place.__eq__)
-        self._used.add(folder)
-        self.forget(folder)
+    def restore(self, artifact: Path) -> None:  # noqa: D102 - see Mirror
+        if artifact.name not in self._folders_in(artifact.parent.name):
+            self._unsent.add(artifact)
+            self._send(artifact)
 
-    def keep(self, artifacts: Iterable[Path]) -> None:  # noqa: D102 - see Mirror
-        folders = {self._place(folder): folder for folder in artifacts}
-        gc_lease.wait(self._objects, folders.__contains__)
-
-        def restore(item: tuple[str, Path]) -> None:
-            artifact_objects.restore(self._objects, *item)
-
-        at_once(restore, folders.items())
+    def look_anew(self) -> None:  # noqa: D102 - see Mirror
+        self._folders.clear()
+        self._listings.clear()
 
     def remove_folder(self, folder: Path) -> None:  # noqa: D102 - see Mirror
         at_once(self._objects.remove, self._objects.listing(self._place(folder)))
         super().remove_folder(folder)
 
-    @contextlib.contextmanager
-    def collecting(self, paths: Iterable[Path]) -> Iterator[float]:  # noqa: D102
-        places = [self._place(path) for path in paths]
-        with gc_lease.posted(self._objects, places) as notice:
-            self._notice = notice
-            try:
-                yield self._objects.look(gc_lease.NAME).written
-            finally:
-                self._notice = None
-
     def remove(self, names: Iterable[str]) -> None:  # noqa: D102 - see Mirror
         for name in names:
-            if self._notice:
-                self._notice.renew()
             self._objects.remove(name)
             self._forget_above(self.root / name)
 
@@ -244,7 +213,7 @@ class ObjectMirror(Mirror):
         beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
         try:
             self._objects.fetch(self._place(file), beside)
-            beside.replace(file)
+            publish(beside, file)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -252,8 +221,8 @@ class ObjectMirror(Mirror):
         place = self._place(path)
         if path.is_dir():
             artifact_objects.send(self._objects, place, path)
-            if path.parent.name in self._keys:
-                self._keys[path.parent.name].add(path.name)
+            if path.parent.name in self._folders:
+                self._folders[path.parent.name].add(path.name)
         else:
             self._objects.put(place, path)
             for folder, listing in list(self._listings.items()):
@@ -261,6 +230,11 @@ class ObjectMirror(Mirror):
                     name = str(path.relative_to(folder))
                     listing[name] = Stamp(path.stat().st_size)
         self._unsent.drop(path)
+
+    def _folders_in(self, place: str) -> set[str]:
+        if place not in self._folders:
+            self._folders[place] = self._objects.folders(place)
+        return self._folders[place]
 
     def _place(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
