@@ -68,11 +68,9 @@ class Audit(Unit[Manifest]):
 
     @property
     def subject(self) -> str:
-        """See ``Unit``."""
         return self.dataset.name
 
     def depends_on(self) -> KeyDocument:
-        """See ``Unit``."""
         near = self.dataset.near_duplicates
         params: dict[str, Any] = {"action": near.action, "ratio": near.ratio}
         if near.action == "keep_together":
@@ -91,35 +89,29 @@ class Audit(Unit[Manifest]):
         return super().look()
 
     def found(self, made: Artifact) -> str:
-        """See ``Unit``."""
         found = results.near_duplicates(self.at.store, made)
         return near_duplicates(found) if found else ""
 
     def missing(self) -> str:
-        """See ``Unit``."""
         together = self.dataset.near_duplicates.action == "keep_together"
         return super().missing() + "; images may change sides" * together
 
     def told(self, reason: str, made: Artifact) -> str:
-        """See ``Unit``."""
         return f"{reason}: {self.found(made)}"
 
-    def units(self, made: Artifact | None) -> int:  # noqa: ARG002 - the signature of Unit
+    def units(self, made: Artifact | None) -> int:
         """See ``Unit``: nothing that is worth counting."""
         return 0
 
     def output(self, made: Artifact | None) -> Manifest:
-        """See ``Unit``."""
         if made is None:
             return self.manifest
         return Manifest(self.at.store, made, self.manifest.dataset)
 
     def extra(self) -> Mapping[str, Any]:
-        """See ``Unit``."""
         return {"near_duplicates": self._audited.findings.model_dump(mode="json")}
 
     def write(self, folder: Path) -> str:
-        """See ``Unit``."""
         before = self.at.store.path(self.manifest.artifact)
         for table in (QUARANTINE, DUPLICATES):
             shutil.copyfile(before / table.file, folder / table.file)

@@ -93,12 +93,10 @@ class Average(Unit[Artifact]):
 
     @property
     def subject(self) -> str:
-        """See ``Unit``."""
         subject = _SUBJECTS[self.ensemble]
         return f"{subject} ({self.control})" if self.control else subject
 
     def depends_on(self) -> KeyDocument:
-        """See ``Unit``."""
         heads = {artifact.fingerprint: None for artifact in self.evaluations}
         return key_document(
             "average",
@@ -114,7 +112,6 @@ class Average(Unit[Artifact]):
         )
 
     def found(self, made: Artifact) -> str:
-        """See ``Unit``."""
         about = self.at.store.provenance(made)
         said = f"{len(about['members'])} of {about['candidates']} heads"
         if about["alone"]:
@@ -126,19 +123,15 @@ class Average(Unit[Artifact]):
         return said
 
     def told(self, reason: str, made: Artifact) -> str:
-        """See ``Unit``."""
         return f"{reason}: {self.found(made)}"
 
     def units(self, made: Artifact | None) -> int:
-        """See ``Unit``."""
         return 0 if made else len(self.evaluations)
 
-    def output(self, made: Artifact | None) -> Artifact:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def output(self, made: Artifact | None) -> Artifact:
         return Artifact(self.kind, self.key, self.key)
 
     def extra(self) -> Mapping[str, Any]:
-        """See ``Unit``."""
         chosen, members, test, candidates = self._averaged
         every = set[str]().union(*(m.said[s].image_ids for m in members for s in _HELD))
         scored = len(chosen.validation.said.image_ids) + len(test.image_ids)
@@ -158,7 +151,6 @@ class Average(Unit[Artifact]):
         }
 
     def write(self, folder: Path) -> str:
-        """See ``Unit``."""
         from tl_pipeline.evaluation.scoring import score_mean  # noqa: PLC0415 - scipy
 
         chosen, members, test, _ = self._averaged

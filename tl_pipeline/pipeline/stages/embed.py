@@ -102,7 +102,6 @@ class Embed:
 
     @property
     def title(self) -> str:
-        """See ``Stage``."""
         return f"embed {_named(self.encoders)}"
 
     def plan(self) -> Outcome[EmbeddingsOf]:

@@ -69,11 +69,9 @@ class Evaluate(Unit[Artifact]):
 
     @property
     def subject(self) -> str:
-        """See ``Unit``."""
         return f"{self.head.name} on {self.manifest.named(self.encoder.label)}"
 
     def depends_on(self) -> KeyDocument:
-        """See ``Unit``."""
         validation, test = map(self._images.held_out, (VALIDATION, TEST))
         control = self.encoder.control or heads.HEADS[self.head.name].control
         params: dict[str, Any] = {
@@ -101,12 +99,10 @@ class Evaluate(Unit[Artifact]):
             inputs["refit"] = digest([version, fits.inputs(rows, self.head.name)])
         return key_document("evaluate", VERSION, params, inputs)
 
-    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def found(self, made: Artifact) -> str:
         return f"{len(self.trained)} scored already"
 
     def units(self, made: Artifact | None) -> int:
-        """See ``Unit``."""
         return 0 if made else len(self.trained)
 
     def keys(self, made: Artifact) -> Mapping[str, str]:
@@ -115,8 +111,7 @@ class Evaluate(Unit[Artifact]):
         known = {artifact.key for artifact in self.trained}
         return {} if about["head"] in known else {"head": about["head"]}
 
-    def output(self, made: Artifact | None) -> Artifact:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def output(self, made: Artifact | None) -> Artifact:
         return Artifact(self.kind, self.key, self.key)
 
     def write(self, folder: Path) -> str:

@@ -57,7 +57,6 @@ class Ingest(Unit[Manifest]):
 
     @property
     def subject(self) -> str:
-        """See ``Unit``."""
         return self.dataset.name
 
     def plan(self) -> Outcome[Manifest]:
@@ -78,7 +77,6 @@ class Ingest(Unit[Manifest]):
         return tables.content(self.scan.manifest)
 
     def depends_on(self) -> KeyDocument:
-        """See ``Unit``."""
         scan, dataset = self.scan, self.dataset
         return key_document(
             "ingest",
@@ -93,27 +91,23 @@ class Ingest(Unit[Manifest]):
             },
         )
 
-    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def found(self, made: Artifact) -> str:
         return _summary(self.scan) + _tiny(self.scan)
 
     def missing(self) -> str:
-        """See ``Unit``."""
         return self._changes() + _tiny(self.scan)
 
-    def units(self, made: Artifact | None) -> int:  # noqa: ARG002 - the signature of Unit
+    def units(self, made: Artifact | None) -> int:
         """The images of the dataset."""
         return self.scan.manifest.num_rows
 
     def write(self, folder: Path) -> str:
-        """See ``Unit``."""
         tables.write(MANIFEST, self.scan.manifest, folder)
         tables.write(QUARANTINE, self._dated(self.scan.quarantine), folder)
         tables.write(DUPLICATES, self.scan.duplicates, folder)
         return self.fingerprint
 
     def output(self, made: Artifact | None) -> Manifest:
-        """See ``Unit``."""
         made = made or Artifact(self.kind, self.key, self.fingerprint)
         return Manifest(self.at.store, made, self.dataset.name)
 

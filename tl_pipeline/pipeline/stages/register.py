@@ -57,7 +57,6 @@ class Register:
 
     @property
     def title(self) -> str:
-        """See ``Stage``."""
         return f"register {self.dataset}"
 
     def plan(self) -> Outcome[Best | None]:

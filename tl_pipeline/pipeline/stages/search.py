@@ -54,11 +54,9 @@ class Search(Unit[tuple[Artifact, ...]]):
 
     @property
     def subject(self) -> str:
-        """See ``Unit``."""
         return f"{self.head.name} on {self.manifest.named(self.encoder.label)}"
 
     def depends_on(self) -> KeyDocument:
-        """See ``Unit``."""
         params: dict[str, Any] = {
             "family": self._configs[0].name,
             "configurations": [config.model_dump() for config in self._configs],
@@ -70,12 +68,10 @@ class Search(Unit[tuple[Artifact, ...]]):
             params["folds"] = self.how.folds
         return key_document("search", VERSION, params, self._trials.inputs(self._rows))
 
-    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def found(self, made: Artifact) -> str:
         return f"{len(self._configs)} configurations were tried already"
 
     def missing(self) -> str:
-        """See ``Unit``."""
         tried = f"{self.units(None)} of {len(self._configs)} configurations to be tried"
         return f"{tried}: {super().missing()}"
 
@@ -94,8 +90,7 @@ class Search(Unit[tuple[Artifact, ...]]):
             for head, number, trial in tables.values(rows, *columns)
         }
 
-    def output(self, made: Artifact | None) -> tuple[Artifact, ...]:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def output(self, made: Artifact | None) -> tuple[Artifact, ...]:
         return (Artifact(self.kind, self.key, self.key),)
 
     def write(self, folder: Path) -> str:

@@ -38,11 +38,9 @@ class Shuffle(Unit[Manifest]):
 
     @property
     def subject(self) -> str:
-        """See ``Unit``."""
         return self.manifest.dataset
 
     def depends_on(self) -> KeyDocument:
-        """See ``Unit``."""
         inputs = {"manifest": self.manifest.artifact.fingerprint}
         return key_document("shuffle", VERSION, {"seed": self.seed}, inputs)
 
@@ -50,25 +48,21 @@ class Shuffle(Unit[Manifest]):
         """Shuffle into the overlay of the store: it is cheap enough."""
         return self.run()
 
-    def found(self, made: Artifact) -> str:  # noqa: ARG002 - the signature of Unit
-        """See ``Unit``."""
+    def found(self, made: Artifact) -> str:
         return self.missing()
 
     def missing(self) -> str:
-        """See ``Unit``."""
         return "a control for leakage: validation drawn image by image"
 
-    def units(self, made: Artifact | None) -> int:  # noqa: ARG002 - the signature of Unit
+    def units(self, made: Artifact | None) -> int:
         """See ``Unit``: nothing that is worth counting."""
         return 0
 
     def output(self, made: Artifact | None) -> Manifest:
-        """See ``Unit``."""
         made = made or Artifact(self.kind, self.key, self.key)
         return Manifest(self.at.store, made, self.manifest.dataset, ONE_BY_ONE)
 
     def write(self, folder: Path) -> str:
-        """See ``Unit``."""
         rows = tables.read(MANIFEST, self.at.store.path(self.manifest.artifact))
         sides = rows["split"].to_numpy(zero_copy_only=False).astype(object)
         shuffled = np.flatnonzero(np.isin(sides, (splits.TRAIN, splits.VALIDATION)))

@@ -40,7 +40,6 @@ class Train:
 
     @property
     def title(self) -> str:
-        """See ``Stage``."""
         return f"train {self.subject}"
 
     @property
