@@ -40,6 +40,11 @@ def run(folder: Path, store: Store, **fields: Any) -> RunRecord:
     return wiring.run(work(folder, store, **fields))
 
 
+def gain(record: RunRecord) -> float:
+    assert record.gain is not None
+    return record.gain.value
+
+
 def predictions(
     store: Store, result: Result
 ) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -58,7 +63,8 @@ def test_a_joint_is_a_candidate_like_any_other(folder: Path, store: Store):
         ("control", label, "majority"),
         ("control", twin, "logistic(C=0.1)"),
     }
-    assert record.gain
+    (control,) = [r for r in record.results if r.encoder == twin]
+    assert gain(record) == pytest.approx(record.best.test.value - control.test.value)
     # Members are embedded, each once; the joint is not.
     embedded = [s.subject for s in record.steps if s.stage == "embed"]
     assert sorted(embedded) == sorted([*concat.labels(label), *concat.labels(twin)])
@@ -192,8 +198,14 @@ def test_a_model_of_several_heads_predicts_what_was_stored(
     folder: Path, store: Store, averaged: RunRecord, tmp_path: Path
 ):
     """From the files, where the folder was moved to; each network decodes no twice."""
-    assert averaged.best.members
-    assert averaged.gain  # against the twins' heads averaged
+    encoders = {"lenet5/c5 LETTERS + lenet5/f6 LETTERS", "lenet5/c5 LETTERS"}
+    assert {m.encoder for m in averaged.best.members} == encoders
+    assert [m.times for m in averaged.best.members] == [1, 1]
+    # against the twins' heads averaged
+    (control,) = [r for r in averaged.results if r.role == "control" and r.members]
+    assert averaged.best.untrained == control.evaluation
+    over = averaged.best.test.value - control.test.value
+    assert gain(averaged) == pytest.approx(over)
     moved = tmp_path / "elsewhere"
     shutil.copytree(store.root / "models" / averaged.registered.model, moved)
     model = index.open_model(moved)
@@ -320,7 +332,8 @@ def test_changed_weights_of_one_member_are_an_error(
     run(folder, store, backbones=[[f"lenet5:weights={weights}", F6]], controls=False)
     model = index.load_model(store, "photos")
     image = next(folder.glob("flower/*"))
-    assert predict(model, [image])[0].label
+    before = predict(model, [image])[0]
+    assert (before.label in ("china", "flower"), before.refused) == (True, None)
     torch.save(LeNet5(3).state_dict(), weights)
     with pytest.raises(WeightsError, match="changed"):
         predict(model, [image])
