@@ -55,11 +55,40 @@ def test_several_copies_of_one_image_are_one_cluster(
     assert sorted(np.flatnonzero(found.clusters == 0)) == [7, size, size + 1, size + 2]
 
 
+@pytest.mark.parametrize("copies", [65, 150, 300])
 def test_a_cluster_larger_than_the_neighbours_kept_is_still_one(
-    images: tuple[np.ndarray, np.ndarray],
+    images: tuple[np.ndarray, np.ndarray], copies: int
 ) -> None:
-    found = find(*planted(*images, [7] * 300))
-    assert np.bincount(found.clusters[found.clusters >= 0]).tolist() == [301]
+    """All of an image's 64 neighbours are copies, and each has others."""
+    found = find(*planted(*images, [7] * copies, noise=0.02))
+    assert np.bincount(found.clusters[found.clusters >= 0]).tolist() == [copies + 1]
+    assert len(found.pairs) <= 64 * (copies + 1)
+
+
+@pytest.mark.parametrize("apart", [0, 5, 20])
+@pytest.mark.parametrize(("width", "classes"), [(8, 10), (30, 5), (100, 40), (30, 250)])
+def test_independent_draws_are_none_however_far_classes_lie_apart(
+    width: int, classes: int, apart: int
+) -> None:
+    rng = np.random.default_rng([width, classes, apart])
+    labels = np.arange(2000) % classes
+    centres = apart * rng.normal(size=(classes, width))
+    vectors = centres[labels] + rng.normal(size=(2000, width))
+    found = find(vectors.astype(np.float32), labels)
+    assert (found.clusters >= 0).sum() <= 2
+    copies = vectors[:10] + 0.003 * rng.normal(size=(10, width))
+    both = np.concatenate([vectors, copies]).astype(np.float32)
+    pairs = find(both, np.append(labels, labels[:10])).pairs.tolist()
+    assert all([i, 2000 + i] in pairs for i in range(10))
+
+
+def test_an_object_within_a_class_is_no_duplicate_of_itself() -> None:
+    """A class of three kinds that lie far apart: each kind is many images."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(900) % 3
+    kinds = 10 * rng.normal(size=(9, 30))
+    vectors = kinds[np.arange(900) % 9] + rng.normal(size=(900, 30))
+    assert (find(vectors.astype(np.float32), labels).clusters == -1).all()
 
 
 def test_the_scale_of_dimensions_does_not_matter(

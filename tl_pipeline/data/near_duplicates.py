@@ -1,23 +1,32 @@
-"""Near duplicates: images far more alike than images of two classes ever are.
+"""Near duplicates: images far more alike than unrelated images ever are.
 
 Embeddings are whitened (centred, the leading principal components scaled to unit
 variance), which keeps what tells images apart and drops what all of them share. Two
-images are near duplicates if each is much nearer to the other than to any image of
-another class: the distance-ratio test of Lowe (2004, "Distinctive image features from
-scale-invariant keypoints", section 7.1), whose second neighbour is the nearest that is
-known to show something else. So every image has its own threshold, set by its
-surroundings: in a dataset of lookalikes it is stricter than among diverse photos.
+images of one class are near duplicates if they pass two tests, each as seen by either:
+
+1. Each is much nearer to the other than to any image of another class: the
+   distance-ratio test of Lowe (2004, "Distinctive image features from scale-invariant
+   keypoints", section 7.1), whose second neighbour is known to show something else.
+2. Each is nearer to the other than unrelated images of their class come by chance.
+   Around an image, images that have nothing to do with each other lie as if drawn from
+   an even density of some dimension: of the k nearest, those at less than a share t of
+   the k-th distance number k * t ** (dimension / 2). The dimension is measured, and a
+   pair counts where that number is below one in 10,000.
+
+So every image has its own threshold, set by its surroundings. The first test alone
+fails where classes lie far apart, the second where a class holds several objects.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Measured on photos, small photos and frames of one object (see benchmarks): with fewer
-# components frames of two objects look alike, with more every image is far from all.
+# Measured on photos, small photos and frames of one object: with fewer components
+# frames of two objects look alike, with more every image is far from all.
 COMPONENTS = 128
 # Whitening in almost as many dimensions as there are images puts all of them at the
 # same distance from each other.
@@ -28,19 +37,23 @@ _CHANCE = 0.01
 _MOST = 0.6
 # Where there is no third class, chance cannot be measured.
 _OF_TWO_CLASSES = 0.5
-_CELLS = 1 << 25  # similarities held at once
-_NEIGHBOURS = 64  # of one image: enough to join it to its cluster
+_CELLS = 1 << 22  # similarities held at once
+_NEIGHBOURS = 64  # of one image: those its surroundings are measured by
+_UNRELATED = 1e-4  # pairs that chance may make of an image
+_FEWEST = 8  # neighbours by which a dimension can be told
+# Copies that are all of an image's neighbours are so much nearer than is usual.
+_CROWDED = 0.25
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
     """Pairs of near duplicates among n images, and the clusters that they form.
 
-    ``pairs`` is int64 of shape (n_pairs, 2), positions with the smaller first;
-    ``similarity`` is float32 of shape (n_pairs,), the cosine of the whitened
-    embeddings; ``clusters`` is int64 of shape (n,), -1 for an image without a near
-    duplicate. ``ratio`` is how much nearer than the nearest image of another class a
-    near duplicate must be.
+    ``pairs`` is int64 of shape (n_pairs, 2), positions with the smaller first: of each
+    image those with its 64 nearest; ``similarity`` is float32 of shape (n_pairs,), the
+    cosine of the whitened embeddings; ``clusters`` is int64 of shape (n,), -1 for an
+    image without a near duplicate. ``ratio`` is how much nearer than the nearest image
+    of another class a near duplicate must be.
     """
 
     pairs: np.ndarray
@@ -55,32 +68,77 @@ def find(
     """Find the near duplicates among images with embeddings and labels.
 
     ``vectors`` is float32 of shape (n, width), ``labels`` of shape (n,). Images of one
-    class alone have none. Without a ``ratio`` it is calibrated. Every pair of images is
-    compared: n * n * 128 multiplications, in memory that does not grow with n * n.
-    Copies under two labels are each other's nearest image of another class, and are
-    not found.
+    class alone have none. With a ``ratio`` the first test is done with that, and the
+    second is not. Every pair of images is compared: n * n * 64 multiplications, in
+    memory that does not grow with n * n. Copies under two labels are not found.
     """
     _, classes = np.unique(labels, return_inverse=True)
     if classes.max(initial=0) < 1:  # nothing is known to differ
         nothing = np.empty(0, np.float32)
         pairs = np.empty((0, 2), np.int64)
         return NearDuplicates(pairs, nothing, np.full(len(vectors), -1), 0.0)
-    points = whiten(vectors)
+    order = np.argsort(classes, kind="stable")
+    points, classes = whiten(vectors)[order], classes[order]
+    ends = np.append(np.flatnonzero(np.diff(classes)) + 1, len(classes)).tolist()
+    bounds = list(zip([0, *ends], ends, strict=False))
+    used = ratio or calibrate(points, classes)
+    limits = used * _nearest_foreign(points, bounds)
     if ratio is None:
-        ratio = calibrate(points, classes)
-    foreign = np.empty(len(points), np.float32)  # distance to the nearest other class
+        limits = np.minimum(limits, _by_chance(points, bounds))
+    return _joined(points, bounds, limits, order, used)
+
+
+def _joined(
+    points: np.ndarray,
+    bounds: "list[Bounds]",
+    limits: np.ndarray,
+    order: np.ndarray,
+    ratio: float,
+) -> NearDuplicates:
+    """The pairs that are nearer than the ``limits`` of both, and their clusters."""
+    component = np.arange(len(points))
     found = [np.empty((2, 0), np.int64)]
-    for rows, similar in _similarities(points, np.arange(len(points))):
-        other = classes[rows][:, None] != classes[None, :]
-        foreign[rows] = 1 - similar.max(axis=1, where=other, initial=-1)
-        found.append(_above(rows, similar, 1 - ratio * foreign[rows]))
-    first, second = np.concatenate(found, axis=1)
-    similarity = np.einsum("ij,ij->i", points[first], points[second])
-    mutual = 1 - similarity < ratio * np.minimum(foreign[first], foreign[second])
-    pairs = np.sort(np.stack([first, second], axis=1)[mutual], axis=1)
-    pairs, once = np.unique(pairs, axis=0, return_index=True)
-    clusters = _clusters(pairs, len(points))
-    return NearDuplicates(pairs, similarity[mutual][once], clusters, ratio)
+    for start, end in bounds:
+        of_class = np.arange(end - start)
+        for rows, distances in _own(points, start, end):
+            least = np.minimum(limits[rows, None], limits[None, start:end])
+            first, second = np.nonzero(distances < least)
+            edges = rows[first], start + second
+            of_class = _merged(of_class, rows[first] - start, second)
+            found.append(np.stack(_nearest(first, distances[first, second], *edges)))
+        component[start:end] = start + of_class
+    edges = np.concatenate(found, axis=1)
+    pairs = np.unique(np.sort(order[edges].T, axis=1), axis=0)
+    place = np.argsort(order)  # of an image among the points
+    similarity = np.einsum("ij,ij->i", *(points[place[pairs[:, s]]] for s in (0, 1)))
+    clusters = np.full(len(points), -1, np.int64)
+    joined = np.unique(pairs)
+    named = np.unique(component[place[joined]], return_inverse=True)[1]
+    # numbered from 0 in the order of the images
+    first = np.unique(named, return_index=True)[1]
+    clusters[joined] = np.argsort(np.argsort(first))[named]
+    return NearDuplicates(pairs, similarity, clusters, ratio)
+
+
+def _merged(component: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The components with these edges added, each named by one of its points."""
+    if not len(one):
+        return component
+    size = len(component)
+    ends = np.concatenate([one, np.arange(size)]), np.concatenate([other, component])
+    graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(size, size))
+    labels = connected_components(graph, directed=False)[1]
+    return np.unique(labels, return_index=True)[1][labels]
+
+
+def _nearest(
+    row: np.ndarray, distance: np.ndarray, one: np.ndarray, other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The edges, at most ``_NEIGHBOURS`` of a row: the shortest."""
+    order = np.lexsort((distance, row))
+    starts = np.searchsorted(row[order], row[order])
+    kept = order[np.arange(len(order)) - starts < _NEIGHBOURS]
+    return one[kept], other[kept]
 
 
 def whiten(vectors: np.ndarray) -> np.ndarray:
@@ -110,7 +168,8 @@ def calibrate(points: np.ndarray, classes: np.ndarray) -> float:
         return _OF_TWO_CLASSES
     spread = np.linspace(0, len(points) - 1, min(len(points), _CALIBRATED_ON))
     ratios = []
-    for rows, similar in _similarities(points, np.unique(spread.astype(np.int64))):
+    for rows in _pieces(np.unique(spread.astype(np.int64)), len(points)):
+        similar = points[rows] @ points.T
         own = classes[rows][:, None] == classes[None, :]
         similar[own] = -1
         second = similar.argmax(axis=1)
@@ -121,34 +180,115 @@ def calibrate(points: np.ndarray, classes: np.ndarray) -> float:
     return float(min(_MOST, np.quantile(np.concatenate(ratios), _CHANCE)))
 
 
-def _similarities(
-    points: np.ndarray, wanted: np.ndarray
+# Points of one class: the first, and the first behind them.
+Bounds = tuple[int, int]
+
+
+def _nearest_foreign(points: np.ndarray, bounds: list[Bounds]) -> np.ndarray:
+    """The distance of each point to the nearest of another class: float32 (n,).
+
+    ``points`` are sorted by class. Each pair is compared once.
+    """
+    similar = np.full(len(points), -1, np.float32)
+    for start, end in bounds:
+        for rows in _pieces(np.arange(start, end), 1 << 13):
+            for at in range(end, len(points), 1 << 13):
+                columns = slice(at, at + (1 << 13))
+                both = points[rows] @ points[columns].T
+                similar[rows] = np.maximum(similar[rows], both.max(axis=1))
+                similar[columns] = np.maximum(similar[columns], both.max(axis=0))
+    return 1 - similar
+
+
+class _Surroundings(NamedTuple):
+    """Of the images of one class: distances to the nearest and the k-th neighbour.
+
+    ``dimensions`` is half the dimension as each image sees it, empty where there are
+    too few neighbours.
+    """
+
+    nearest: np.ndarray
+    kth: np.ndarray
+    neighbours: int
+    dimensions: np.ndarray
+
+
+def _by_chance(points: np.ndarray, bounds: list[Bounds]) -> np.ndarray:
+    """How near unrelated images of the same class come by chance: float32 (n,)."""
+    around = [_surroundings(points, start, end) for start, end in bounds]
+    half = _half_dimension(around)
+    if half is None:  # of images that have at most one neighbour nothing is known
+        return np.zeros(len(points), np.float32)
+    usual = np.array(
+        [np.median(a.nearest) if len(a.nearest) else np.nan for a in around]
+    )
+    limits = np.zeros(len(points), np.float32)
+    for number, ((start, end), one) in enumerate(zip(bounds, around, strict=True)):
+        share = (_UNRELATED / max(one.neighbours - 1, 1)) ** (1 / half)
+        others = np.delete(usual, number)
+        crowded = _CROWDED * (_UNRELATED / np.log(2)) ** (1 / half)
+        crowded *= np.nanquantile(others, 0.05, method="lower")
+        limits[start:end] = np.maximum(share * one.kth, crowded)
+    return limits
+
+
+def _half_dimension(around: list[_Surroundings]) -> float | None:
+    """Half the dimension in which unrelated images of a class lie around one.
+
+    Two ways of measuring it, of which the larger is taken, as copies make both too
+    small: by the distances to the outer half of the neighbours, which copies seldom
+    reach, and by that to the nearest, which shows what is near.
+    """
+    outer = np.concatenate([one.dimensions for one in around])
+    inner = [
+        np.log((one.neighbours - 1) / np.log(2))
+        / np.log(one.kth / one.nearest).clip(min=np.finfo(np.float32).eps)
+        for one in around
+        if one.neighbours > 1
+    ]
+    if not inner:
+        return None
+    found = np.median(np.concatenate(inner))
+    return float(max(found, np.median(outer)) if len(outer) else found)
+
+
+def _surroundings(points: np.ndarray, start: int, end: int) -> _Surroundings:
+    k = min(_NEIGHBOURS, end - start - 1)
+    if k < 1:
+        return _Surroundings(*(np.empty(0, np.float32),) * 2, 0, np.empty(0))
+    tiny = np.finfo(np.float32).eps
+    nearest = [
+        np.sort(np.partition(distances, k - 1, axis=1)[:, :k], axis=1).clip(min=tiny)
+        for _, distances in _own(points, start, end)
+    ]
+    distances = np.concatenate(nearest)
+    first, last, half = distances[:, 0], distances[:, -1], k // 2
+    if k < _FEWEST:
+        return _Surroundings(first, last, k, np.empty(0))
+    # In an even density log(d_k / d_j) is the sum of 1/l for l from j to k - 1, divided
+    # by half the dimension.
+    sums = np.cumsum(1 / np.arange(k - 1, half - 1, -1)).sum()
+    logs = np.log(last[:, None] / distances[:, half - 1 : k - 1]).sum(axis=1)
+    return _Surroundings(first, last, k, sums / logs.clip(min=tiny))
+
+
+def _own(
+    points: np.ndarray, start: int, end: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some rows at a time, each with its cosine to every image, -1 to itself."""
-    for rows in np.array_split(wanted, -(-len(wanted) * len(points) // _CELLS)):
-        similar = points[rows] @ points.T
-        similar[np.arange(len(rows)), rows] = -1
-        yield rows, similar
+    """Some points of a class at a time, each with its distances to all of the class.
+
+    That to itself is infinite. Where a class is narrow, cosines differ by less than
+    float32 can tell; around the mean of the class it tells the distances.
+    """
+    own = points[start:end] - points[start:end].mean(axis=0)
+    halves = np.einsum("ij,ij->i", own, own) / 2
+    for rows in _pieces(np.arange(end - start), end - start):
+        distances = halves[rows, None] + halves - own[rows] @ own.T
+        distances[np.arange(len(rows)), rows] = np.inf
+        yield start + rows, distances.clip(min=0)
 
 
-def _above(rows: np.ndarray, similar: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """(2, n_pairs): each row with the images above its ``least``, the most alike."""
-    above = similar > least[:, None]
-    crowded = np.flatnonzero(above.sum(axis=1) > _NEIGHBOURS)
-    for row in crowded:
-        most = np.argpartition(similar[row], -_NEIGHBOURS)[-_NEIGHBOURS:]
-        above[row] = False
-        above[row, most] = True
-    at, second = np.nonzero(above)
-    return np.stack([rows[at], second])
-
-
-def _clusters(pairs: np.ndarray, images: int) -> np.ndarray:
-    """The connected components with a pair, numbered from 0 in the order of images."""
-    edges = coo_array((np.ones(len(pairs)), pairs.T), shape=(images, images))
-    _, component = connected_components(edges, directed=False)
-    joined = np.zeros(images, bool)
-    joined[pairs] = True
-    clusters = np.full(images, -1, np.int64)
-    clusters[joined] = np.unique(component[joined], return_inverse=True)[1]
-    return clusters
+def _pieces(rows: np.ndarray, columns: int) -> list[np.ndarray]:
+    """``rows`` in pieces that have no more than ``_CELLS`` cells."""
+    count = min(len(rows), -(-len(rows) * columns // _CELLS))
+    return np.array_split(rows, max(1, count))

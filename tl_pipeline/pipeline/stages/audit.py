@@ -35,7 +35,7 @@ from tl_pipeline.store.keys import KeyDocument, key_document
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, NEAR_DUPLICATES, QUARANTINE
 
 # Bump when the same inputs must give other rows.
-VERSION = 1
+VERSION = 2
 
 
 class _Audited(NamedTuple):
