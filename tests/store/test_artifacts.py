@@ -98,7 +98,7 @@ LITERAL = {
 GOLDEN = {
     "ingest": "e29e4c5545675ba9b30f1989cf0f7cdc",
     "train": "d584d2d6d8b72c403ddfab2575e5f579",
-    "audit": "ec3bb658f26e9beaf944a6b2a56bb994",
+    "audit": "c23b811bc094b07bf4730fb585afbd0f",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
     "evaluate": "9db6a0dc5d1764d84aec4d715675103d",
     "average": "518c7a9ea0e758802ff8a4b515720c01",
@@ -110,7 +110,7 @@ GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
 GOLDEN_DIGITS = {
     "ingest": "8d00331bdba87d3240497a42f3fd403b",
     "embed": "c74cb216b643d03dce405c6aff463a95",
-    "audit": "d93893ac9e68eb53c8d923e601b5e600",
+    "audit": "817b2fd7c0a6602f37a266fefffdade8",
     "train": "95af3108b99b9351ddbcc57ab1f5d640",
     "evaluate": "817c3e966fd8c6c6b17609c86f6c0b22",
 }
