@@ -473,6 +473,45 @@ def test_predictions_with_400_flipped_bytes_are_found_and_made_again(
     assert "a file is missing or not as" in call(place, "store", "show")
 
 
+def test_verify_reads_all_and_sets_aside_what_is_damaged(used: tuple[Path, Path]):
+    place, photos = used
+    assert "are whole" in call(place, "store", "verify")
+    head = next((place / "heads").glob("[!.]*/"))
+    (weights,) = (place / "weights").iterdir()
+    part = next((place / "embeddings").glob("encoder=*/part-*.parquet"))
+    files = [max(head.iterdir(), key=lambda f: f.stat().st_size), weights, part]
+    for file in files:
+        stat, data = file.stat(), bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 0x10
+        file.write_bytes(data)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    said = call(place, "store", "verify", code=2)
+    assert "3 damaged, set aside" in said
+    for path in (head, weights, part):
+        assert str(path.relative_to(place)) in said
+        assert not path.exists()
+    assert "are whole" in call(place, "store", "verify")
+    for arguments in RUNS.values():
+        call(place, "run", photos, *arguments, "--runner", "direct")
+    assert weights.exists()
+    assert part.exists()
+    assert head.exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "h", "keys": ['])
+def test_what_a_power_cut_left_of_a_run_under_way_stops_no_collection(
+    used: tuple[Path, Path], text: str
+):
+    place, _ = used
+    (place / "in_use").mkdir(exist_ok=True)
+    (place / "in_use" / f"{'0' * 32}-0.json").write_text(text)
+    (place / "runs" / "photos" / "00000000T000000000-000000.json").write_text(text)
+    found = asked(
+        place, "store", "gc", "--keep-runs", 1, "--older-than", 1, "--dry-run"
+    )
+    assert [row for row in found["garbage"] if row["kind"] == "in_use"] == []
+
+
 def test_two_runs_at_once_on_one_store_lose_and_double_nothing(
     made: tuple[Path, Path], tmp_path: Path
 ):

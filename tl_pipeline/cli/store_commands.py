@@ -144,6 +144,35 @@ def compact(
     console.show(done, columns, as_json=json, empty="no embeddings yet")
 
 
+@app.command
+def verify(*, store: StoreOption = "tl_store", json: Json = False) -> None:
+    """Read every artifact, embedding and weights file again; set aside what is damaged.
+
+    A run hashes each file once and then trusts its size and times; this trusts nothing.
+    Of a store at a URL everything is fetched.
+
+    Args:
+        store: folder or URL of all artifacts.
+        json: print the result as JSON.
+    """
+    from dataclasses import asdict
+
+    from tl_pipeline.cli import console
+    from tl_pipeline.errors import DamagedArtifact
+    from tl_pipeline.maintenance import verification
+
+    done = verification.verify(_open(store))
+    if json:
+        console.print_json(asdict(done))
+    if done.damaged:
+        raise DamagedArtifact(
+            f"{len(done.damaged)} damaged, set aside: {', '.join(done.damaged)}. The "
+            "next run makes again what it needs of them"
+        )
+    if not json:
+        console.out.print(f"{done.checked:,} artifacts, encoders and weights are whole")
+
+
 def _row(store: "Store", garbage: "Garbage") -> dict[str, Any]:
     item, path = garbage.item, str(garbage.item.path.relative_to(store.root))
     return {"kind": item.kind, "path": path, "bytes": item.bytes, "why": garbage.why}

@@ -3,4 +3,4 @@
 In: a store. Out: listings, and a store without what nothing needs any more.
 """
 
-__all__ = ["compaction", "gc", "gc_roots", "inventory"]
+__all__ = ["compaction", "gc", "gc_roots", "inventory", "verification"]

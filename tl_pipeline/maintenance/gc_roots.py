@@ -8,12 +8,14 @@ of a later version is understood too.
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tl_pipeline.registry import index, versions
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.checks import read_json
 from tl_pipeline.store.keys import keys_in
 
 _DAY = 86_400
@@ -59,10 +61,12 @@ def survey(
     roots = Roots()
     _add_runs(store, policy, roots)
     _add_models(store, roots)
-    store.mirror.fetch(under_way)
     for file in under_way:
-        about = json.loads(file.read_text())
-        _add(roots, about["keys"], f"a run on {about['host']}")
+        with suppress(FileNotFoundError):
+            store.mirror.fetch([file])
+        # None of a run that has ended, or left nothing when the power went
+        if about := read_json(file):
+            _add(roots, about["keys"], f"a run on {about['host']}")
     _add_weights(store, roots)
     return roots
 
@@ -88,7 +92,10 @@ def _drops(text: str, newer: int, policy: RunPolicy) -> bool:
         return False
     if policy.older_than is None:
         return True
-    finished = datetime.fromisoformat(json.loads(text)["finished"])
+    try:
+        finished = datetime.fromisoformat(json.loads(text)["finished"])
+    except (ValueError, KeyError):  # damaged, or of a newer version
+        return False
     age = datetime.now(UTC) - finished
     return age.total_seconds() > policy.older_than * _DAY
 

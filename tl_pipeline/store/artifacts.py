@@ -198,6 +198,10 @@ class Store:
                 return Artifact(kind, key, provenance["fingerprint"])
         return None
 
+    def is_whole(self, folder: Path) -> bool:
+        """Whether an artifact's files are right; all of them are read."""
+        return self._checks.whole(folder, trust=False) is not None
+
     @contextmanager
     def in_use(self, keys: Iterable[str]) -> Iterator[None]:
         """Keep ``keys``, and all that is found in the block, from being collected.
