@@ -1,20 +1,16 @@
-"""The registry's champion, and the catalogue that SQL asks."""
+"""The registry's champion."""
 
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import duckdb
 import pytest
-from PIL import Image
 
 from tests.conftest import REPOSITORY
-from tl_pipeline import query
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
-from tl_pipeline.errors import EncoderMismatch, InvalidSpec, StoreError, UnknownName
+from tl_pipeline.errors import EncoderMismatch, InvalidSpec, UnknownName
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
 from tl_pipeline.registry.mlflow_index import database
@@ -139,76 +135,6 @@ def test_unknown_models_and_aliases_name_the_choices(folder: Path, store: Store)
     run(folder, store, "logistic:C=1")
     with pytest.raises(UnknownName, match="Did you mean 'champion'"):
         index.load_model(store, "photos", "champions")
-
-
-def test_catalogue_is_replaced_under_a_reader(folder: Path, store: Store):
-    """A reader keeps its snapshot; the next one sees the new run."""
-    run(folder, store, "logistic:C=1")
-    with query.connect(store) as reader:
-        run(folder, store, POOR)
-        assert reader.sql("SELECT count(*) FROM runs").fetchall() == [(1,)]
-    assert query.ask(store, "SELECT count(*) AS n FROM runs").to_pylist() == [{"n": 2}]
-    assert not list(store.root.glob(".catalog*"))
-
-
-def test_views_agree_with_the_tables_they_come_from(
-    folder: Path, store: Store, crops: Callable[[str, int], Image.Image]
-):
-    run(folder, store, "logistic:C=0.1/1")
-    crops("china", 300).save(folder / "china" / "new.png")
-    record = run(folder, store, "logistic:C=0.1/1")
-    said = query.ask(
-        store,
-        "SELECT (SELECT count(*) FROM images) AS images, "
-        "(SELECT count(*) FROM embeddings JOIN images USING (image_id)) AS embedded, "
-        "(SELECT count(DISTINCT run_id) FROM metrics) AS runs, "
-        "(SELECT count(*) FROM predictions WHERE split = 'test') AS tested",
-    ).to_pylist()[0]
-    assert said == {
-        "images": record.images,
-        "embedded": record.images,
-        "runs": 2,
-        "tested": record.best.test_images,
-    }
-    comments = query.ask(store, query.CONTENTS).to_pylist()
-    assert {"images", "embeddings", "predictions", "metrics", "models"} <= {
-        row["name"] for row in comments
-    }
-    assert all(row["comment"].startswith("One row per") for row in comments)
-
-
-def test_an_older_storage_format_is_written(folder: Path, store: Store):
-    """So that a DuckDB on an analyst's laptop need not be the newest."""
-    run(folder, store, "logistic:C=1")
-    with duckdb.connect() as connection:
-        connection.execute(f"ATTACH '{store.root / 'catalog.duckdb'}' AS c (READ_ONLY)")
-        tags = connection.sql(
-            "SELECT tags FROM duckdb_databases() WHERE database_name = 'c'"
-        ).fetchall()
-    assert "v1.0.0" in str(tags)
-
-
-@pytest.mark.parametrize(
-    ("sql", "said"),
-    [
-        ("SELEC 1", "syntax error"),
-        ("FROM nowhere", "nowhere does not exist"),
-        ("CREATE TABLE t AS SELECT 1", "read-only"),
-        ("SELECT 'x'::INT", "Could not convert"),
-        ("-- only a remark", "gives no rows"),
-    ],
-)
-def test_wrong_queries_are_one_clear_error(
-    folder: Path, store: Store, sql: str, said: str
-):
-    run(folder, store, POOR)
-    with pytest.raises(InvalidSpec, match=said):
-        query.ask(store, sql)
-
-
-def test_no_run_no_catalogue(store: Store):
-    with pytest.raises(StoreError, match="`tl run DATASET` builds it"):
-        query.ask(store, "SELECT 1")
 
 
 def test_a_control_alone_is_refused(folder: Path, store: Store):

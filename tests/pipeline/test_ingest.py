@@ -170,7 +170,8 @@ def test_the_catalogue_tells_weights_and_times_of_old_and_new_manifests(
     asked = "SELECT first_seen, encoder FROM quarantine ORDER BY encoder NULLS FIRST"
     rows = query.ask(store, asked).to_pylist()
     assert [row["encoder"] is None for row in rows] == [True, False]
-    assert all(began <= row["first_seen"] <= datetime.now(UTC) for row in rows)
+    seen = [row["first_seen"].replace(tzinfo=UTC) for row in rows]
+    assert all(began <= moment <= datetime.now(UTC) for moment in seen)
     weights = "SELECT DISTINCT weight FROM images"
     assert query.ask(store, weights).to_pylist() == [{"weight": None}]
     age(store, record.manifest)

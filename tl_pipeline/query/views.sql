@@ -1,82 +1,265 @@
--- What analysts query. Built anew by every run into catalog.duckdb beside the live one.
--- {name} is replaced by a list of files or a glob; the tables runs, stages, timings,
--- splits, class_counts, near_duplicates, models, encoders, refused, latest_manifests,
--- run_evaluations, members, searches, doubled_embeddings come from small_tables.py.
--- Tables of older versions lack columns (weight, first_seen, accepted), which are null
--- here.
+-- What analysts query: views over run records (JSON) and Parquet, nothing is copied.
+-- {files of ...} is replaced by the files that are read, {here} by a condition that
+-- refuses to read another store than the one that the catalogue lies in. The tables
+-- encoders, models, refused, doubled_embeddings and datasets come from computed.py.
+-- Of tables that older versions wrote, columns that they lack are null.
+
+CREATE VIEW records AS
+SELECT
+    document->>'$.run_id' AS run_id,
+    document->>'$.dataset' AS dataset,
+    coalesce(d.run_id = document->>'$.run_id', false) AS latest,
+    document
+FROM (SELECT content::JSON AS document FROM {files of records} WHERE {here}) AS r
+LEFT JOIN datasets AS d ON d.dataset = document->>'$.dataset';
+COMMENT ON VIEW records IS
+'One row per finished run: its whole record as JSON.';
+
+CREATE VIEW run_evaluations AS
+SELECT
+    r.run_id, r.dataset, e->>'$.evaluation' AS evaluation,
+    e->>'$.encoder' AS encoder, nullif(e->>'$.encoder_key', '') AS encoder_key,
+    e->>'$.head' AS head,
+    e->>'$.role' AS role, (e->>'$.role') = 'control' AS control,
+    e->>'$.untrained' AS untrained, e->>'$.by_image' AS by_image, r.latest
+FROM (
+    SELECT DISTINCT run_id, dataset, latest, unnest(document->'$.results[*]') AS e
+    FROM records
+) AS r;
+COMMENT ON VIEW run_evaluations IS
+'One row per run and evaluation: best, candidate or control. untrained and by_image are
+the evaluations of its controls: the same head on the untrained network, and on a split
+image by image.';
+
+CREATE VIEW runs AS
+SELECT
+    r.run_id, r.dataset, document->>'$.manifest' AS manifest,
+    b.encoder AS best_encoder, b.encoder_key AS best_encoder_key, b.head AS best_head,
+    (document->>'$.started')::TIMESTAMP AS started,
+    (document->>'$.finished')::TIMESTAMP AS finished,
+    (document->>'$.images')::BIGINT AS images,
+    (document->>'$.quarantined')::BIGINT AS quarantined,
+    (document->>'$.duplicates')::BIGINT AS duplicates,
+    (
+        epoch_us((document->>'$.finished')::TIMESTAMP)
+        - epoch_us((document->>'$.started')::TIMESTAMP)
+    ) / 1e6 AS seconds,
+    b.test_accuracy, (document->>'$.gain.value')::DOUBLE AS gain_by_transfer
+FROM records AS r
+LEFT JOIN (
+    SELECT DISTINCT
+        run_id, e->>'$.encoder' AS encoder,
+        nullif(e->>'$.encoder_key', '') AS encoder_key,
+        e->>'$.head' AS head, (e->>'$.test.value')::DOUBLE AS test_accuracy
+    FROM (SELECT run_id, unnest(document->'$.results[*]') AS e FROM records)
+    WHERE e->>'$.role' = 'best'
+) AS b USING (run_id);
+COMMENT ON VIEW runs IS
+'One row per finished run. Times are UTC.';
+
+CREATE VIEW stages AS
+SELECT
+    run_id, dataset, s->>'$.stage' AS stage, s->>'$.subject' AS subject,
+    s->>'$.reason' AS reason, (s->>'$.cached')::BOOLEAN AS cached,
+    (s->>'$.seconds')::DOUBLE AS seconds
+FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records);
+COMMENT ON VIEW stages IS
+'One row per run, stage and subject: what was cached, what ran, and why.';
+
+CREATE VIEW timings AS
+SELECT
+    t.run_id, t.dataset, t.encoder, t.encoder_key, coalesce(e.control, false) AS control,
+    CASE
+        WHEN (forward + transfer) / greatest(forward + transfer + idle, 1e-9) >= {busy}
+            THEN 'the network'
+        WHEN decode >= read AND decode >= write THEN 'decoding'
+        WHEN read >= write THEN 'reading'
+        ELSE 'writing'
+    END AS bottleneck,
+    images, read, decode, transfer, forward, write, idle, elapsed
+FROM (
+    SELECT
+        run_id, dataset, s->>'$.subject' AS encoder, s->>'$.keys.encoder' AS encoder_key,
+        (s->>'$.units')::BIGINT AS images,
+        (s->>'$.timings.read')::DOUBLE AS read,
+        (s->>'$.timings.decode')::DOUBLE AS decode,
+        (s->>'$.timings.transfer')::DOUBLE AS transfer,
+        (s->>'$.timings.forward')::DOUBLE AS forward,
+        (s->>'$.timings.write')::DOUBLE AS write,
+        (s->>'$.timings.idle')::DOUBLE AS idle,
+        (s->>'$.timings.elapsed')::DOUBLE AS elapsed
+    FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records)
+    WHERE s->>'$.timings' IS NOT NULL
+) AS t
+LEFT JOIN encoders AS e USING (encoder_key);
+COMMENT ON VIEW timings IS
+'One row per run and encoder that embedded images: where its seconds went; all but
+elapsed add up all threads, idle is the network''s.';
+
+CREATE VIEW splits AS
+SELECT
+    run_id, dataset, split,
+    (size->>'$.images')::BIGINT AS images,
+    (size->>'$.groups')::BIGINT AS groups,
+    (size->>'$.share')::DOUBLE AS share,
+    (size->>'$.distance')::DOUBLE AS distance_from_train,
+    (since->>'$.entered')::BIGINT AS entered,
+    (since->>'$.left')::BIGINT AS left_,
+    CASE WHEN since IS NOT NULL THEN coalesce(
+        list_sum(json_extract(since, '$.came_from.*')::BIGINT[]), 0
+    )::BIGINT END AS moved_in,
+    (since->>'$.relabelled')::BIGINT AS relabelled
+FROM (
+    SELECT
+        run_id, dataset, split,
+        json_extract(document, '$.split_report.splits.' || split) AS size,
+        json_extract(document, '$.split_report.since.' || split) AS since
+    FROM (
+        SELECT run_id, dataset, document,
+            unnest(json_keys(document, '$.split_report.splits')) AS split
+        FROM records
+    )
+);
+COMMENT ON VIEW splits IS
+'One row per run and split: its size, how far its class shares are from those of train
+(total variation distance), and what changed since the run before, null where that is
+unknown.';
+
+CREATE VIEW class_counts AS
+SELECT
+    dataset, label, split, images,
+    coalesce(images / nullif(sum(images) OVER (PARTITION BY dataset, split), 0), 0)
+        AS share
+FROM (
+    SELECT
+        dataset, c.key AS label, unnest(['train', 'validation', 'test']) AS split,
+        unnest(c.value::BIGINT[]) AS images
+    FROM records, json_each(document, '$.split_report.classes') AS c
+    WHERE latest
+);
+COMMENT ON VIEW class_counts IS
+'One row per dataset, class and split, as of its latest run; share is that of the
+split''s images.';
+
+CREATE VIEW members AS
+SELECT DISTINCT
+    e->>'$.evaluation' AS evaluation, m->>'$.evaluation' AS member,
+    m->>'$.encoder' AS encoder, k.encoder_key, coalesce(k.control, false) AS control,
+    m->>'$.head' AS head, (m->>'$.times')::BIGINT AS times
+FROM (
+    SELECT e, unnest(e->'$.members[*]') AS m
+    FROM (SELECT unnest(document->'$.results[*]') AS e FROM records)
+) AS r
+LEFT JOIN (
+    SELECT DISTINCT evaluation, encoder_key, control FROM run_evaluations
+) AS k ON k.evaluation = m->>'$.evaluation';
+COMMENT ON VIEW members IS
+'One row per evaluation of averaged heads and head: member is the evaluation of that
+head, which counts so many times.';
+
+CREATE VIEW searches AS
+SELECT
+    r.run_id, r.dataset, s.encoder, k.encoder_key, coalesce(e.control, false) AS control,
+    s.head, s.round, s.images, s.folds, s.accuracy, s.deviation, s.log_loss, s.chosen,
+    s.family, s.trial, s.search
+FROM (
+    SELECT DISTINCT run_id, dataset, s->>'$.keys.search' AS search
+    FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records)
+    WHERE s->>'$.stage' = 'search'
+) AS r
+JOIN {files of searches} AS s USING (search)
+LEFT JOIN (
+    SELECT run_id, encoder, any_value(encoder_key) AS encoder_key
+    FROM run_evaluations
+    GROUP BY run_id, encoder HAVING count(DISTINCT encoder_key) = 1
+) AS k ON k.run_id = r.run_id AND k.encoder = s.encoder
+LEFT JOIN encoders AS e ON e.encoder_key = k.encoder_key;
+COMMENT ON VIEW searches IS
+'One row per run, search, round and configuration: how it did on training images that it
+did not learn from (deviation over the folds), or on validation.';
 
 CREATE VIEW images AS
-SELECT f.dataset, i.* EXCLUDE (filename)
-FROM (
-    FROM read_parquet({manifests}, filename = true, union_by_name = true)
-    UNION ALL BY NAME SELECT NULL::FLOAT AS weight WHERE false
-) AS i
-JOIN latest_manifests AS f ON f.manifest_file = i.filename;
+SELECT d.dataset, i.* EXCLUDE (filename)
+FROM {files of manifests} AS i
+JOIN datasets AS d ON parse_path(i.filename)[-2] = d.manifest
+WHERE {here};
 COMMENT ON VIEW images IS
 'One row per image of each dataset, as of its latest run.';
 
 CREATE VIEW quarantine AS
 SELECT
-    f.dataset, q.uri, q.image_id, q.reason, q.detail, NULL AS encoder, q.first_seen
-FROM (
-    FROM read_parquet({quarantines}, filename = true, union_by_name = true)
-    UNION ALL BY NAME SELECT NULL::TIMESTAMPTZ AS first_seen WHERE false
-) AS q
-JOIN latest_manifests AS f ON f.quarantine_file = q.filename
+    d.dataset, q.uri, q.image_id, q.reason, q.detail, NULL AS encoder,
+    NULL AS encoder_key, false AS control, make_timestamp(epoch_us(q.first_seen))
+        AS first_seen
+FROM {files of quarantines} AS q
+JOIN datasets AS d ON parse_path(q.filename)[-2] = d.manifest
+WHERE {here}
 UNION ALL
 SELECT
-    i.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder, r.first_seen
+    i.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder, e.encoder_key,
+    e.control, r.first_seen
 FROM refused AS r
 JOIN images AS i USING (image_id)
 JOIN encoders AS e USING (encoder_key);
 COMMENT ON VIEW quarantine IS
 'One row per input that was refused, by ingest or (with encoder) when it was decoded,
-and since when for that reason.';
+and since when (UTC) for that reason.';
 
 CREATE VIEW duplicates AS
-SELECT f.dataset, d.* EXCLUDE (filename)
-FROM read_parquet({duplicates}, filename = true) AS d
-JOIN latest_manifests AS f ON f.duplicates_file = d.filename;
+SELECT d.dataset, f.* EXCLUDE (filename)
+FROM {files of duplicates} AS f
+JOIN datasets AS d ON parse_path(f.filename)[-2] = d.manifest
+WHERE {here};
 COMMENT ON VIEW duplicates IS
 'One row per file with the very bytes of another, kept_uri, which is in images.';
 
+CREATE VIEW near_duplicates AS
+SELECT d.dataset, n.* EXCLUDE (filename)
+FROM {files of near duplicates} AS n
+JOIN datasets AS d ON parse_path(n.filename)[-2] = d.manifest
+WHERE {here};
+COMMENT ON VIEW near_duplicates IS
+'One row per pair of near duplicates in the latest run of each dataset.';
+
 CREATE VIEW embeddings AS
-SELECT e.encoder, p.encoder AS encoder_key, p.image_id, p.embedding
-FROM read_parquet(
-    {embeddings}, hive_partitioning = true, hive_types_autocast = false,
-    filename = true, file_row_number = true
-) AS p
+SELECT e.encoder, p.encoder AS encoder_key, e.control, p.image_id, p.embedding
+FROM {files of embeddings} AS p
 JOIN encoders AS e ON e.encoder_key = p.encoder
-ANTI JOIN doubled_embeddings AS d ON d.file = p.filename AND d.row = p.file_row_number;
+ANTI JOIN doubled_embeddings AS d
+    ON d.encoder_key = p.encoder AND d.file = parse_filename(p.filename)
+    AND d.row = p.file_row_number
+WHERE {here};
 COMMENT ON VIEW embeddings IS
 'One row per encoder and image: embedding is FLOAT[width]. Shared by all datasets.';
 
-CREATE TABLE metrics AS
+CREATE VIEW metrics AS
 SELECT
-    r.run_id, r.dataset, m.encoder, m.head, m.split, m.metric,
-    m.value, m.low, m.high, m.images, m.chosen, r.role, m.family,
+    r.run_id, r.dataset, r.encoder, m.head, m.split, m.metric,
+    m.value, m.low, m.high, m.images, m.chosen, r.role, r.control, m.family,
     m.encoder_key, m.evaluation
-FROM run_evaluations AS r
-JOIN read_parquet({metrics}) AS m USING (evaluation);
-COMMENT ON TABLE metrics IS
+FROM (
+    SELECT DISTINCT
+        run_id, dataset, e->>'$.evaluation' AS evaluation, e->>'$.encoder' AS encoder,
+        e->>'$.role' AS role, (e->>'$.role') = 'control' AS control
+    FROM (
+        SELECT run_id, dataset, unnest(document->'$.results[*]') AS e FROM records
+    )
+) AS r
+JOIN {files of metrics} AS m USING (evaluation)
+WHERE {here};
+COMMENT ON VIEW metrics IS
 'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.
 Only the chosen configuration has test rows. Where cross-validation chose it, it has rows
 of the split folds: training images, each scored by a head that did not learn from it.';
 
 CREATE VIEW predictions AS
 SELECT
-    r.dataset, r.run_id, r.encoder, r.head, r.role, p.image_id, p.split, p.label,
-    p.predicted, p.label = p.predicted AS correct, p.confidence, p.accepted,
-    p.set_size, p.in_set, p.probabilities, p.evaluation
-FROM (
-    FROM read_parquet({predictions}, union_by_name = true)
-    UNION ALL BY NAME
-    SELECT
-        NULL::BOOLEAN AS accepted, NULL::INTEGER AS set_size, NULL::BOOLEAN AS in_set
-    WHERE false
-) AS p
+    r.dataset, r.run_id, r.encoder, r.encoder_key, r.control, r.head, r.role,
+    p.image_id, p.split, p.label, p.predicted, p.label = p.predicted AS correct,
+    p.confidence, p.accepted, p.set_size, p.in_set, p.probabilities, p.evaluation
+FROM {files of predictions} AS p
 JOIN run_evaluations AS r USING (evaluation)
-WHERE r.latest;
+WHERE r.latest AND {here};
 COMMENT ON VIEW predictions IS
 'One row per encoder, chosen head and validation or test image, as of the latest run.
 Confidence is calibrated; the label set of an image has set_size labels, in_set tells

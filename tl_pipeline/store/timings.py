@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
 SHARED = ""
-_BUSY = 0.8  # of the time: then the network is what everything waits for
+BUSY = 0.8  # of the time: then the network is what everything waits for
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Timings:
     @property
     def bottleneck(self) -> str:
         """What would have to be faster."""
-        if self.busy >= _BUSY:
+        if self.busy >= BUSY:
             return "the network"
         waits = {"decoding": self.decode, "reading": self.read, "writing": self.write}
         return max(waits, key=waits.__getitem__)

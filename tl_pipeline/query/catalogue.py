@@ -1,0 +1,200 @@
+"""Build, open and ask ``catalog.duckdb``, the SQL catalogue of a store.
+
+It is built beside the live file and replaces it, under a lock, so that readers keep
+what they have open and no finished run is lost. Views name files by absolute paths and
+refuse to answer from another place than they were built for; whoever opens a copy or a
+moved store by ``connect`` gets a catalogue of that store.
+"""
+
+import errno
+import hashlib
+import re
+import tempfile
+import uuid
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from tl_pipeline import progress
+from tl_pipeline.errors import InvalidSpec, StoreError
+from tl_pipeline.query import computed, views
+from tl_pipeline.runs import records
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
+
+FILE = "catalog.duckdb"
+# A query that reads them, or may: then they are brought to a mirror.
+_EMBEDDINGS = re.compile(r"\bembeddings\b", re.IGNORECASE)
+CONTENTS = """
+SELECT name, comment FROM (
+    SELECT table_name AS name, comment FROM duckdb_tables()
+    WHERE table_name <> 'built'
+    UNION ALL
+    SELECT view_name, comment FROM duckdb_views() WHERE NOT internal
+) ORDER BY name
+"""
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def connect(store: Store) -> duckdb.DuckDBPyConnection:
+    """Open the SQL catalogue of ``store``, read-only.
+
+    It is built anew first if it is missing, does not open, was built for another place
+    or other run records than there are, or if a killed shell left its log beside it. Of
+    a store that cannot be written to, it is built in a temporary folder.
+
+    Raises:
+        StoreError: no run has finished; or another program has it open for writing.
+    """
+    file = store.root / FILE
+    store.mirror.fetch_folder(store.root / "runs")
+    if not file.exists() and not _record_files(store):
+        raise StoreError(f"{file} does not exist yet; `tl run DATASET` builds it")
+    log = _log(file).exists()
+    opened = _open(file)
+    if opened:
+        if not log and _built(opened) == _state(store, file):
+            return opened
+        opened.close()
+    try:
+        return _opened(build(store))
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+    with tempfile.TemporaryDirectory(prefix="tl-sql-") as folder:
+        beside = Path(folder).resolve() / FILE
+        _write(store, beside, beside)
+        return _opened(beside)  # it stays open when its name is gone
+
+
+def ask(store: Store, sql: str) -> pa.Table:
+    """The rows that ``sql`` gives.
+
+    Raises:
+        InvalidSpec: DuckDB refuses the query, or it gives no rows.
+        StoreError: see ``connect``.
+    """
+    with connect(store) as connection:
+        try:
+            if store.mirror.url and _EMBEDDINGS.search(sql):
+                for key in computed.encoder_keys(store):
+                    EmbeddingFolder(store, key).gather()
+            found = connection.sql(sql)
+            if found is not None:
+                return found.to_arrow_table()
+        except duckdb.Error as error:
+            raise InvalidSpec(f"{error}") from None
+    raise InvalidSpec(f"{sql!r} gives no rows; ask with SELECT or FROM")
+
+
+def show(rows: pa.Table) -> None:
+    """Print ``rows`` as DuckDB's shell does, the middle of a long table left out."""
+    duckdb.from_arrow(rows).show(max_rows=100, max_width=200)
+
+
+def build(store: Store) -> Path:
+    """Build the SQL catalogue from the run records and replace the live one.
+
+    One process of a machine does so at a time: the later one sees the records of both.
+    """
+    file = store.root / FILE
+    with store.lock("catalogue"):
+        beside = store.root / f".{FILE}.{uuid.uuid4().hex}"
+        try:
+            _write(store, beside, file)
+            # The log of a shell that was killed would be replayed over the new file.
+            _log(file).unlink(missing_ok=True)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+    return file
+
+
+def _write(store: Store, beside: Path, home: Path) -> None:
+    """Write the catalogue to ``beside``, to be opened as ``home``."""
+    state, listed = _state(store, home), views.readable(_record_files(store))
+    latest = records.latest_of_each(
+        record
+        for folder in sorted((store.root / "runs").glob("*/"))
+        if (record := records.latest(store, folder.name))
+    )
+    views.fetch(store, latest.values())
+    with duckdb.connect() as connection:
+        # The oldest format, so that an older DuckDB on an analyst's laptop reads it.
+        connection.execute(
+            f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
+        )
+        connection.execute("USE written")
+        made = computed.tables(store, latest, listed.joints.values())
+        for name, table in made.items():
+            rows = pa.Table.from_pylist(list(table.rows), table.schema)
+            connection.register("rows", rows)
+            connection.execute(f"CREATE TABLE {name} AS FROM rows")
+            connection.unregister("rows")
+            comment = views.quoted(table.comment)
+            connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
+        connection.execute(f"CREATE TABLE built AS SELECT '{state}' AS state")
+        for statement in views.statements(store, latest.values(), listed.files, home):
+            connection.execute(statement)
+        connection.execute("USE memory")
+        connection.execute("DETACH written")
+
+
+def _open(file: Path) -> duckdb.DuckDBPyConnection | None:
+    """The file, read-only; None if it is missing or DuckDB cannot read it.
+
+    Raises:
+        StoreError: another program has it open for writing.
+    """
+    if not file.exists():
+        return None
+    try:
+        return _opened(file)
+    except StoreError:
+        raise
+    except duckdb.Error as error:
+        first = str(error).partition("\n")[0]
+        progress.notice(f"{file} does not open and is built anew: {first}")
+        return None
+
+
+def _opened(file: Path) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(file, read_only=True)
+    except duckdb.IOException as error:
+        if "lock" not in str(error):
+            raise
+        holder = re.search(r"PID (\d+)", str(error))
+        who = f"process {holder[1]}" if holder else "another program"
+        raise StoreError(
+            f"{who} has {file} open for writing, and DuckDB then lets nobody else read "
+            "it; close that shell, or open it with -readonly (read_only=True)"
+        ) from None
+
+
+def _log(file: Path) -> Path:
+    """Where DuckDB keeps what it has not yet written into ``file``."""
+    return file.with_name(f"{file.name}.wal")
+
+
+def _record_files(store: Store) -> list[Path]:
+    found = (store.root / "runs").glob("*/[!.]*.json")
+    return sorted(found, key=lambda file: (file.name, file.parent.name))
+
+
+def _state(store: Store, home: Path) -> str:
+    """What a catalogue depends on that anybody may have changed since it was built."""
+    root = store.root / "runs"
+    names = [str(file.relative_to(root)) for file in _record_files(store)]
+    text = "\n".join([str(home), str(store.root), views.text(), *names])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _built(connection: duckdb.DuckDBPyConnection) -> str | None:
+    """The state that the catalogue says it was built of; None of an older version."""
+    try:
+        rows = connection.execute("SELECT state FROM built").fetchall()
+    except duckdb.Error:
+        return None
+    return rows[0][0] if rows else None

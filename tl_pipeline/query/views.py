@@ -1,0 +1,209 @@
+"""``views.sql`` with the files of one store put in."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from tl_pipeline import progress
+from tl_pipeline.query import computed
+from tl_pipeline.runs import records
+from tl_pipeline.runs.records import JointEncoder, RunRecord
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.tables import (
+    DUPLICATES,
+    MANIFEST,
+    METRICS,
+    NEAR_DUPLICATES,
+    PREDICTIONS,
+    QUARANTINE,
+    SEARCH,
+)
+from tl_pipeline.store.timings import BUSY
+
+_NEEDED = ("run_id", "dataset", "manifest", "results")
+_EMBEDDINGS = pa.schema(
+    {
+        "encoder": pa.string(),
+        "image_id": pa.string(),
+        "embedding": pa.list_(pa.float32()),
+        "file_row_number": pa.int64(),
+    }
+)
+
+
+class Listed(NamedTuple):
+    """The files of readable run records, and the encoders of several that they name."""
+
+    files: list[Path]
+    joints: dict[str, JointEncoder]
+
+
+@cache
+def text() -> str:
+    """``views.sql`` as it was written."""
+    return (resources.files("tl_pipeline.query") / "views.sql").read_text()
+
+
+def statements(
+    store: Store, latest: Iterable[RunRecord], listed: Sequence[Path], home: Path
+) -> Iterator[str]:
+    """The statements that make the views of ``store``.
+
+    Args:
+        store: whose files are read.
+        latest: the last record of each dataset.
+        listed: the files of all readable records.
+        home: where the catalogue will lie when it is opened.
+    """
+    code = "\n".join(line for line in text().splitlines() if line[:2] != "--")
+    for name, source in _sources(store, list(latest), listed).items():
+        code = code.replace(f"{{files of {name}}}", source)
+    code = code.replace("{here}", _here(home)).replace("{busy}", str(BUSY))
+    return (part for part in code.split(";\n") if part.strip())
+
+
+def readable(files: Iterable[Path]) -> Listed:
+    """Those of ``files`` that are run records; the others are named in a notice."""
+    found = Listed([], {})
+    for file in files:
+        try:
+            record = json.loads(file.read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError:  # no JSON, or no text
+            record = None
+        if isinstance(record, dict) and all(name in record for name in _NEEDED):
+            found.files.append(file)
+            for joint in record.get("joints", ()):
+                found.joints[joint["key"]] = JointEncoder.model_validate(joint)
+        else:
+            progress.notice(f"left {file} out of the SQL catalogue: no run record")
+    return found
+
+
+def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
+    """Bring to a mirror what the views read.
+
+    Of the embeddings that is one part, which a view must see when it is made. What is
+    gone or damaged there is missing here, as in a local store.
+    """
+    if store.mirror.url is None:
+        return
+    store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
+    for record in latest:
+        store.find("manifests", record.manifest)
+    every = records.every(store)
+    for key in {r.evaluation: None for record in every for r in record.results}:
+        store.find("evaluations", key)
+    for step in (step for record in every for step in record.steps):
+        if step.stage == "search":
+            store.find("searches", step.keys["search"])
+    for key in computed.encoder_keys(store):
+        if not any((store.root / "embeddings").glob("encoder=*/part-*.parquet")):
+            EmbeddingFolder(store, key).gather(1)
+
+
+def quoted(value: object) -> str:
+    """``value`` as it stands between the quotes of an SQL string."""
+    return str(value).replace("'", "''")
+
+
+def _sources(
+    store: Store, latest: Sequence[RunRecord], listed: Sequence[Path]
+) -> dict[str, str]:
+    """What stands in FROM for the tables that ``views.sql`` names."""
+    root = store.root
+    manifests = [root / "manifests" / record.manifest for record in latest]
+    current = sorted({r.evaluation for record in latest for r in record.results})
+    found = {
+        name: _parquet(table.schema, [folder / table.file for folder in manifests])
+        for name, table in (
+            ("manifests", MANIFEST),
+            ("quarantines", QUARANTINE),
+            ("duplicates", DUPLICATES),
+            ("near duplicates", NEAR_DUPLICATES),
+        )
+    }
+    predicted = [root / "evaluations" / key / PREDICTIONS.file for key in current]
+    scored = sorted((root / "evaluations").glob(f"[!.]*/{METRICS.file}"))
+    searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
+    parts = root / "embeddings" / "encoder=*" / "part-*.parquet"
+    return {
+        **found,
+        "predictions": _parquet(PREDICTIONS.schema, predicted),
+        "metrics": _parquet(METRICS.schema, scored),
+        "searches": _parquet(SEARCH.schema, searched),
+        "embeddings": (
+            f"read_parquet('{quoted(parts)}', hive_partitioning = true, "
+            "hive_types_autocast = false, filename = true, file_row_number = true)"
+            if any((root / "embeddings").glob("encoder=*/part-*.parquet"))
+            else _empty(_EMBEDDINGS)
+        ),
+        "records": (
+            f"read_text({_list(listed)})"
+            if listed
+            else _empty(pa.schema({"content": pa.string()}))
+        ),
+    }
+
+
+def _parquet(schema: pa.Schema, files: Iterable[Path]) -> str:
+    """The rows of those of ``files`` that are whole.
+
+    Columns that all of them lack are null, and without files there are no rows.
+    """
+    whole = [file for file in files if _is_whole(file)]
+    if not whole:
+        return _empty(schema)
+    rows = f"read_parquet({_list(whole)}, filename = true, union_by_name = true)"
+    return f"(FROM {_empty(schema)} UNION ALL BY NAME FROM {rows})"
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether ``file`` has an end as Parquet writes it: a truncated one has not.
+
+    A run whose artifacts were deleted keeps its record, not its rows.
+    """
+    try:
+        with file.open("rb") as handle:
+            handle.seek(-4, 2)
+            whole = handle.read() == b"PAR1"
+    except FileNotFoundError:
+        return False
+    except OSError:  # shorter than that
+        whole = False
+    if not whole:
+        progress.notice(f"left {file} out of the SQL catalogue: it is damaged")
+    return whole
+
+
+def _empty(schema: pa.Schema) -> str:
+    """No rows, with the columns of ``schema`` and ``filename``."""
+    rows = duckdb.from_arrow(schema.empty_table())
+    columns = [
+        f'NULL::{kind} AS "{name}"'
+        for name, kind in zip(rows.columns, rows.types, strict=True)
+    ]
+    return f"(SELECT {', '.join(columns)}, NULL::VARCHAR AS filename WHERE false)"
+
+
+def _here(home: Path) -> str:
+    """A condition that fails where the catalogue is not opened as ``home``."""
+    fault = (
+        f"this SQL catalogue was built for {home}; ask a copy or a moved store once "
+        "with tl sql --store FOLDER, which builds its own"
+    )
+    opened = f"SELECT path FROM duckdb_databases() WHERE path = '{quoted(home)}'"  # noqa: S608
+    return f"(EXISTS ({opened}) OR error('{quoted(fault)}'))"
+
+
+def _list(files: Iterable[Path]) -> str:
+    names = ", ".join("'" + quoted(file) + "'" for file in files)
+    return f"[{names}]"
