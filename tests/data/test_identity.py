@@ -11,14 +11,14 @@ import pytest
 from tl_pipeline.config.datasets import ImageFolderSpec
 from tl_pipeline.data.identity import Memo, image_id
 from tl_pipeline.data.scan import Scan, scan
-from tl_pipeline.sources import Entry
+from tl_pipeline.sources import Entry, Source
 from tl_pipeline.sources.image_folder import ImageFolder
 from tl_pipeline.store.artifacts import Store
 
 HOUR = 3_600_000_000_000
 
 
-class Counting:
+class Counting(Source):
     """An image folder that notes which files are read."""
 
     def __init__(self, spec: ImageFolderSpec) -> None:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_pipeline.config.datasets import DigitsSpec
+from tl_pipeline.config.datasets import DatasetSpec, DigitsSpec, ImageFolderSpec
 from tl_pipeline.config.split_specs import SplitSpec
 from tl_pipeline.data import identity, splits
 from tl_pipeline.data import scan as scanning
@@ -23,7 +24,7 @@ from tl_pipeline.data.identity import Memo, image_id
 from tl_pipeline.data.scan import Scan, scan
 from tl_pipeline.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 from tl_pipeline.inputs.images import RefusedImage, probe
-from tl_pipeline.sources import Entry
+from tl_pipeline.sources import Entry, Source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.keys import digest
@@ -31,7 +32,7 @@ from tl_pipeline.store.keys import digest
 Row = dict[str, Any]
 
 
-class Given:
+class Given(Source):
     """A source of entries whose uri ends in the number of the image behind it."""
 
     def __init__(self, entries: list[Entry]) -> None:
@@ -57,6 +58,15 @@ def spec(**split: Any) -> DigitsSpec:
     return DigitsSpec(type="digits", name="given", split=SplitSpec(**split))
 
 
+def with_test(entries: list[Entry], how: SplitSpec) -> list[Entry]:
+    """Validation is the test split where no test is declared."""
+    declared = {entry.split for entry in entries}
+    if TEST in declared or how.strategy == "stable":
+        return entries
+    held = {VALIDATION: TEST}
+    return [replace(e, split=held.get(e.split, e.split)) for e in entries]
+
+
 def plain(source: Given, how: SplitSpec) -> dict[str, list[Row]]:
     """The scan written down as a loop over dictionaries, the splits image by image."""
     accepted: dict[str, list[Row]] = defaultdict(list)
@@ -66,7 +76,7 @@ def plain(source: Given, how: SplitSpec) -> dict[str, list[Row]]:
         row = {"uri": entry.uri, "reason": reason, "detail": detail, "image_id": image}
         quarantine.append({**row, "first_seen": None})
 
-    for entry in source.entries():
+    for entry in with_test(list(source.entries()), how):
         try:
             data = source.read(entry.uri)
             width, height = probe(data)
@@ -86,7 +96,8 @@ def plain(source: Given, how: SplitSpec) -> dict[str, list[Row]]:
         labels = sorted({str(copy["entry"].label) for copy in copies})
         if len(labels) > 1:
             for copy in copies:
-                said = f"the same image is labelled {', '.join(labels)}"
+                said = f"the same image is labelled {', '.join(labels)}; "
+                said += scanning._ONE_LABEL
                 refuse(copy["entry"], "conflicting labels", said, image)
             continue
         order = [TEST, VALIDATION, TRAIN, None]
@@ -221,6 +232,54 @@ def test_clashing_hashes_cost_reads_and_no_more(entries, different):
             assert rows(found) == expected
 
 
+def scanned(store: Store, how: DatasetSpec, *entries: Entry) -> Scan:
+    return scan(Given(list(entries)), how, Memo(store, "x"))
+
+
+@pytest.mark.parametrize("last", ["b/0/19", "b/0/0"], ids=["read", "unreadable"])
+@pytest.mark.parametrize(
+    ("splits", "how", "expected"),
+    [
+        ([TRAIN, VALIDATION], spec(), TEST),
+        ([TRAIN, VALIDATION], spec(strategy="predefined"), TEST),
+        ([TRAIN, VALIDATION, TEST], spec(), VALIDATION),
+        (
+            [TRAIN, VALIDATION],
+            ImageFolderSpec(name="x", path=Path("x"), splits={"train": "a"}),
+            VALIDATION,
+        ),
+    ],
+)
+def test_validation_alone_is_the_test_split_unless_the_entry_names_it(
+    store: Store, splits: list[str], how: DatasetSpec, expected: str, last: str
+):
+    """Whatever the kind of source. A declared test that cannot be read stays one."""
+    uris = ["a/0/7", "a/0/8", last]
+    entries = [Entry(u, "a", None, s) for u, s in zip(uris, splits, strict=False)]
+    found = scanned(store, how, *entries)
+    rows = {row["uri"]: row for row in found.manifest.to_pylist()}
+    assert (rows["a/0/8"]["split"], rows["a/0/8"]["declared"]) == (expected, expected)
+    note = "no test split is declared: the declared validation is the test split"
+    assert (note in found.notes) == (expected == TEST)
+
+
+def test_labels_are_evened_out_and_what_looks_alike_is_told(store: Store):
+    labels = ["cat", "cat ", "\tcat\n", "caf\u00e9", "cafe\u0301", "Cat", " ", "nan"]
+    labels += ["0", "0.0", "00", "fire truck", "Fire_Truck", "C", "C++"]
+    entries = [Entry(f"x/{n}/{n + 3}", label) for n, label in enumerate(labels)]
+    found = scanned(store, spec(), *entries)
+    classes = set(found.manifest["label"].to_pylist())
+    assert classes == {"cat", "caf\u00e9", "Cat", *labels[7:]}
+    assert found.quarantine["reason"].to_pylist() == ["no label"]
+    mended, alike, missing = found.notes
+    assert mended.startswith("4 labels had spaces around them or another Unicode form")
+    assert alike == (
+        "classes that look alike: '0', '0.0', '00'; 'Cat', 'cat'; "
+        "'Fire_Truck', 'fire truck'"
+    )
+    assert missing == "classes that may be missing labels: 'nan'"
+
+
 def test_a_file_whose_version_changed_is_read_again(store: Store):
     before = [Entry(f"a/{n}/{n}", "a", "1") for n in range(3, 600)]
     scan(Given(before), spec(), Memo(store, "given"))
@@ -239,12 +298,12 @@ from pathlib import Path
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.config.datasets import DigitsSpec
 from tl_pipeline.runs.planning import Workspace
-from tl_pipeline.sources import Entry
+from tl_pipeline.sources import Entry, Source
 from tl_pipeline.pipeline.stages import ingest
 
 HEAD = bytes.fromhex("ffd8ffc0000b080020002001011100")  # a grey JPEG of 32x32
 
-class Many:
+class Many(Source):
     def __init__(self, rows):
         self.rows = rows
     def entries(self):

@@ -18,7 +18,7 @@ from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import scan
 from tl_pipeline.data.splits import SPLITS, TEST, TRAIN, VALIDATION
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources import Entry
+from tl_pipeline.sources import Entry, Source
 
 IDS = [hashlib.sha256(b"%d" % i).hexdigest()[:32] for i in range(20_000)]
 HASHED = ("auto", "stable")  # each image by its own hash
@@ -116,7 +116,7 @@ def test_a_draw_is_a_number_from_0_to_below_1(image_id, seed):
     assert 0 <= splits.draw(image_id, seed) < 1
 
 
-class Held:
+class Held(Source):
     """A source of the port: images are one grey pixel row per number."""
 
     def __init__(self, entries: list[Entry]) -> None:

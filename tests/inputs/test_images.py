@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.inputs.images import Preprocess, RefusedImage, decode, probe
 from tl_pipeline.inputs.pixels import decode as fast_decode
 from tl_pipeline.inputs.pixels import pixels

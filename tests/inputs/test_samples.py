@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.inputs.images import AS_IS, RefusedImage, decode, probe
 
 SIDE = 16

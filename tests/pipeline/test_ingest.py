@@ -25,7 +25,7 @@ from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.train import Train
 from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.runs.records import RunRecord
-from tl_pipeline.sources import Entry
+from tl_pipeline.sources import Entry, Source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.tables import MANIFEST, QUARANTINE
@@ -38,7 +38,7 @@ MAJORITY = HeadSpec(name="majority")
 Crops = Callable[[str, int], Any]
 
 
-class Weighed:
+class Weighed(Source):
     """40 images of two classes of which ``weights`` tells some weights."""
 
     def __init__(self, images: list[tuple[bytes, str]], weights: dict[int, float]):
@@ -118,7 +118,7 @@ def test_first_seen_is_carried_on_while_the_reason_stays(store: Store, folder: P
     later = datetime.now(UTC)
     at = Workspace(store, previous={("ingest", "photos"): keys})
     step = Ingest(at, spec).run().step
-    assert step.reason == "other files are refused or duplicate"
+    assert step.reason.startswith("other files are refused or duplicate; 3 refused: ")
     found = quarantined(store, step.keys["manifest"])
     assert found["broken.jpg"] == first["broken.jpg"]
     assert found["odd.jpg"][0] == "not an image"
@@ -154,7 +154,7 @@ def test_what_an_older_version_refused_has_no_time(store: Store, folder: Path):
     (folder / "china" / "000.jpg").rename(folder / "china" / "moved.jpg")
     at = Workspace(store, previous={("ingest", "photos"): keys})
     step = Ingest(at, spec).run().step
-    assert step.reason == "1 moved"
+    assert step.reason.startswith("1 moved; 1 refused: ")
     assert quarantined(store, step.keys["manifest"])["broken.jpg"][1] is None
 
 

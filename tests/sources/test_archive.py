@@ -1,5 +1,6 @@
 """What an archive gives: the same as the folder it was made of, without unpacking."""
 
+import gzip
 import io
 import os
 import pickle
@@ -13,13 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tl_pipeline.config.datasets import ArchiveSpec, ImageFolderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources import Entry, tar_members
+from tl_pipeline.sources import Entry, archive_index
 from tl_pipeline.sources.archive import Archive
 from tl_pipeline.sources.image_folder import ImageFolder
 
@@ -44,18 +47,20 @@ def write(path: Path, files: Files) -> Path:
     return path
 
 
-def opened(path: Path) -> Archive:
-    return Archive(ArchiveSpec(name="x", type="archive", path=path))
+def opened(path: Path, **fields: Any) -> Archive:
+    return Archive(ArchiveSpec(name="x", type="archive", path=path, **fields))
 
 
-def listing(path: Path) -> dict[str, Entry]:
+def listing(path: Path, **fields: Any) -> dict[str, Entry]:
     """What an archive lists: member -> entry."""
-    return {entry.uri.partition("#")[2]: entry for entry in opened(path).entries()}
+    entries = opened(path, **fields).entries()
+    return {entry.uri.partition("#")[2]: entry for entry in entries}
 
 
-def facts(path: Path) -> dict[str, tuple[str | None, str | None]]:
+def facts(path: Path, **fields: Any) -> dict[str, tuple[str | None, str | None]]:
     """Member -> (label, split)."""
-    return {name: (entry.label, entry.split) for name, entry in listing(path).items()}
+    found = listing(path, **fields)
+    return {name: (entry.label, entry.split) for name, entry in found.items()}
 
 
 def named(*names: str) -> Files:
@@ -118,8 +123,10 @@ def test_nothing_is_written_beside_or_read_beforehand(tmp_path: Path, kind: str)
         ["train/ants/1", "val/ants/2", "stray", "val/loose"],
         ["train/ants/1", "valid/ants/2", "test/ants/3", "train/stray"],
         ["train/ants/1"],
-        ["train/ants/1", "bus/ants/1"],
-        ["val/a/1", "test/a/1"],
+        ["Training/ants/1", "Testing/ants/2"],
+        ["seg_train/seg_train/ants/1", "seg_test/seg_test/ants/2"],
+        ["train/1", "bus/1"],
+        ["train/ants/1", "test/ants/1", "@eaDir/1", "__MACOSX/train/ants/1"],
         [".git/1", "ants/.DS_Store", "ants/1", "bees/2"],
     ],
     ids=lambda names: names[0],
@@ -171,11 +178,38 @@ def test_members_that_are_folders_are_no_inputs(tmp_path: Path, tool: Callable):
         for file in sorted((tmp_path / "root").rglob("*")):
             options = {} if tool is zipfile.ZipFile else {"recursive": False}
             add(file, file.relative_to(tmp_path / "root"), **options)
-    # An empty folder beside train and test makes all of them classes.
     assert facts(path) == {
-        "test/ants/1": ("test", None),
-        "train/ants/1": ("train", None),
+        "test/ants/1": ("ants", "test"),
+        "train/ants/1": ("ants", "train"),
     }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train/a/1", "test/a/1", "annotations/1"], ["val/a/1", "test/a/1"]],
+    ids=lambda names: names[0],
+)
+@pytest.mark.parametrize("wrap", ["", "photos/"])
+def test_what_are_splits_is_asked_where_a_folder_would_ask(
+    tmp_path: Path, names: list[str], wrap: str
+):
+    path = write(tmp_path / "x.zip", named(*(wrap + name for name in names)))
+    with pytest.raises(
+        DatasetError, match=r"look like splits, but .* 'splits: {train:"
+    ):
+        facts(path)
+
+
+def test_the_entry_says_which_folders_are_splits(tmp_path: Path):
+    names = ["x/b/1", "x/c/2", "y/b/3", "z/b/4"]
+    path = write(tmp_path / "x.zip", named(*names))
+    found = facts(path, splits={"train": ["x", "y"]})
+    assert found == {
+        "x/b/1": ("b", "train"),
+        "x/c/2": ("c", "train"),
+        "y/b/3": ("b", "train"),
+    }
+    assert facts(path, splits={})["z/b/4"] == ("z", None)
 
 
 def test_a_zip_member_keeps_its_version_in_a_new_zip(tmp_path: Path):
@@ -252,16 +286,19 @@ def test_hostile_members_of_a_zip_are_listed_and_not_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_members_of_one_name_are_all_listed(tmp_path: Path, kind: str):
+def test_the_last_member_of_a_name_counts(tmp_path: Path, kind: str):
     files = [("a/1", b"one"), ("a/1#2", b"x"), ("a/1", b"two"), ("a/1", b"three")]
     if kind.endswith("zip"):
         with pytest.warns(UserWarning, match="Duplicate name"):
             path = write(tmp_path / kind, files)
     else:
         path = write(tmp_path / kind, files)
-    found = {name: opened(path).read(e.uri) for name, e in listing(path).items()}
-    assert sorted(found.values()) == [b"one", b"three", b"two", b"x"]
-    assert (found["a/1"], found["a/1#2"]) == (b"one", b"x")
+    source = opened(path)
+    found = {e.uri.partition("#")[2]: source.read(e.uri) for e in source.entries()}
+    assert found == {"a/1": b"three", "a/1#2": b"x"}
+    assert source.notes() == [
+        "2 members are replaced by later ones of their name: 'a/1'"
+    ]
 
 
 def directory(path: Path, at: int, form: str, value: int) -> None:
@@ -279,7 +316,7 @@ def directory(path: Path, at: int, form: str, value: int) -> None:
         (24, "<I", 10**6, "damaged"),
         (16, "<I", 1, "checksum"),
         (8, "<H", 1, "encrypted"),
-        (10, "<H", 14, "method 14"),
+        (10, "<H", 14, "compressed by LZMA, which is not read"),
         (42, "<I", 7, "damaged"),
     ],
 )
@@ -317,7 +354,7 @@ def test_a_damaged_deflate_stream_is_refused(tmp_path: Path):
 def test_a_member_over_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
-    monkeypatch.setattr(tar_members, "_LARGEST", 10)
+    monkeypatch.setattr(archive_index, "_LARGEST", 10)
     source = opened(write(tmp_path / kind, [("a/1", bytes(10)), ("a/2", bytes(11))]))
     fits, too_large = source.entries()
     assert source.read(fits.uri) == bytes(10)
@@ -426,3 +463,104 @@ def test_five_thousand_members_are_indexed_in_bounded_memory(tmp_path: Path):
     assert peak() < 50_000_000
     assert len(entries) == 5000
     assert source.read(entries[-1].uri) == data
+
+
+# What is no archive that can be read, and names
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"7z\xbc\xaf\x27\x1c\0\4", "it is a 7z archive; read are zip files, and tar "),
+        (b"Rar!\x1a\x07\1\0", "it is a RAR archive"),
+        (b"\n<!doctype HTML>\n<p>Sign in", "it is an HTML page: a download page was"),
+        (b"<!-- x --><html>", "it is an HTML page"),
+        (b'{"error": "not found"}', "it is JSON, perhaps an error message"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: fetch"),
+        (b"MZ\x90\0", "it is a Windows program, perhaps an archive that unpacks"),
+        (b"PK\7\x08PK\3\4", "it is one of several volumes of a zip archive"),
+        (b"\x04\x22\x4d\x18", "it is compressed by LZ4"),
+        (gzip.compress(b"\xff\xd8\xff\xe0"), "inside is a JPEG image"),
+        (
+            gzip.compress(b"some text"),
+            "by gzip, and what is inside is neither a zip nor",
+        ),
+        (b"some text", "it is neither a zip nor a tar"),
+        (b"", "empty file"),
+    ],
+    ids=range(13),
+)
+def test_another_kind_of_file_is_named(tmp_path: Path, head: bytes, said: str):
+    (tmp_path / "photos.zip").write_bytes(head)
+    with pytest.raises(DatasetError) as error:
+        listing(tmp_path / "photos.zip")
+    assert said in str(error.value)
+
+
+def test_a_tar_compressed_by_zstandard_is_read(tmp_path: Path, photos: Files):
+    plain = write(tmp_path / "x.tar", photos).read_bytes()
+    half = len(plain) // 2
+    frames = b"".join(
+        pa.Codec("zstd").compress(part, asbytes=True)
+        for part in (plain[:half], plain[half:])
+    )
+    (tmp_path / "x.tar.zst").write_bytes(frames)
+    source = opened(tmp_path / "x.tar.zst")
+    read = [source.read(entry.uri) for entry in source.entries()]
+    assert read == [data for _, data in photos]
+
+
+def test_a_zip_that_unpacks_itself_is_read(tmp_path: Path):
+    path = write(tmp_path / "x.zip", named("a/1", "b/2"))
+    path.write_bytes(b"MZ" + bytes(5000) + path.read_bytes())
+    source = opened(path)
+    assert [source.read(entry.uri) for entry in source.entries()] == [
+        b"bytes of a/1",
+        b"bytes of b/2",
+    ]
+
+
+def test_a_zip_compressed_by_bzip2_is_read(tmp_path: Path, photos: Files):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        for name, data in photos:
+            archive.writestr(name, data)
+    source = opened(tmp_path / "x.zip")
+    read = [source.read(entry.uri) for entry in source.entries()]
+    assert read == [data for _, data in photos]
+
+
+def unmarked(path: Path, *names: bytes) -> Path:
+    """A zip whose names are these bytes, without the mark of UTF-8."""
+    files = [(chr(97 + i) * len(name), name) for i, name in enumerate(names)]
+    data = write(path, files).read_bytes()
+    for plain, name in files:
+        data = data.replace(plain.encode(), name, 2)
+    path.write_bytes(data)
+    return path
+
+
+def test_names_of_a_zip_in_an_unmarked_encoding_are_told_and_read(tmp_path: Path):
+    names = ["犬/一.jpg".encode("shift_jis"), "猫/二二二.jpg".encode("shift_jis")]
+    path = unmarked(tmp_path / "x.zip", *names)
+    plain = opened(path)
+    assert len(list(plain.entries())) == 2
+    (note,) = plain.notes()
+    assert note.startswith("2 names are not marked as UTF-8 and are read in code page")
+    assert "'encoding: shift_jis'" in note
+    told = opened(path, encoding="shift_jis")
+    assert [entry.label for entry in told.entries()] == ["犬", "猫"]
+    assert told.notes() == []
+    assert [told.read(entry.uri) for entry in told.entries()] == names
+
+
+def test_names_of_a_zip_that_are_utf8_without_the_mark_are_read(tmp_path: Path):
+    source = opened(unmarked(tmp_path / "x.zip", "café/1.jpg".encode()))
+    assert [entry.label for entry in source.entries()] == ["café"]
+    assert source.notes() == []
+
+
+def test_names_of_a_tar_may_be_in_another_encoding(tmp_path: Path):
+    with tarfile.open(tmp_path / "x.tar", "w", encoding="cp1252") as archive:
+        archive.addfile(tarfile.TarInfo("café/1.jpg"), io.BytesIO())
+    found = facts(tmp_path / "x.tar", encoding="cp1252")
+    assert found == {"café/1.jpg": ("café", None)}

@@ -92,7 +92,7 @@ def test_splits_are_declared_as_for_pickles(tmp_path: Path):
     second = written(tmp_path / "b", "p", VECTORS + 1)["train"]
     assert {e.split for e in source(fields).entries()} == {None}
     both = list(source({**fields, "validation": second}).entries())
-    assert [e.split for e in both] == ["train"] * 12 + ["test"] * 12
+    assert [e.split for e in both] == ["train"] * 12 + ["validation"] * 12
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_versions_change_with_the_files(library: Any, tmp_path: Path):
     [
         (["train"], ["train"]),
         (["train", "test"], ["train", "test"]),
-        (["train", "validation"], ["train", "test"]),  # the rule of image_folder
+        (["train", "dev"], ["train", "validation"]),
         (["train", "val", "test"], ["train", "validation", "test"]),
         (["test"], [None]),
         (["everything"], [None]),
@@ -247,14 +247,17 @@ def test_unknown_splits_must_be_told(library: Any, tmp_path: Path):
     names = ("train", "unsupervised", "dev")
     parts = {name: made(library, [0, 1]) for name in names}
     folder = saved(tmp_path, library.DatasetDict(parts))
-    with pytest.raises(DatasetError, match=r"train, unsupervised, dev.*splits: {"):
+    with pytest.raises(
+        DatasetError, match=r"'unsupervised' beside .*'splits: {train: "
+    ):
         list(source(folder).entries())
-    told = source(folder, splits={"train": "train", "dev": "validation"})
+    told = source(folder, splits={"train": "train", "validation": "dev"})
     assert [entry.split for entry in told.entries()] == ["train"] * 2 + [
         "validation"
     ] * 2
-    with pytest.raises(DatasetError, match="has the splits train, unsup"):
-        list(source(folder, splits={"gone": "test"}).entries())
+    assert {e.split for e in source(folder, splits={}).entries()} == {None}
+    with pytest.raises(DatasetError, match=r"has no 'gone'.*: dev, train, unsup"):
+        list(source(folder, splits={"train": "gone"}).entries())
     with pytest.raises(FileNotFoundError, match="no such row"):
         told.read(f"{folder}#unsupervised:0")
 
@@ -283,14 +286,15 @@ def test_a_wrong_column_is_told_the_others(
 
 @needed
 def test_labels_that_are_fractions_or_lists_are_refused(library: Any, tmp_path: Path):
-    for number, (kind, labels) in enumerate(
+    several = library.Sequence(library.ClassLabel(names=["a", "b", "c"]))
+    for number, (kind, labels, said) in enumerate(
         [
-            (library.Value("float32"), [0.5, 1.5]),
-            (library.List(library.Value("int64")), [[1], [2]]),
+            (library.Value("float32"), [0.5, 1.5], "'label_column' one of ClassLabel"),
+            (several, [[1], [2, 0]], "column 'label' holds a list of labels for each"),
         ]
     ):
         folder = saved(tmp_path / str(number), made(library, labels, kind))
-        with pytest.raises(DatasetError, match="'label_column' one of ClassLabel"):
+        with pytest.raises(DatasetError, match=said):
             list(source(folder).entries())
 
 
@@ -548,7 +552,8 @@ def test_a_folder_of_that_name_is_not_read_instead(
         ({"dataset": "json"}, "match pattern"),
         ({"dataset": "../a"}, "match pattern"),
         ({"dataset": "a/b", "revision": "main"}, "match pattern"),
-        ({"path": "a", "splits": {"train": "dev"}}, "'train', 'validation' or 'test'"),
+        ({"path": "a", "splits": {"dev": "train"}}, "'train', 'validation' or 'test'"),
+        ({"path": "a", "splits": {"test": "dev"}}, "must say which is train"),
         ({"path": "a", "trust_remote_code": True}, "not permitted"),
     ],
 )

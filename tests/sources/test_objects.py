@@ -1,6 +1,7 @@
 """Objects cut out of photos by their boxes, in VOC's and COCO's layouts on disk."""
 
 import importlib
+import io
 import json
 import pickle
 import random
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tl_pipeline.config.datasets import CocoObjectsSpec, TorchvisionSpec, VocObjectsSpec
 from tl_pipeline.data.identity import Memo, image_id
@@ -370,6 +371,49 @@ def test_a_box_that_does_not_fit_is_refused_alone(
     assert "000001" in row["uri"]
 
 
+def test_a_box_over_the_edge_is_clipped_on_request(
+    make: Callable[..., Source], tmp_path: Path, store: Store
+):
+    things = [
+        Thing("cat", box) for box in ((30, 2, 11, 5), (-2, -3, 5, 5), (40, 2, 5, 5))
+    ]
+    data = picture(1)
+    photos = [Photo("000001", data, things), Photo("000002", picture(2), [])]
+    refused = quarantined(make(tmp_path / "a", photos), store)
+    cure = "'boxes: clip' takes what is inside"
+    details = [row["detail"] for row in refused]
+    assert [cure in detail for detail in sorted(details)] == [True, True, False]
+    assert "not inside 40x30, by 1 px" in " ".join(details)
+    clipping = make(tmp_path / "b", photos, boxes="clip")
+    found = train_of(clipping)
+    assert [entry.version.endswith(":clip") for entry in found] == [True] * 3
+    found.sort(key=lambda entry: int(entry.uri.split("#box=")[1].split(",")[0]))
+    pixels = [clipping.read(entry.uri) for entry in found[:2]]
+    assert pixels == [cut(data, 0, 0, 3, 2), cut(data, 30, 2, 10, 5)]
+    with pytest.raises(RefusedImage, match=r"not inside 40x30, by 5 px$"):
+        clipping.read(found[2].uri)
+
+
+def test_photos_turned_by_exif_are_told(
+    make: Callable[..., Source], tmp_path: Path, store: Store
+):
+    """Stored 40x30, upright 30x40: what each box is for cannot be known."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture(1))).save(file, "JPEG", exif=exif)
+    things = [Thing("cat", (0, 0, 20, 20)), Thing("dog", (25, 5, 10, 10))]
+    upright = Photo("000001", file.getvalue(), things, (30, 40))
+    as_stored = Photo("000002", file.getvalue() + b" ", things, (40, 30))
+    source = make(tmp_path, [upright, as_stored])
+    why = "EXIF orientation 6 turns the photo, which is stored as 40x30"
+    refused = quarantined(source, store)
+    assert len(refused) == 3
+    assert all(why in row["detail"] for row in refused)
+    (note,) = source.notes()
+    assert note.startswith("2 photos are turned by EXIF, such as ")
+
+
 def test_a_photo_without_a_told_size_is_cut_as_it_is(
     make: Callable[..., Source], tmp_path: Path
 ):
@@ -662,7 +706,7 @@ def test_the_folders_of_coco_are_found(tmp_path: Path):
     )
     source = coco(files["train2017"], validation=files["val2017"])
     splits = Counter(entry.split for entry in source.entries())
-    assert splits == {"train": 9, "test": 6}  # val is what others call their test
+    assert splits == {"train": 9, "validation": 6}
     third = write_coco(tmp_path, more=some_photos(20, 1))["more"]
     three = coco(files["train2017"], validation=files["val2017"], test=third)
     splits = Counter(entry.split for entry in three.entries())

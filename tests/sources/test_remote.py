@@ -41,7 +41,7 @@ from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import scan
 from tl_pipeline.errors import CatalogError, DatasetError
 from tl_pipeline.sources import Source, open_source
-from tl_pipeline.sources.tar_members import TarMembers
+from tl_pipeline.sources.tar_index import TarIndex
 from tl_pipeline.storage import Storage, places
 from tl_pipeline.store.artifacts import Store
 
@@ -515,7 +515,7 @@ def test_a_large_object_is_spooled_in_little_memory(s3: S3, bucket: Path):
     reader.stamp(url)  # what botocore loads once is not meant
     tracemalloc.start()
     try:
-        members = TarMembers(url, reader).members
+        members = TarIndex(url, reader).members
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ def tree(root: Path, *names: str) -> dict[str, Entry]:
     return listing(root)
 
 
-def listing(root: Path) -> dict[str, Entry]:
+def listing(root: Path, **fields: Any) -> dict[str, Entry]:
     """What an image folder at ``root`` lists: relative name -> entry."""
-    entries = ImageFolder(ImageFolderSpec(name="x", path=root)).entries()
+    entries = ImageFolder(ImageFolderSpec(name="x", path=root, **fields)).entries()
     return {str(Path(entry.uri).relative_to(root)): entry for entry in entries}
 
 
@@ -81,9 +82,16 @@ def test_folders_are_classes_and_no_split_is_declared(tmp_path: Path):
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
-        (["train", "val"], ["train", "test"]),
-        (["train", "valid"], ["train", "test"]),
-        (["train", "validation"], ["train", "test"]),
+        (["train", "val"], ["train", "validation"]),
+        (["Train", "Valid"], ["train", "validation"]),
+        (["TRAIN", "validation"], ["train", "validation"]),
+        (["Training", "Testing"], ["train", "test"]),
+        (["seg_train", "seg_test"], ["train", "test"]),
+        (["train2017", "val2017"], ["train", "validation"]),
+        (["training_set", "test_set"], ["train", "test"]),
+        (["train", "dev"], ["train", "validation"]),
+        (["train", "eval"], ["train", "validation"]),
+        (["TrainImages", "TestImages"], ["train", "test"]),
         (["train", "val", "test"], ["train", "validation", "test"]),
         (["train", "valid", "test"], ["train", "validation", "test"]),
         (["train", "test"], ["train", "test"]),
@@ -99,16 +107,93 @@ def test_folders_that_are_all_splits_are_splits(
     assert {entry.label for entry in found.values()} == {"ants"}
 
 
-@pytest.mark.parametrize(
-    "folders",
-    [["train", "bus"], ["train", "test", "plane"], ["val", "test"], ["Train", "test"]],
-    ids="-".join,
-)
-def test_folders_named_like_splits_are_classes_beside_others(
+@pytest.mark.parametrize("folders", [["train", "bus"], ["test", "train", "bus"]])
+def test_classes_that_are_called_like_splits_hold_files(
     tmp_path: Path, folders: list[str]
 ):
-    found = tree(tmp_path, *(f"{folder}/deep/1.jpg" for folder in folders))
-    assert facts(found) == {f"{name}/deep/1.jpg": (name, None) for name in folders}
+    found = tree(tmp_path, *(f"{folder}/1.jpg" for folder in folders))
+    assert facts(found) == {f"{name}/1.jpg": (name, None) for name in sorted(folders)}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/a/1", "bus/1"], "'train' look like splits, but 'bus' beside them"),
+        (["train/a/1", "test/a/1", "plane/b/1"], "but 'plane' beside them do not"),
+        (["Train/a/1", "test/a/1", "x/1"], "{train: Train, test: test}"),
+        (["val/a/1", "test/a/1"], "{train: NAME, test: test, validation: val}"),
+        (["train/1", "test/1"], "they hold files and no folders of classes"),
+        (["train_1/a/1", "train_2/a/1", "x/1"], "{train: [train_1, train_2]}"),
+    ],
+)
+def test_where_folders_may_be_splits_or_classes_the_entry_must_say(
+    tmp_path: Path, names: list[str], said: str
+):
+    with pytest.raises(DatasetError) as error:
+        tree(tmp_path, *names)
+    assert said in str(error.value)
+    assert "'splits: {}' for classes" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": "b"}, {"b/y/1": ("y", "train")}),
+        (
+            {"train": ["b", "a"], "test": "train"},
+            {
+                "a/x/1": ("x", "train"),
+                "b/y/1": ("y", "train"),
+                "train/z/1": ("z", "test"),
+            },
+        ),
+        (
+            {},
+            {
+                "a/x/1": ("a", None),
+                "b/y/1": ("b", None),
+                "train/z/1": ("train", None),
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_the_entry_says_which_folders_are_splits(
+    tmp_path: Path, splits: Any, expected: dict[str, tuple[str | None, str | None]]
+):
+    for name in ("a/x/1", "b/y/1", "train/z/1"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert facts(listing(tmp_path, splits=splits)) == expected
+
+
+def test_a_folder_that_the_entry_names_must_be_there(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DatasetError, match=r"has no 'b', which 'splits' names; .*: a"):
+        listing(tmp_path, splits={"train": ["a", "b"]})
+
+
+def test_empty_folders_and_those_of_archivers_change_nothing(tmp_path: Path):
+    names = ["train/a/1", "test/a/1"]
+    before = facts(tree(tmp_path, *names))
+    (tmp_path / "backup" / "old" / ".git").mkdir(parents=True)
+    (tmp_path / "val").mkdir()
+    junk = ["__MACOSX/train/a/._1", "@eaDir/1.jpg", "train/a/@eaDir/1.jpg"]
+    junk += ["$RECYCLE.BIN/x/1", "test/a/Thumbs.db", "test/desktop.ini"]
+    assert facts(tree(tmp_path, *junk)) == before
+
+
+def test_one_split_alone_declares_nothing_unless_it_is_train(tmp_path: Path):
+    assert facts(tree(tmp_path / "one", "test/a/1")) == {"test/a/1": ("a", None)}
+    found = facts(tree(tmp_path / "two", "Training/a/1"))
+    assert found == {"Training/a/1": ("a", "train")}
+
+
+def test_a_split_in_a_folder_of_its_name_is_unwrapped(tmp_path: Path):
+    """As Kaggle unpacks: seg_train/seg_train/buildings/1.jpg."""
+    names = ["seg_train/seg_train/a/1", "seg_test/seg_test/a/1"]
+    found = facts(tree(tmp_path, *names))
+    assert found == {names[1]: ("a", "test"), names[0]: ("a", "train")}
 
 
 def test_names_that_begin_with_a_dot_are_left_out(tmp_path: Path):
@@ -186,12 +271,35 @@ def test_a_link_to_nowhere_is_an_input_that_cannot_be_read(tmp_path: Path, targe
         ImageFolder(ImageFolderSpec(name="x", path=tmp_path)).read(entry.uri)
 
 
-def test_a_link_to_a_folder_above_does_not_list_for_ever(tmp_path: Path):
-    tree(tmp_path, "ants/1.jpg")
-    (tmp_path / "ants" / "up").symlink_to(tmp_path / "ants")
-    assert [name for name in listing(tmp_path) if name.endswith(".jpg")] == [
-        "ants/1.jpg"
-    ]
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"ants/up": "ants"},
+        {"ants/up": "."},
+        {"ants/link": "bees", "bees/link": "ants"},
+        {"ants/link": "bees", "wasps": "ants"},
+    ],
+    ids=str,
+)
+def test_links_to_folders_that_are_listed_anyway_list_nothing_again(
+    tmp_path: Path, links: dict[str, str]
+):
+    expected = facts(tree(tmp_path, "ants/1.jpg", "bees/2.jpg"))
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(tmp_path / target)
+    assert facts(listing(tmp_path)) == expected
+
+
+def test_a_ring_of_links_outside_is_listed_once(tmp_path: Path):
+    tree(tmp_path / "pool", "a/1.jpg", "b/2.jpg")
+    (tmp_path / "pool" / "a" / "to_b").symlink_to(tmp_path / "pool" / "b")
+    (tmp_path / "pool" / "b" / "to_a").symlink_to(tmp_path / "pool" / "a")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "ants").symlink_to(tmp_path / "pool" / "a")
+    assert facts(listing(tmp_path / "root")) == {
+        "ants/1.jpg": ("ants", None),
+        "ants/to_b/2.jpg": ("ants", None),
+    }
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="names are always UTF-8 there")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from tl_pipeline.config.datasets import TableSpec
 from tl_pipeline.data.identity import Memo, image_id
@@ -228,10 +229,26 @@ def test_groups_and_splits_are_kept_as_the_columns_say(tmp_path: Path):
 
 
 def test_an_unknown_split_is_an_error_that_names_the_choices(tmp_path: Path):
-    rows = [["image", "label", "split"], ["1.png", "a", "dev"]]
+    rows = [["image", "label", "split"], ["1.png", "a", "dev"], ["2.png", "a", "fit"]]
     file = delimited(tmp_path / "t.csv", rows)
-    with pytest.raises(DatasetError, match=r"t\.csv: unknown split 'dev'.*validation"):
+    with pytest.raises(DatasetError, match=r"row 1: unknown split 'fit'.*'splits: {"):
         listed(file, split_column="split")
+
+
+def test_the_entry_says_which_cells_are_splits(tmp_path: Path):
+    cells = ["fit", "tune", "final", "", "spare"]
+    rows = [[f"{i}.png", "a", cell] for i, cell in enumerate(cells)]
+    file = delimited(tmp_path / "t.csv", [["image", "label", "split"], *rows])
+    splits = {"train": ["fit", "tune"], "test": "final"}
+    entries = listed(file, split_column="split", splits=splits)
+    assert [(Path(e.uri).name, e.split) for e in entries] == [
+        ("0.png", "train"),
+        ("1.png", "train"),
+        ("2.png", "test"),
+        ("3.png", None),
+    ]
+    with pytest.raises(ValidationError, match="which cells of 'split_column'"):
+        listed(file, splits=splits)
 
 
 @pytest.mark.parametrize(
@@ -484,10 +501,10 @@ def test_a_missing_column_is_an_error_that_names_those_there(
     [
         ("t.parquet", b"image,label\n1.png,a\n"),
         ("t.parquet", b""),
-        ("t.csv", "image,label\n1.png,a\n".encode("utf-16")),
-        ("t.csv", "image,label\n1.png,ä\n".encode("latin-1")),
-        ("t.csv", b"image,label\n1.png,a,b\n"),
-        ("t.csv", b"image,label\n1.png\n"),
+        ("t.csv", b"PAR1 and so on"),
+        ("t.csv", b"PK\3\4\0\0\0\0"),
+        ("t.csv", b"<!DOCTYPE html>\n<html>"),
+        ("t.csv", b"image,label\n\0\0\xff"),
     ],
 )
 def test_a_file_that_is_not_what_its_ending_says_is_an_error(
@@ -504,10 +521,172 @@ def test_parquet_under_another_name_is_an_error(tmp_path: Path, two_hundred: Ima
         listed(tmp_path / "t.csv")
 
 
+QUOTED = "image,label,note\n" + "".join(f"{n}.png,a,ok\n" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        # A stray quote, to the next one: wherever that stands, rows would be lost.
+        (['x.png,a,"blurred', "y.png,a,ok", 'z.png,a,"dark'], "11: a quote that opens"),
+        (
+            ['x.png,a,"', "y.png,a,ok", 'z.png,a,"'],
+            "11: a quoted cell runs on to line 13",
+        ),
+        (['x.png,"a,ok', "y.png,a,ok"], "11: a quote .* end of data in line 12"),
+        (['"x.png,a,ok', 'y.png,a,6"'], "11: 1 cells where the header has 3"),
+        (["x.png,a"], "11: 2 cells where the header has 3"),
+        (["x.png,a,b,c"], "11: 4 cells where the header has 3; .* ',' must .* quotes"),
+    ],
+)
+def test_quotes_and_cells_that_would_lose_rows_are_refused_by_line(
+    tmp_path: Path, rows: list[str], said: str
+):
+    file = tmp_path / "t.csv"
+    file.write_text(QUOTED + "\n".join(rows) + "\n")
+    with pytest.raises(DatasetError, match=rf"t\.csv:{said}"):
+        listed(file)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_breaks_in_cells_are_kept_where_they_are_meant(tmp_path: Path, end: str):
+    """One of the texts has as many separators in each line as the header."""
+    texts = ['one\ntwo "three"', "four, five\nsix", "seven, eight", "nine\n\nten"]
+    file = tmp_path / "t.csv"
+    with file.open("w", newline="") as lines:
+        rows = csv.writer(lines, lineterminator=end)
+        rows.writerows([["text", "label"], *([text, "a"] for text in texts)])
+    spec = TableSpec(name="x", type="table", path=file, text_column="text")
+    table = Table(spec)
+    read = [table.read(entry.uri).decode() for entry in table.entries()]
+    assert read == texts
+
+
+@pytest.mark.parametrize(
+    ("encoding", "field"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", None),
+        ("utf-32", None),
+        ("utf-16-le", "utf-16-le"),
+        ("cp1252", "cp1252"),
+        ("shift_jis", "SJIS"),
+    ],
+)
+def test_text_in_any_encoding_is_read(tmp_path: Path, encoding: str, field: str | None):
+    label = "犬" if encoding == "shift_jis" else "chaté"
+    file = tmp_path / "t.csv"
+    file.write_bytes(f" image ,label\r\n1.png,{label}\r\n".encode(encoding))
+    (entry,) = listed(file, encoding=field)
+    assert (Path(entry.uri).name, entry.label) == ("1.png", label)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "field", "said"),
+    [
+        ("cp1252", None, r"csv:3: not in UTF-8 \(byte 0xe9\).* '2.png,é'; .*: cp1252'"),
+        ("utf-16-le", None, "csv:1: not in UTF-8; say 'encoding: utf-16-le' in its"),
+        ("utf-16-be", None, "csv:1: not in UTF-8; say 'encoding: utf-16-be' in its"),
+        ("utf-8", "ascii", "csv:3: not in ASCII"),
+    ],
+)
+def test_text_in_another_encoding_is_refused_with_the_likely_one(
+    tmp_path: Path, encoding: str, field: str | None, said: str
+):
+    file = tmp_path / "t.csv"
+    file.write_bytes("image,label\n1.png,a\n2.png,é\n".encode(encoding))
+    with pytest.raises(DatasetError, match=said):
+        listed(file, encoding=field)
+
+
+def test_an_encoding_must_be_one_of_text():
+    for name in ("utf-9", "base64", "rot13"):
+        with pytest.raises(ValidationError, match="such as cp1252, utf-16"):
+            source(Path("t.csv"), encoding=name)
+
+
+def test_a_long_cell_is_read(tmp_path: Path):
+    rows = [["image", "label", "note"], ["1.png", "a", "x" * 300_000]]
+    (entry,) = listed(delimited(tmp_path / "t.csv", rows))
+    assert entry.label == "a"
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("IM/cat.JPG", "there is 'im/cat.jpg', which differs in case only"),
+        ("im/cat.jpg ", "there is 'im/cat.jpg', which differs in spaces only"),
+        ("cat.jpg", "{root}/im holds it: set 'root'"),
+        ("{name}/im/cat.jpg", "{parent} holds it: set 'root'"),
+        ("im/cat", "there is 'im/cat.jpg'"),
+        ("im/cat.png", "there is 'im/cat.jpg'"),
+        ("C:\\data\\im\\cat.jpg", "but a path of Windows: write paths that start at"),
+        (
+            "/home/somebody/im/cat.jpg",
+            "there is {root}/im/cat.jpg: write paths that start",
+        ),
+        ("in/dog/2.jpg", "there is 'im/dog/2.jpg'"),
+        ("im/gone.jpg", "gone.jpg: no such file$"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_told_what_is_there(
+    tmp_path: Path, cell: str, said: str
+):
+    root = tmp_path / "root"
+    for name in ("im/cat.jpg", "im/cat/2.jpg", "im/dog/2.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    words = {"root": root, "parent": tmp_path, "name": "root"}
+    rows = [["image", "label"], [cell.format(**words), "a"]]
+    table = source(delimited(root / "t.csv", rows))
+    (entry,) = table.entries()
+    with pytest.raises(FileNotFoundError, match=said.format(**words)):
+        table.read(entry.uri)
+
+
+def test_backslashes_part_folders_where_no_name_holds_them(tmp_path: Path):
+    (tmp_path / "im").mkdir()
+    (tmp_path / "im" / "1.png").write_bytes(b"folder")
+    (tmp_path / "im\\2.png").write_bytes(b"name")
+    cells = ["im\\1.png", "im\\2.png", "im\\..\\im\\1.png"]
+    rows = [["image", "label"], *([cell, "a"] for cell in cells)]
+    table = source(delimited(tmp_path / "t.csv", rows))
+    read = [table.read(entry.uri) for entry in table.entries()]
+    assert read[:2] == [b"folder", b"name"]
+    with pytest.raises(OSError, match=r"im\\\.\."):
+        table.read(str(tmp_path / "im\\..\\im\\1.png"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([["a", "b"]], "column 'label' holds a list of labels for each image"),
+        ([{"a": 1}], "column 'label' holds struct<a: int64>; it must hold a text"),
+    ],
+)
+def test_labels_of_a_nested_type_are_refused(
+    tmp_path: Path, labels: list[Any], said: str
+):
+    file = parquet(tmp_path / "t.parquet", image=["1.png"], label=labels)
+    with pytest.raises(DatasetError, match=said):
+        listed(file)
+
+
+def test_bytes_and_paths_kept_once_are_read(tmp_path: Path, two_hundred: Images):
+    data, labels = zip(*two_hundred[:40], strict=True)
+    images = pa.array(data, pa.binary()).dictionary_encode()
+    file = parquet(tmp_path / "t.parquet", image=images, label=list(labels))
+    table = source(file)
+    assert [table.read(e.uri) for e in table.entries()] == list(data)
+
+
 @pytest.mark.parametrize("content", ["image,label\n", ""])
 def test_a_table_without_rows_is_an_error(tmp_path: Path, content: str):
     (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(DatasetError, match=r"t\.csv (holds no rows|must have)"):
+    with pytest.raises(
+        DatasetError, match=r"t\.csv (holds no rows|is .*: it is empty)"
+    ):
         listed(tmp_path / "t.csv")
 
 

@@ -14,7 +14,6 @@ import pytest
 from tl_pipeline.config.datasets import WebDatasetSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.inputs.images import RefusedImage, probe
 from tl_pipeline.sources.webdataset import WebDataset
 
 Files = list[tuple[str, bytes]]
@@ -105,7 +104,12 @@ def test_a_compressed_shard_is_read(tmp_path: Path):
         (["a.b/1.jpg", "a.b/2.jpg"], ["1.jpg", "2.jpg"]),
         (["a/1.jpg", "b/1.jpg"], ["1.jpg", "1.jpg"]),
         (["1.seg.png", "1.png"], ["1.png"]),
-        (["1.cls", "1.txt", "2.jpg"], ["1.cls", "2.jpg"]),
+        (
+            ["v2.0_1.jpg", "v2.0_1.cls", "v2.0_2.cls", "v2.0_2.JPG"],
+            ["v2.0_1.jpg", "v2.0_2.JPG"],
+        ),
+        (["1.jpg", "1.seg.cls", "1.cls", "1.depth.png"], ["1.jpg"]),
+        (["a.b.jpg", "a.cls"], ["a#refused"]),
         (["README", "1.jpg"], ["README", "1.jpg"]),
         (["1.jpg", "1.jpg"], ["1.jpg", "1.jpg#2"]),
         (["1.jpg", "2.jpg", "1.png"], ["1.jpg", "2.jpg", "1.png"]),
@@ -117,8 +121,8 @@ def test_consecutive_members_of_one_stem_are_a_sample(
     tmp_path: Path, names: list[str], expected: list[str]
 ):
     path = write(tmp_path / "x.tar", [(name, b"x") for name in names])
-    found = [Path(e.uri.partition("#")[2]).name for e in opened(path).entries()]
-    assert found == expected
+    uris = [entry.uri.partition("=")[0] for entry in opened(path).entries()]
+    assert [Path(uri.partition("#")[2]).name for uri in uris] == expected
 
 
 def test_endings_of_images_are_taken_in_the_order_of_the_spec(tmp_path: Path):
@@ -128,10 +132,47 @@ def test_endings_of_images_are_taken_in_the_order_of_the_spec(tmp_path: Path):
 
 
 def test_a_sample_without_an_image_is_listed_to_be_refused(tmp_path: Path):
-    path = write(tmp_path / "x.tar", [("1.cls", b"cat"), ("1.txt", b"no image")])
-    assert facts(path) == [("x.tar#1.cls", "cat")]
-    with pytest.raises(RefusedImage, match="not an image"):
-        probe(opened(path).read(f"{path}#1.cls"))
+    files = [*sample("2")[1:], ("2.left.jpg", b"l"), ("2.right.jpg", b"r")]
+    path = write(
+        tmp_path / "x.tar", [("1.cls", b"cat"), ("1.txt", b"no image"), *files]
+    )
+    source = opened(path)
+    entries = list(source.entries())
+    assert [(entry.label, entry.version) for entry in entries] == [("cat", None)] * 2
+    for entry, endings, cure in zip(
+        entries,
+        ["cls, txt", "cls, left.jpg, right.jpg"],
+        ["cls", "left.jpg"],
+        strict=True,
+    ):
+        said = rf"the sample has {endings}, none of which .* 'image: \[{cure}\]'"
+        with pytest.raises(OSError, match=said):
+            source.read(entry.uri)
+
+
+def test_images_left_out_for_another_are_counted(tmp_path: Path):
+    files = [
+        ("1.jpg", b"x"),
+        ("1.depth.png", b"d"),
+        ("1.right.jpg", b"r"),
+        *sample("2"),
+    ]
+    path = write(tmp_path / "x.tar", [*files, *sample("2")])
+    source = opened(path)
+    assert len(list(source.entries())) == 3
+    left_out, again = source.notes()
+    assert left_out.endswith("left out are 1 depth.png, 1 right.jpg ('image' decides)")
+    assert again == "2 members have a name that came before: samples of their own"
+    chosen = opened(path, image="right.jpg")
+    assert [chosen.read(e.uri) for e in chosen.entries() if e.version] == [b"r"]
+    assert chosen.notes()[0].startswith("2 members")
+
+
+def test_thousands_of_names_with_dots_are_as_many_samples(tmp_path: Path):
+    files = [file for n in range(3000) for file in sample(f"IMG_v2.0_{n:04d}")]
+    found = facts(write(tmp_path / "x.tar", files))
+    assert found[2999] == ("x.tar#IMG_v2.0_2999.jpg", "cat")
+    assert len(found) == 3000
 
 
 def test_hostile_members_are_listed_alone_and_not_read(tmp_path: Path):

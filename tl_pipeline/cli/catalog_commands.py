@@ -71,10 +71,13 @@ def show(
     elif sheet:
         console.err.print(f"no contact sheet: {dataset} is no dataset of images")
     if json:
-        console.print_json({**found.totals, "classes": found.classes})
+        more = {"refused_first": found.refused, "notes": found.notes}
+        console.print_json({**found.totals, **more, "classes": found.classes})
         return
     console.print_rows(found.classes, list(found.classes[0]))
     for name, value in found.totals.items():
         console.out.print(f"{name:12} {value}")
     shown = str(file) if found.sheet else f"none: each input is a {spec.modality}"
     console.out.print(f"{'sheet':12} {shown}")
+    for sentence in (*found.refused, *found.notes):
+        console.out.print(f"- {sentence}", markup=False)

@@ -4,6 +4,8 @@ Heavy imports wait inside the commands, so that ``tl --help`` answers at once.
 """
 
 import errno
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Literal
 
@@ -182,7 +184,13 @@ def main() -> None:
     """The command ``tl``: errors become one message and an exit code."""
     process.claim()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # or nobody could catch what that raises
+    except BrokenPipeError:  # as `| head` ends: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except TransferLearningError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(error.exit_code)

@@ -6,7 +6,7 @@ that names every fault.
 
 __all__ = [
     "catalog",
-    "catalog_entry",
+    "dataset_entry",
     "datasets",
     "encoder_specs",
     "locations",

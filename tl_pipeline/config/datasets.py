@@ -1,21 +1,38 @@
-"""The entries of the data catalogue as frozen values, one class per kind of source."""
+"""The dataset entries of the catalogue as frozen values: one class a kind of source."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tl_pipeline.config.catalog_entry import CatalogEntry, Modality, StoredEntry
+from tl_pipeline.config.dataset_entry import (
+    DatasetEntry,
+    Modality,
+    NamedSplitsEntry,
+    Names,
+    RemoteEntry,
+    TextEncoding,
+)
 from tl_pipeline.config.locations import LocalPath, Location, UrlPrefix, is_url, on_web
 
 
-class DigitsSpec(CatalogEntry):
+class _Downloaded(DatasetEntry):
+    """What sources may say that a library can download."""
+
+    download: bool = False
+
+    def offline(self) -> Self:
+        """The same dataset as it is on disk."""
+        return self.model_copy(update={"download": False})
+
+
+class DigitsSpec(DatasetEntry):
     """The 1,797 handwritten digits that scikit-learn ships, 8x8 grey."""
 
     type: Literal["digits"]
 
 
-class ImageFolderSpec(StoredEntry):
+class ImageFolderSpec(NamedSplitsEntry, RemoteEntry):
     """``root/class/*`` or ``root/{train,val,test}/class/*``."""
 
     type: Literal["image_folder"] = "image_folder"
@@ -30,7 +47,7 @@ class ImageFolderSpec(StoredEntry):
         return self
 
 
-class TableSpec(StoredEntry):
+class TableSpec(NamedSplitsEntry, RemoteEntry):
     """A CSV, TSV or Parquet file with one row per image, or per text.
 
     ``image_column`` holds a path (relative to ``root``, by default the table's own
@@ -38,6 +55,7 @@ class TableSpec(StoredEntry):
     hold wildcards where several files make one table. A row may hold a URL if it lies
     below ``root`` or begins as one of ``allowed_urls`` (``https://`` allows every
     host). ``separator`` is that of text files, by default a comma in .csv, else a tab.
+    ``encoding`` is that of text files, by default UTF-8 or what a byte order mark says.
     ``weight_column`` holds how much an image counts while training, a number >= 0.
 
     With ``text_column`` the cells of that column are the inputs, and not images.
@@ -54,6 +72,7 @@ class TableSpec(StoredEntry):
     split_column: str | None = None
     weight_column: str | None = None
     separator: str | None = Field(default=None, pattern=r"^[^\r\n\x00\x22]$")
+    encoding: TextEncoding | None = None
 
     @model_validator(mode="after")
     def _texts_or_images(self) -> Self:
@@ -63,6 +82,8 @@ class TableSpec(StoredEntry):
                 f"{', '.join(sorted(of_images))}: of images, but 'text_column' makes "
                 "the cells themselves the inputs; leave one out"
             )
+        if self.splits is not None and not (self.split_column and self.splits):
+            raise ValueError("splits: says which cells of 'split_column' are which")
         return self
 
     @property
@@ -76,28 +97,37 @@ class TableSpec(StoredEntry):
         return self.group_column is not None
 
 
-class ArchiveSpec(StoredEntry):
-    """A zip, tar or tar.gz file of a folder laid out as for ``image_folder``."""
+class ArchiveSpec(NamedSplitsEntry, RemoteEntry):
+    """A zip or tar file of a folder laid out as for ``image_folder``.
+
+    ``encoding`` is that of names which the archive does not mark as UTF-8, such as
+    ``shift_jis``.
+    """
 
     type: Literal["archive"]
     path: Location
+    encoding: TextEncoding | None = None
 
 
-class WebDatasetSpec(StoredEntry):
-    """Tar shards in WebDataset's convention: files of one stem are one sample.
+class WebDatasetSpec(RemoteEntry):
+    """Tar shards in WebDataset's convention: files of one key are one sample.
 
     ``path`` may hold wildcards and ``{000..015}``. ``image`` lists the endings an image
-    may have; ``label`` is the ending of the label's file, ``cls`` (text), or
+    may have, all that stands behind the key (``left.jpg``); the first that a sample has
+    is its image. ``label`` is the ending of the label's file, ``cls`` (text), or
     ``json:field`` for a field of a JSON file.
     """
 
     type: Literal["webdataset"]
     path: Location
-    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "tif", "tiff")
+    image: Names = (
+        *("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "tif", "tiff"),
+        *("gif", "avif"),
+    )
     label: str = "cls"
 
 
-class TorchvisionSpec(CatalogEntry):
+class TorchvisionSpec(_Downloaded):
     """A classification dataset of ``torchvision.datasets`` by its class name.
 
     ``path`` is torchvision's ``root``. Official splits are kept. With ``crop`` the box
@@ -107,7 +137,6 @@ class TorchvisionSpec(CatalogEntry):
     type: Literal["torchvision"]
     dataset: str
     path: LocalPath
-    download: bool = False
     crop: bool = False
 
     @property
@@ -115,12 +144,8 @@ class TorchvisionSpec(CatalogEntry):
         """GTSRB's frames belong to tracks."""
         return self.dataset == "GTSRB"
 
-    def offline(self) -> Self:
-        """The same dataset as it is on disk."""
-        return self.model_copy(update={"download": False})
 
-
-class PickleSpec(CatalogEntry):
+class PickleSpec(DatasetEntry):
     """Pickled dictionaries of arrays: ``features`` (n, height, width, 3), ``labels``.
 
     As the notebooks on traffic signs keep them: ``train.p``, ``valid.p``, ``test.p``.
@@ -135,7 +160,7 @@ class PickleSpec(CatalogEntry):
     labels: str = "labels"
 
 
-class FeaturesSpec(CatalogEntry):
+class FeaturesSpec(DatasetEntry):
     """Vectors that were computed elsewhere: .npy, .npz, .parquet, or a pickle.
 
     ``features`` and ``labels`` are the names of two arrays of an .npz file or a pickle
@@ -174,14 +199,16 @@ class FeaturesSpec(CatalogEntry):
         return "vector"
 
 
-class _Boxed(CatalogEntry):
+class BoxedEntry(DatasetEntry):
     """What sources of annotated objects may say.
 
     ``margin`` enlarges a box on each side by this fraction of its width and height, as
-    far as the photo reaches.
+    far as the photo reaches. A box that is not inside its photo is refused, or with
+    ``boxes: clip`` cut to what is.
     """
 
     margin: float = Field(default=0.0, ge=0, le=1)
+    boxes: Literal["refuse", "clip"] = "refuse"
 
     @property
     def grouped(self) -> bool:
@@ -189,7 +216,7 @@ class _Boxed(CatalogEntry):
         return True
 
 
-class VocObjectsSpec(_Boxed):
+class VocObjectsSpec(BoxedEntry, _Downloaded):
     """The objects of Pascal VOC, each cut out of its photo by its box.
 
     ``path`` is torchvision's ``root``, with ``VOCdevkit/VOC2012`` in it. The objects
@@ -200,15 +227,10 @@ class VocObjectsSpec(_Boxed):
     type: Literal["voc_objects"]
     path: Path
     year: Literal[2007, 2008, 2009, 2010, 2011, 2012] = 2012
-    download: bool = False
     difficult: bool = False
 
-    def offline(self) -> Self:
-        """The same dataset as it is on disk."""
-        return self.model_copy(update={"download": False})
 
-
-class CocoObjectsSpec(_Boxed):
+class CocoObjectsSpec(BoxedEntry):
     """The objects of COCO's ``instances_*.json``, each cut out of its photo by its box.
 
     ``images`` is the folder of the photos; by default that beside ``annotations`` which
@@ -224,13 +246,12 @@ class CocoObjectsSpec(_Boxed):
     crowd: bool = False
 
 
-class HuggingFaceSpec(CatalogEntry):
+class HuggingFaceSpec(NamedSplitsEntry, _Downloaded):
     """A dataset of the library ``datasets``, by ``path`` or by ``dataset``.
 
     ``path`` is a folder written by ``save_to_disk``, ``dataset`` a name on the hub such
     as ``ylecun/mnist``, with its ``config`` and the full hash of a commit as
     ``revision``; without ``download`` it is read from the library's own cache.
-    ``splits`` maps their names of splits to ours and leaves the others out.
     """
 
     type: Literal["huggingface"]
@@ -238,11 +259,9 @@ class HuggingFaceSpec(CatalogEntry):
     dataset: str | None = Field(default=None, pattern=r"^\w[\w.-]*/\w[\w.-]*$")
     config: str | None = None
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
-    download: bool = False
     image_column: str = "image"
     label_column: str = "label"
     group_column: str | None = None
-    splits: dict[str, Literal["train", "validation", "test"]] | None = None
 
     @model_validator(mode="after")
     def _name_one_place(self) -> Self:
@@ -256,10 +275,6 @@ class HuggingFaceSpec(CatalogEntry):
     def grouped(self) -> bool:
         """Whether a column of groups is named."""
         return self.group_column is not None
-
-    def offline(self) -> Self:
-        """The same dataset as it is on disk."""
-        return self.model_copy(update={"download": False})
 
 
 DatasetSpec = Annotated[

@@ -5,9 +5,11 @@ In: entries of a source. Out: the rows of a manifest, its quarantine and its fin
 
 __all__ = [
     "identity",
+    "labels",
     "near_duplicates",
     "overview",
     "reading",
+    "refusals",
     "regroup",
     "sampling",
     "scan",

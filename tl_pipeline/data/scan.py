@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tl_pipeline.config.datasets import DatasetSpec
-from tl_pipeline.data import splits
+from tl_pipeline.data import labels, splits
 from tl_pipeline.data.identity import Facts, Memo, image_id
 from tl_pipeline.inputs.images import RefusedImage
 from tl_pipeline.inputs.modalities import MODALITIES
@@ -39,6 +39,7 @@ _RANKS = {splits.TEST: 0, splits.VALIDATION: 1}
 _RANK = 2
 
 _NO_LABEL = RefusedImage("no label", "the source tells no class for it")
+_ONE_LABEL = "one label an image is supported, so keep one of them"
 
 # Large strings, because the uris of many millions of images are more than 2 GB.
 _ACCEPTED = pa.schema(
@@ -62,12 +63,14 @@ class Scan:
     """The tables MANIFEST, QUARANTINE and DUPLICATES, each sorted by its key.
 
     Every input of the source is in exactly one of them. An image stands in the manifest
-    with what the source says of the copy that is kept.
+    with what the source says of the copy that is kept. ``notes`` are sentences: what a
+    user should know besides.
     """
 
     manifest: pa.Table
     quarantine: pa.Table
     duplicates: pa.Table
+    notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> int:
@@ -77,36 +80,72 @@ class Scan:
 
 
 def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
-    """Read what ``memo`` does not know of ``source`` and draw the splits."""
-    images, refused = _look(source, dataset, memo)
+    """Read what ``memo`` does not know of ``source`` and draw the splits.
+
+    A label is taken without spaces around it and in Unicode's form NFC. Where a source
+    declares validation and no test images, its validation is what others report as
+    their test set and becomes the test split, unless the entry names the splits.
+    """
+    spelling, declared = labels.Spelling(), set[str | None]()
+    images, refused = _look(source, dataset, memo, spelling, declared)
+    images, held_out = _held_out(images, declared, dataset)
     roles = _roles(images)
     kept = _taken(images, roles.kept)
     duplicates = _duplicates(images, roles)
     conflicting = _conflicting(images, roles.conflicting)
     refused.append(tables.from_rows(QUARANTINE, conflicting))
     del images
-    sides = splits.assign(kept, dataset.split)
+    assigned = splits.assign(kept, dataset.split)
     place = kept.column_names.index("split")
     kept = kept.append_column("declared", kept["split"])
-    manifest = kept.set_column(place, "split", sides).select(MANIFEST.schema.names)
+    manifest = kept.set_column(place, "split", assigned).select(MANIFEST.schema.names)
+    classes = pc.unique(manifest["label"]).to_pylist()
+    notes = (*source.notes(), *held_out, *spelling.notes())
     return Scan(
         manifest.cast(MANIFEST.schema),
         pa.concat_tables(refused).sort_by("uri"),
         duplicates.sort_by("uri"),
+        (*notes, *labels.look_alike(classes)),
     )
 
 
+def _held_out(
+    images: pa.Table, declared: set[str | None], dataset: DatasetSpec
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """``images`` with declared validation as test, if no test is declared; and a note.
+
+    ``declared`` is what all inputs say, those that were refused as well: a test split
+    that cannot be read is one.
+    """
+    alone = splits.VALIDATION in declared and splits.TEST not in declared
+    if not alone or dataset.names_splits or dataset.split.strategy == "stable":
+        return images, ()
+    is_held_out = pc.equal(images["split"], splits.VALIDATION)
+    renamed = pc.if_else(is_held_out, splits.TEST, images["split"])
+    place = images.column_names.index("split")
+    note = "no test split is declared: the declared validation is the test split"
+    return images.set_column(place, images.schema.field("split"), renamed), (note,)
+
+
 def _look(
-    source: Source, dataset: DatasetSpec, memo: Memo
+    source: Source,
+    dataset: DatasetSpec,
+    memo: Memo,
+    spelling: labels.Spelling,
+    declared: set[str | None],
 ) -> tuple[pa.Table, list[pa.Table]]:
-    """The inputs that are images, in the order of the source, and those refused."""
+    """The inputs that are images, in the order of the source, and those refused.
+
+    ``declared`` is told their splits, ``spelling`` their labels.
+    """
     accepted = Columns(_ACCEPTED)
     refused = [QUARANTINE.schema.empty_table()]
     entries = source.entries()
     if told := dataset.pixels.model_dump(exclude_defaults=True):
         entries = (_read_so(entry, json.dumps(told)) for entry in entries)
     with track(f"ingest {dataset.name}", total=0) as progress:
-        while batch := list(islice(entries, _BATCH)):
+        while batch := list(map(spelling.mend, islice(entries, _BATCH))):
+            declared.update(entry.split for entry in batch)
             reasons: list[tuple[Entry, RefusedImage]] = []
             facts = _facts(batch, source, dataset, memo, reasons)
             both = zip(batch, facts, strict=True)
@@ -164,8 +203,8 @@ def _read_so(entry: Entry, how: str) -> Entry:
 
 def _row(entry: Entry, facts: Facts) -> tuple[Any, ...]:
     rank = _RANKS.get(entry.split or "", _RANK)
-    told = (facts.image_id, rank, entry.uri, entry.label, entry.split)
-    return (*told, *facts[1:], entry.group, entry.weight)
+    said = (facts.image_id, rank, entry.uri, entry.label, entry.split)
+    return (*said, *facts[1:], entry.group, entry.weight)
 
 
 class _Roles(NamedTuple):
@@ -218,16 +257,16 @@ def _duplicates(images: pa.Table, roles: _Roles) -> pa.Table:
 
 
 def _conflicting(images: pa.Table, rows: np.ndarray) -> Iterator[dict[str, str]]:
-    told = _taken(images.select(["image_id", "uri", "label"]), rows)
-    copies = tables.values(told, *told.column_names)
+    taken = _taken(images.select(["image_id", "uri", "label"]), rows)
+    copies = tables.values(taken, *taken.column_names)
     for image, same in groupby(copies, key=itemgetter(0)):
-        told_labels = [(uri, label) for _, uri, label in same]
-        labels = ", ".join(sorted({label for _, label in told_labels}))
-        for uri, _ in told_labels:
+        labelled = [(uri, label) for _, uri, label in same]
+        names = ", ".join(sorted({label for _, label in labelled}))
+        for uri, _ in labelled:
             yield {
                 "uri": uri,
                 "reason": "conflicting labels",
-                "detail": f"the same image is labelled {labels}",
+                "detail": f"the same image is labelled {names}; {_ONE_LABEL}",
                 "image_id": image,
             }
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.encoders.backbones import Pooling
 from tl_pipeline.encoders.weight_names import Weights
 from tl_pipeline.inputs.images import AS_IS, Preprocess

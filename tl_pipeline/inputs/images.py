@@ -23,7 +23,7 @@ from PIL import (
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler
 from pydantic import model_serializer as serializer
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.inputs import tiffs
 from tl_pipeline.inputs.headers import jpeg_size
 from tl_pipeline.inputs.refusals import UNSUPPORTED, RefusedImage, unknown

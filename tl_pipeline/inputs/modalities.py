@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tl_pipeline.config.catalog_entry import Modality, PixelSpec
+from tl_pipeline.config.dataset_entry import Modality, PixelSpec
 from tl_pipeline.inputs import images, texts, vectors
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.texts import TextInput

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.inputs import images
 from tl_pipeline.inputs.images import AS_IS, MOST_PIXELS, Preprocess, RefusedImage
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.inputs.refusals import RefusedImage
 
 Range = tuple[float, float]  # black, white

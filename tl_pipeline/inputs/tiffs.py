@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tl_pipeline.config.catalog_entry import PixelSpec
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.inputs.refusals import DEVELOP, UNSUPPORTED, RefusedImage
 from tl_pipeline.inputs.samples import Layout, Range, to_rgb
 

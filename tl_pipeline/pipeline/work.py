@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tl_pipeline import heads
 from tl_pipeline.config import catalog
-from tl_pipeline.config.catalog_entry import Modality, PixelSpec
+from tl_pipeline.config.dataset_entry import Modality, PixelSpec
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.encoder_specs import (
     BackboneSpec,

@@ -4,12 +4,12 @@ A source lists its inputs cheaply (``entries``) and hands out the bytes of one o
 on demand (``read``). It filters nothing: what is not an image is refused later, with a
 reason, by whoever looks at the bytes.
 
-To add one: a spec in ``datasets.py``, a module here, a row in ``SOURCES``.
+To add one: a spec in ``config/datasets.py``, a module here, a row in ``SOURCES``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tl_pipeline.config.datasets import (
     ArchiveSpec,
@@ -28,7 +28,7 @@ from tl_pipeline.config.datasets import (
 from tl_pipeline.sources.archive import Archive
 from tl_pipeline.sources.coco_objects import CocoObjects
 from tl_pipeline.sources.digits import Digits
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, Source
 from tl_pipeline.sources.features import Features
 from tl_pipeline.sources.huggingface import HuggingFace
 from tl_pipeline.sources.image_folder import ImageFolder
@@ -39,26 +39,6 @@ from tl_pipeline.sources.voc_objects import VocObjects
 from tl_pipeline.sources.webdataset import WebDataset
 
 __all__ = ["SOURCES", "Entry", "Source", "SourceRow", "entry", "open_source"]
-
-
-class Source(Protocol):
-    """Lists inputs and reads one of them."""
-
-    def entries(self) -> Iterator[Entry]:
-        """Every input once, in a stable order, without reading its bytes.
-
-        Raises:
-            DatasetError: the source as a whole cannot be read.
-        """
-        ...
-
-    def read(self, uri: str) -> bytes:
-        """The encoded bytes of one input.
-
-        Raises:
-            OSError: they cannot be read; the input will be refused with that reason.
-        """
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,28 @@
-"""Archives of a folder of images: zip, tar, tar.gz, tar.bz2, tar.xz."""
+"""Archives of a folder of images: zip, and tar, plain or compressed."""
 
 import os
-import stat
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tl_pipeline.config.datasets import ArchiveSpec
 from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources.entry import Entry
-from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
-from tl_pipeline.sources.tar_members import (
-    Index,
-    Indexes,
-    Member,
-    TarMembers,
-    printable,
-)
+from tl_pipeline.sources.archive_index import Index, Indexes
+from tl_pipeline.sources.entry import Entry, Source, printable
+from tl_pipeline.sources.layout import Declared, Holds, split_folders, split_named
+from tl_pipeline.sources.tar_index import TarIndex
+from tl_pipeline.sources.zip_index import ZipIndex
 from tl_pipeline.storage import Place, Storage
 
 _ZIP = (b"PK\3\4", b"PK\5\6")
-_LOCAL_HEADER = 30  # bytes before the name
-_BEFORE = 1 << 9  # bytes that the local header, the name and so on seldom exceed
+_PROGRAM = b"MZ"
 
 
-class Archive:
+class Archive(Source):
     """Every file of the archive is an input, read from it without unpacking.
 
     Labels and splits are those that ``ImageFolder`` would give to the unpacked folder;
@@ -36,8 +30,8 @@ class Archive:
     over. A uri is ``<archive>#<member>``. The version of a zip's member is its checksum
     and size, so that a new archive with old images is cheap; that of a tar's member is
     the archive's size and time and its offset. Members are listed in the archive's
-    order; those that must not be read (links, devices, paths that lead out of the
-    archive) have no label.
+    order, the last of a name as where it is unpacked; those that must not be read
+    (links, devices, paths that lead out of the archive) have no label.
     """
 
     def __init__(self, spec: ArchiveSpec) -> None:
@@ -47,7 +41,9 @@ class Archive:
         self._path = Path(os.path.abspath(spec.path)) if local else spec.path  # noqa: PTH100
         self._prefix = printable(f"{self._path}#")
         self._storage = Storage(spec.storage, spec.path)
-        self._indexes = Indexes(_index, self._storage)
+        make = partial(_index, encoding=spec.encoding)
+        self._indexes = Indexes(make, self._storage)
+        self._notes: list[str] = []
 
     def __reduce__(self) -> tuple[type["Archive"], tuple[ArchiveSpec]]:
         return Archive, (self._spec,)
@@ -56,18 +52,24 @@ class Archive:
         """One entry per file of the archive.
 
         Raises:
-            DatasetError: the archive is missing, damaged, or holds nothing.
+            DatasetError: the archive is missing, damaged, of another kind, or holds
+                nothing; or what are splits is not clear.
         """
         index = self._indexes.of(self._path, fresh=True)
         members = index.members.values()
-        layout = _Layout.of(member for member in members if not member.refusal)
         if all(member.folder for member in members):
             raise DatasetError(f"{self._path} is empty; expected class/image files")
+        self._notes = _notes(index)
+        files = [m.folders for m in members if not m.folder and not m.refusal]
+        layout = _Layout.of(self._path, files, self._spec.splits)
         for member in members:
             if member.folder and not member.refusal:
                 continue
-            label, split = layout.place([] if member.refusal else member.folders)
+            place = layout.place([] if member.refusal else member.folders)
+            if place is None:
+                continue
             uri, version = self._prefix + member.key, index.version(member)
+            label, split = place
             yield Entry(uri, label, version, split, modified_ns=index.stamp.modified_ns)
 
     def read(self, uri: str) -> bytes:
@@ -86,92 +88,84 @@ class Archive:
             raise OSError(f"{uri}: {error}") from None
         return index.read(uri.removeprefix(self._prefix))
 
+    def notes(self) -> list[str]:
+        """What was replaced, and which names are guessed."""
+        return self._notes
+
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which folders of an archive are splits, and whether one folder wraps it all."""
+    """How many folders wrap all files, and which folders inside are splits.
 
-    wrapped: bool
-    splits: dict[str, str]
+    ``doubled`` are those with only one folder inside, of a split's name too.
+    """
+
+    wraps: int
+    splits: dict[str, str | None]
+    doubled: frozenset[str]
 
     @classmethod
-    def of(cls, members: Iterable[Member]) -> "_Layout":
-        top, below, loose = set[str](), set[str](), False
-        for member in members:
-            top.update(member.folders[:1])
-            below.update(member.folders[1:2])
-            loose = loose or not member.folders
-        wrapped = len(top) == 1 and top != {"train"} and bool(below) and not loose
-        folders = below if wrapped else top
-        if "train" not in folders or not folders <= SPLIT_FOLDERS.keys():
-            return cls(wrapped, {})
-        splits = {name: SPLIT_FOLDERS[name] for name in folders}
-        if "test" not in splits.values():
-            splits = dict.fromkeys(folders, "test") | {"train": "train"}
-        return cls(wrapped, splits)
+    def of(
+        cls, where: object, files: Sequence[list[str]], declared: Declared | None
+    ) -> "_Layout":
+        """The layout of ``files``, each told by the folders that hold it."""
+        wraps = _is_wrapped(files, declared)
+        below: dict[str, set[str | None]] = defaultdict(set)
+        for folders in files:
+            inner = folders[wraps:]
+            if inner:
+                below[inner[0]].add(inner[1] if inner[1:] else None)
 
-    def place(self, folders: list[str]) -> tuple[str | None, str | None]:
-        """Label and split of a file below these folders."""
-        inner, split = folders[self.wrapped :], None
+        def look(name: str) -> Holds:
+            return Holds.FILES if below[name] == {None} else Holds.FOLDERS
+
+        splits = split_folders(where, sorted(below), look, declared)
+        doubled = frozenset(
+            name
+            for name in splits
+            for inside in [*below[name]][:1]
+            if len(below[name]) == 1 and inside and split_named(inside)
+        )
+        return cls(int(wraps), dict(splits), doubled)
+
+    def place(self, folders: list[str]) -> tuple[str | None, str | None] | None:
+        """Label and split of a file below these folders; None if it is left out."""
+        inner, split = folders[self.wraps :], None
         if self.splits and inner:
-            split, inner = self.splits[inner[0]], inner[1:]
+            if inner[0] not in self.splits:
+                return None
+            split = self.splits[inner[0]]
+            inner = inner[2 if inner[0] in self.doubled else 1 :]
         return (inner[0] if inner else None), split
 
 
-class _ZipMembers(Index):
-    """A zip file, indexed by its central directory, read by offsets."""
-
-    def __init__(self, path: Place, storage: Storage) -> None:
-        super().__init__(path, storage)
-        with storage.open(path) as whole, zipfile.ZipFile(whole) as file:
-            for info in file.infolist():
-                place = info.file_size, info.header_offset, info.CRC, info.compress_size
-                coding, refusal = (info.compress_type, info.flag_bits), _refusal(info)
-                name, folder = info.filename, info.is_dir()
-                self.add(name, *place, *coding, refusal=refusal, folder=folder)
-
-    def version(self, member: Member) -> str:
-        """Of the member alone: its checksum, which reading verifies, and its size."""
-        return f"{member.packing[0]:08x}:{member.size}"
-
-    def load(self, member: Member) -> bytes:
-        """The bytes as the directory describes them; inflates no more."""
-        crc, size, method, flags = member.packing
-        if flags & 1:
-            raise OSError("encrypted")
-        # Deflating adds less than an eighth, even to what is dense already.
-        length = min(size, member.size * 9 // 8 + 1024)
-        near = self.storage.fetch(self.path, member.offset, _BEFORE + length)
-        if len(near) < _LOCAL_HEADER or not near.startswith(_ZIP[0]):
-            raise OSError("damaged: nothing where the directory says")
-        start = _LOCAL_HEADER + sum(struct.unpack_from("<HH", near, 26))
-        packed = near[start : start + length]
-        if start > _BEFORE:
-            packed = self.storage.fetch(self.path, member.offset + start, length)
-        data = _inflated(packed, method, member.size + 1)
-        if len(data) != member.size or zlib.crc32(data) != crc:
-            raise OSError("damaged: not the size or the checksum of the directory")
-        return data
+def _is_wrapped(files: Sequence[list[str]], declared: Declared | None) -> bool:
+    top = {folders[0] if folders else None for folders in files}
+    only = top.pop() if len(top) == 1 else None
+    if only is None or not any(folders[1:] for folders in files):
+        return False
+    if declared is None:
+        return split_named(only) != "train"
+    return not any(only in names for names in declared.values())
 
 
-def _inflated(packed: bytes, method: int, most: int) -> bytes:
-    try:
-        if method == zipfile.ZIP_STORED:
-            return packed
-        if method == zipfile.ZIP_DEFLATED:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most)
-    except zlib.error as error:
-        raise OSError(f"damaged: {error}") from None
-    raise OSError(f"compression method {method} is not supported")
+def _notes(index: Index) -> list[str]:
+    replaced = index.copies.total()
+    if not replaced:
+        return index.notes
+    names = ", ".join(map(repr, sorted(index.copies)[:3]))
+    return [
+        *index.notes,
+        f"{replaced:,} members are replaced by later ones of their name: {names}",
+    ]
 
 
-def _refusal(info: zipfile.ZipInfo) -> str:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind in (0, stat.S_IFREG, stat.S_IFDIR):
-        return ""
-    return "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
-
-
-def _index(path: Place, storage: Storage) -> Index:
-    zipped = storage.fetch(path, 0, 4) in _ZIP
-    return (_ZipMembers if zipped else TarMembers)(path, storage)
+def _index(path: Place, storage: Storage, *, encoding: str | None) -> Index:
+    head = storage.fetch(path, 0, 4)
+    zipped = head in _ZIP
+    if head.startswith(_PROGRAM):  # and perhaps a zip that unpacks itself
+        with storage.open(path) as file:
+            zipped = zipfile.is_zipfile(file)
+    if zipped:
+        return ZipIndex(path, storage, encoding=encoding)
+    return TarIndex(path, storage, replace=True, encoding=encoding)

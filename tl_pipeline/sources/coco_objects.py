@@ -14,11 +14,8 @@ from tl_pipeline.sources.crops import (
     Photos,
     inside,
     labelled,
-    listed,
-    refused,
 )
-from tl_pipeline.sources.entry import Entry
-from tl_pipeline.sources.tar_members import printable
+from tl_pipeline.sources.entry import Entry, Source, printable, refused
 
 _OFFICIAL = re.compile(r"instances_(.+)\.json")
 
@@ -44,12 +41,10 @@ class _Instances(NamedTuple):
     labels: dict[Any, str]
 
 
-class CocoObjects:
+class CocoObjects(Source):
     """Every annotated object is an input: the pixels of its box.
 
-    Splits follow ``image_folder``: where only train and validation are given, the
-    declared validation is what others report as their test set and becomes the test
-    split; where only train is given, none is declared. The photo is the group. A box is
+    Where only train is given no split is declared. The photo is the group. A box is
     x, y, width, height in fractions of pixels from the corner; it is rounded as PIL's
     ``crop`` rounds. An annotation without a box, class or photo is an input to be
     refused for that. Objects with ``iscrowd`` are left out unless the spec asks for
@@ -59,21 +54,19 @@ class CocoObjects:
 
     def __init__(self, spec: CocoObjectsSpec) -> None:
         self._spec = spec
-        held_out = "validation" if spec.test else "test"
-        declared = "train" if spec.validation or spec.test else None
-        given = {
-            "train": (spec.train, declared),
-            "validation": (spec.validation, held_out),
-            "test": (spec.test, "test"),
+        files = {
+            "train": spec.train,
+            "validation": spec.validation,
+            "test": spec.test,
         }
-        # Of every field that is given: the file, its folder of photos, its split.
+        # Of every field that is given: the file and its folder of photos.
         self._files = {
-            field: (path.expanduser().resolve(), self._images(path), split)
-            for field, (path, split) in given.items()
+            split: (path.expanduser().resolve(), self._images(path))
+            for split, path in files.items()
             if path
         }
-        folders = [folder for _, folder, _ in self._files.values()]
-        self._photos = Photos(folders, spec.pixels)
+        folders = [folder for _, folder in self._files.values()]
+        self._photos = Photos(folders, spec)
 
     def __reduce__(self) -> tuple[type["CocoObjects"], tuple[CocoObjectsSpec]]:
         return CocoObjects, (self._spec,)  # decoded photos stay at home
@@ -86,8 +79,9 @@ class CocoObjects:
                 photos is missing, or a photo is listed twice.
         """
         seen: dict[str, Path] = {}
-        for field, (file, folder, split) in self._files.items():
+        for field, (file, folder) in self._files.items():
             found = _load(file)
+            split = field if len(self._files) > 1 else None
             if not Path(folder).is_dir():
                 raise DatasetError(
                     f"{file}: its photos are not in {folder}; say where in 'images'"
@@ -108,8 +102,8 @@ class CocoObjects:
                     if self._spec.crowd or not annotation.crowd
                 ]
                 group = f"{field}/{printable(photo.name)}"
-                more = split, group, self._spec.margin, photo.size
-                yield from listed(path, str(file), objects, *more)
+                told = path, str(file), objects, split, group, photo.size
+                yield from self._photos.entries(*told)
             # What is left belongs to no photo.
             for photo_id, numbered in found.annotations.items():
                 for number, _ in numbered:
@@ -119,6 +113,10 @@ class CocoObjects:
     def read(self, uri: str) -> bytes:
         """The pixels of one object; raises as ``crops.Photos.read``."""
         return self._photos.read(uri)
+
+    def notes(self) -> list[str]:
+        """What is to be said of the photos."""
+        return self._photos.notes()
 
     def _images(self, path: Path) -> str:
         file = path.expanduser().resolve()

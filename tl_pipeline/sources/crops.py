@@ -7,14 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_pipeline.config.catalog_entry import PixelSpec
-from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode
-from tl_pipeline.sources.entry import Entry
-from tl_pipeline.sources.tar_members import printable
+from tl_pipeline.config.datasets import BoxedEntry
+from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode, orientation
+from tl_pipeline.sources.entry import Entry, printable, raise_if_refused, refused
 
 _NUMBER = r"(-?[0-9]{1,9})"
 _CUT = re.compile(
@@ -22,10 +21,11 @@ _CUT = re.compile(
     r"(?:&margin=([0-9.e-]+))?(?:&size=([0-9]+)x([0-9]+))?(?:&copy=[0-9]+)?",
     re.DOTALL,
 )
-_REFUSED = re.compile(r"(.+?)#refused=(.*)", re.DOTALL)
 _KEPT = 1 << 26  # bytes of decoded photos
 _LARGEST = 10**9 - 1
+_LYING = (5, 6, 7, 8)  # orientations that swap width and height
 Stamp = tuple[str | None, int | None]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +59,6 @@ def labelled(
     return Labelled(label, *ends)
 
 
-def listed(
-    photo: str,
-    annotation: str,
-    objects: Sequence[Labelled],
-    split: str | None,
-    group: str,
-    margin: float = 0.0,
-    size: tuple[int, int] | None = None,
-) -> Iterator[Entry]:
-    """One entry per object of ``photo``; ``size`` is what the annotation says of it.
-
-    The uri tells all that ``Photos.read`` needs:
-    ``<photo>#box=<left>,<top>,<width>,<height>``, then ``&margin=`` and ``&size=``, and
-    ``&copy=`` for a box that the photo has again. An object without a box is
-    ``<annotation>#refused=<why>``.
-    """
-    version, modified = _stamp(photo)
-    tail = f"&margin={margin!r}" if margin else ""
-    tail += f"&size={size[0]}x{size[1]}" if size else ""
-    seen: set[str] = set()
-    for number, found in enumerate(objects):
-        if found.fault:
-            uri = refused(annotation, f"object {number} of {photo}: {found.fault}")
-            yield Entry(uri, found.label, None, split, group)
-            continue
-        width, height = found.right - found.left, found.bottom - found.top
-        uri = f"{photo}#box={found.left},{found.top},{width},{height}{tail}"
-        uri += f"&copy={number}" if uri in seen else ""
-        seen.add(uri)
-        yield Entry(uri, found.label, version, split, group, modified)
-
-
-def refused(annotation: str, why: str) -> str:
-    """The uri of an input that ``annotation`` names, but that no one can read."""
-    return f"{annotation}#refused={why}"
-
-
 def inside(folder: str, name: str) -> str:
     """The normal path of ``name`` below ``folder``, without asking the disk.
 
@@ -105,17 +68,51 @@ def inside(folder: str, name: str) -> str:
 
 
 class Photos:
-    """Cuts boxes out of the photos of some folders; safe to call from any thread.
+    """Lists and cuts the boxes of the photos in some folders; threads may share it.
 
     The photos decoded last stay in memory, up to 64 MiB (always one): objects are
     listed photo by photo, so that each photo is decoded once while ingesting.
     """
 
-    def __init__(self, folders: Sequence[str], how: PixelSpec) -> None:
-        self._how = how
+    def __init__(self, folders: Sequence[str], spec: BoxedEntry) -> None:
         self._folders = tuple(f"{folder.rstrip(os.sep)}{os.sep}" for folder in folders)
+        self._margin, self._clip = spec.margin, spec.boxes == "clip"
+        self._how = spec.pixels
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, Stamp], np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Stamp], _Photo] = OrderedDict()
+        self._turned: set[str] = set()
+
+    def entries(
+        self,
+        photo: str,
+        annotation: str,
+        objects: Sequence[Labelled],
+        split: str | None,
+        group: str,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[Entry]:
+        """One entry per object of ``photo``; ``size`` is what ``annotation`` tells.
+
+        The uri tells all that ``read`` needs but whether to clip, which the version
+        tells: ``<photo>#box=<left>,<top>,<width>,<height>``, then ``&margin=`` and
+        ``&size=``, and ``&copy=`` for a box that the photo has again. An object without
+        a box is ``<annotation>#refused=<why>``.
+        """
+        version, modified = _stamp(photo)
+        version = f"{version}:clip" if version and self._clip else version
+        tail = f"&margin={self._margin!r}" if self._margin else ""
+        tail += f"&size={size[0]}x{size[1]}" if size else ""
+        seen: set[str] = set()
+        for number, found in enumerate(objects):
+            if found.fault:
+                uri = refused(annotation, f"object {number} of {photo}: {found.fault}")
+                yield Entry(uri, found.label, None, split, group)
+                continue
+            width, height = found.right - found.left, found.bottom - found.top
+            uri = f"{photo}#box={found.left},{found.top},{width},{height}{tail}"
+            uri += f"&copy={number}" if uri in seen else ""
+            seen.add(uri)
+            yield Entry(uri, found.label, version, split, group, modified)
 
     def read(self, uri: str) -> bytes:
         """The pixels inside the box as a binary PPM (see ``images.as_ppm``).
@@ -125,33 +122,33 @@ class Photos:
             OSError: there is no such photo, or no such box in it.
             RefusedImage: the photo cannot be decoded, or the box is no image.
         """
+        raise_if_refused(uri)
         cut = _CUT.fullmatch(uri)
         if cut is None:
-            told = _REFUSED.fullmatch(uri)
-            raise OSError(f"{told[1]}: {told[2]}" if told else f"{uri}: no such object")
+            raise OSError(f"{uri}: no such object")
         path, *ends, margin, wide, high = cut.groups()
         if not path.startswith(self._folders) or os.path.normpath(path) != path:
             raise PermissionError(f"{uri}: leaves {' and '.join(self._folders)}")
         left, top, width, height = map(int, ends)
         if width < 1 or height < 1:
             raise RefusedImage("zero-sized", f"a box of {width}x{height} pixels")
-        pixels = self._photo(path, uri)
-        rows, columns = pixels.shape[:2]
-        if wide and (int(wide), int(high)) != (columns, rows):
-            raise RefusedImage(
-                "wrong box",
-                f"it is for a photo of {wide}x{high} pixels, this has "
-                f"{columns}x{rows}: it was resized or replaced",
-            )
-        if left < 0 or top < 0 or left + width > columns or top + height > rows:
-            raise RefusedImage("wrong box", f"it is not inside {columns}x{rows}")
+        photo = self._photo(path, uri)
+        photo.check_size((int(wide), int(high)) if wide else None)
+        box = photo.checked((left, top, left + width, top + height), clip=self._clip)
+        left, top, right, bottom = box
         share = float(margin or 0)
-        across, down = round(width * share), round(height * share)
-        bottom, right = top + height + down, left + width + across
-        cropped = pixels[max(top - down, 0) : bottom, max(left - across, 0) : right]
-        return as_ppm(cropped)
+        across, down = round((right - left) * share), round((bottom - top) * share)
+        rows = slice(max(top - down, 0), bottom + down)
+        return as_ppm(photo.pixels[rows, max(left - across, 0) : right + across])
 
-    def _photo(self, path: str, uri: str) -> np.ndarray:
+    def notes(self) -> list[str]:
+        """What is to be said of the photos that were read."""
+        if not self._turned:
+            return []
+        said = f"{len(self._turned):,} photos are turned by EXIF, such as "
+        return [f"{said}{min(self._turned)}: boxes are read for the upright photo"]
+
+    def _photo(self, path: str, uri: str) -> "_Photo":
         try:
             stamp = _stamp(path)
             with self._lock:
@@ -160,15 +157,78 @@ class Photos:
                     return self._kept[path, stamp]
             if not Path(path).is_file():  # as a pipe is none: reading it would hang
                 raise FileNotFoundError("no such photo")
-            pixels = np.asarray(decode(Path(path).read_bytes(), self._how))
+            data = Path(path).read_bytes()
+            pixels = np.asarray(decode(data, self._how))
+            photo = _Photo(pixels, orientation(data))
         except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
             raise OSError(f"{uri}: {error}") from None
         with self._lock:
-            self._kept[path, stamp] = pixels
-            held = sum(kept.nbytes for kept in self._kept.values())
+            if photo.orientation:
+                self._turned.add(path)
+            self._kept[path, stamp] = photo
+            held = sum(kept.pixels.nbytes for kept in self._kept.values())
             while len(self._kept) > 1 and held > _KEPT:
-                held -= self._kept.popitem(last=False)[1].nbytes
-        return pixels
+                held -= self._kept.popitem(last=False)[1].pixels.nbytes
+        return photo
+
+
+class _Photo(NamedTuple):
+    """Upright pixels, uint8 (rows, columns, 3), and how EXIF turned them, 2 to 8."""
+
+    pixels: np.ndarray
+    orientation: int | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def check_size(self, annotated: tuple[int, int] | None) -> None:
+        """Refuse a photo of another size than it had when it was ``annotated``."""
+        if annotated and annotated != self.size:
+            why = self._turned() or "it was resized or replaced"
+            raise RefusedImage(
+                "wrong box",
+                f"it is for a photo of {_by(annotated)} pixels, this has "
+                f"{_by(self.size)}: {why}",
+            )
+
+    def checked(self, box: Box, *, clip: bool) -> Box:
+        """``box`` if it is inside; with ``clip`` what of it is."""
+        columns, rows = self.size
+        left, top, right, bottom = box
+        inside: Box = (
+            *(max(left, 0), max(top, 0)),
+            *(min(right, columns), min(bottom, rows)),
+        )
+        some = inside[0] < inside[2] and inside[1] < inside[3]
+        if inside != box and not (clip and some):
+            over = max(
+                inside[0] - left, inside[1] - top, right - columns, bottom - rows
+            )
+            cure = "" if clip or not some else "; 'boxes: clip' takes what is inside"
+            turned = self._turned()
+            raise RefusedImage(
+                "wrong box",
+                f"it is not inside {_by(self.size)}, by {over} px"
+                + (f": {turned}" if turned else cure),
+            )
+        return inside
+
+    def _turned(self) -> str:
+        if not self.orientation:
+            return ""
+        width, height = self.size
+        stored = (height, width) if self.orientation in _LYING else self.size
+        return (
+            f"EXIF orientation {self.orientation} turns the photo, which is stored as "
+            f"{_by(stored)}. Boxes are read for the upright photo; if they are for the "
+            "stored one, remove the tag, such as by 'exiftool -Orientation= FILE'"
+        )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _stamp(path: str) -> Stamp:

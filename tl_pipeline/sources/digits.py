@@ -11,10 +11,10 @@ import numpy as np
 from tl_pipeline.config.datasets import DigitsSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.inputs.images import as_ppm
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, Source
 
 
-class Digits:
+class Digits(Source):
     """1,797 grey images of 8x8 pixels, ten classes, no declared split.
 
     An image is given as a binary PGM (see ``images.as_ppm``).

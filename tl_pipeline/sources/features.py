@@ -12,14 +12,14 @@ from tl_pipeline.config.datasets import FeaturesSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.inputs.vectors import as_npy
 from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, Source
 from tl_pipeline.sources.row_files import Paths, RowFiles
 
 _PICKLES = (".p", ".pkl", ".pickle")
 _ENDINGS = (".npy", ".npz", ".parquet", *_PICKLES)
 
 
-class Features:
+class Features(Source):
     """Each row is an input, ``<file>#<row>``, given as an .npy file of float32.
 
     Splits are declared and files are kept as ``RowFiles`` says.

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from tl_pipeline.config.datasets import HuggingFaceSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import SEVERAL_LABELS, Entry, Source
 from tl_pipeline.sources.huggingface_load import load
-from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
+from tl_pipeline.sources.layout import Holds, split_folders
 
 _ROWS = 1000  # listed at once
 _LABELS = re.compile(r"u?int(8|16|32|64)|bool|(large_)?string")
@@ -32,14 +32,13 @@ class _Part(NamedTuple):
     modified_ns: int | None
 
 
-class HuggingFace:
+class HuggingFace(Source):
     """Every row is an input: the bytes in its ``Image`` column, not decoded there.
 
     A uri is ``<folder or hub name>#<their split>:<row>``. A label is the name that
     ``ClassLabel`` has for it, else the text or whole number itself; -1, the hub's word
-    for "not told", is none. Splits of a name as in ``image_folder`` are kept, with its
-    rule: ``val`` without a ``test`` is the test split. One split alone that is not
-    ``train`` is undeclared. Rows stay in files that are mapped to memory.
+    for "not told", is none. Splits of the usual names are kept (``layout``); one alone
+    that is not train is undeclared. Rows stay in files that are mapped to memory.
     """
 
     def __init__(self, spec: HuggingFaceSpec) -> None:
@@ -108,29 +107,28 @@ class HuggingFace:
         with self._lock:
             if not self._parts:
                 found, self._roots = load(self._spec)
-                sides = self._sides(list(found))
-                parts = {name: self._part(found[name], side) for name, side in sides}
-                self._parts = parts
+                splits = self._splits(list(found))
+                self._parts = {n: self._part(found[n], s) for n, s in splits.items()}
             return self._parts
 
-    def _sides(self, names: list[str]) -> list[tuple[str, str | None]]:
+    def _splits(self, names: list[str]) -> dict[str, str | None]:
         """Their names of the splits to read, each with ours."""
-        told = self._spec.splits
-        if told is not None and told and told.keys() <= set(names):
-            return list(told.items())
-        if told is None and len(names) == 1 and names != ["train"]:
-            return [(names[0], None)]
-        if told is not None or "train" not in names or not {*names} <= {*SPLIT_FOLDERS}:
+        declared = self._spec.splits
+        found = split_folders(
+            self._base,
+            names,
+            lambda _: Holds.FOLDERS,
+            declared,
+            or_else="rows of no split",
+        )
+        if not found and declared is None and len(names) > 1:
             raise DatasetError(
                 f"{self._base} has the splits {', '.join(names)}; say which to use as "
-                "what, such as 'splits: {train: train, test: test}'"
+                f"what, such as 'splits: {{train: {names[0]}, test: {names[1]}}}'"
             )
-        sides = {name: SPLIT_FOLDERS[name] for name in names}
-        if "test" not in sides.values():
-            sides = dict.fromkeys(names, "test") | {"train": "train"}
-        return list(sides.items())
+        return found or dict.fromkeys(names)
 
-    def _part(self, dataset: Any, side: str | None) -> _Part:
+    def _part(self, dataset: Any, split: str | None) -> _Part:
         spec, features = self._spec, dataset.features
         kinds = {name: getattr(kind, "dtype", kind) for name, kind in features.items()}
         wanted = [spec.image_column, spec.label_column, spec.group_column]
@@ -138,6 +136,10 @@ class HuggingFace:
         library = importlib.import_module("datasets")
         image, label = (features.get(name) for name in columns[:2])
         names = label.names if isinstance(label, library.ClassLabel) else None
+        if isinstance(label, library.List | library.LargeList | list):
+            raise DatasetError(
+                f"{self._base}: column {spec.label_column!r} {SEVERAL_LABELS}"
+            )
         if (
             not set(columns) <= set(features)
             or not (isinstance(image, library.Image) or kinds[columns[0]] in _BYTES)
@@ -150,7 +152,7 @@ class HuggingFace:
                 "whole numbers, 'group_column' any"
             )
         rows = dataset.with_format("arrow", columns=columns)
-        return _Part(side, rows, names, *_stamp(dataset))
+        return _Part(split, rows, names, *_stamp(dataset))
 
     def _listed(self, part: _Part) -> Iterator[tuple[bool, str | None, str | None]]:
         """Of every row: whether it holds the bytes itself, its label and its group."""

@@ -9,11 +9,11 @@ from tl_pipeline.config.datasets import PickleSpec
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.inputs.images import as_ppm
 from tl_pipeline.sources.array_pickles import PickledArray, load_arrays
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, Source
 from tl_pipeline.sources.row_files import Paths, RowFiles
 
 
-class Pickled:
+class Pickled(Source):
     """Each row of ``features`` is an input, given as a binary PGM or PPM.
 
     Splits are declared and files are kept as ``RowFiles`` says.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, printable
 
 Paths = tuple[Path, ...]  # of the rows, and perhaps of their labels
 Read = Callable[[Paths, str], tuple[np.ndarray, Sequence[str | None]]]
@@ -31,9 +31,7 @@ class Rows(NamedTuple):
 class RowFiles:
     """The files of the dataset ``name``; row 3 of one is the input ``<file>#3``.
 
-    Splits follow ``image_folder``: where only train and validation are given, the
-    declared validation is what others report as their test set and becomes the test
-    split; where only train is given, none is declared.
+    Where only train is given no split is declared.
 
     ``read`` is handed the paths of a file and its name for messages, and gives the
     values and the labels of its rows. ``marked`` tells, in versions, what else they
@@ -53,18 +51,14 @@ class RowFiles:
         self._name, self._read, self._marked = name, read, marked
         self._lock = threading.Lock()
         self._loaded: dict[str, Rows] = {}
-        held_out = "validation" if test[0] else "test"
-        given = [(train, "train"), (validation, held_out), (test, "test")]
+        given = [(train, "train"), (validation, "validation"), (test, "test")]
         files = [
             (tuple(path.resolve() for path in paths if path), split)
             for paths, split in given
             if paths[0]
         ]
         # A name that is no UTF-8 fits no table: in a uri it is escaped.
-        names = [
-            str(paths[0]).encode(errors="backslashreplace").decode()
-            for paths, _ in files
-        ]
+        names = [printable(str(paths[0])) for paths, _ in files]
         self._files = dict(zip(names, files, strict=True))
         self._repeated = len(self._files) < len(files)
 

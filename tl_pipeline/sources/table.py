@@ -1,6 +1,7 @@
 """Tables with one row per image: CSV, TSV and Parquet."""
 
-import csv
+import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,26 +13,23 @@ import pyarrow as pa
 from tl_pipeline.config.datasets import TableSpec
 from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.csv_rows import Row, text_rows
+from tl_pipeline.sources.entry import Entry, Source
+from tl_pipeline.sources.layout import split_named
+from tl_pipeline.sources.parquet_rows import parquet_rows
 from tl_pipeline.sources.table_files import PARQUET, SEPARATORS, TableFiles, ending
 from tl_pipeline.sources.table_images import ImageCells
 from tl_pipeline.sources.table_links import ODD_PATHS, Links
-from tl_pipeline.sources.table_rows import (
-    Row,
-    parquet_rows,
-    split_of,
-    text_rows,
-    weight_of,
-)
 from tl_pipeline.sources.table_texts import Texts
 from tl_pipeline.storage import Place
 from tl_pipeline.storage.stamps import Stamp
 
 _MARKED = re.compile(r"(.*)#(row|copy)=([0-9]+)", re.DOTALL)
+_LEFT_OUT = "left out"  # the split of rows that the entry's splits do not name
 _TOGETHER = 256  # rows whose files are looked at together
 
 
-class Table:
+class Table(Source):
     """Every row is an input, and its uri tells without the table what to read.
 
     A path is made absolute; one that leaves the root is listed as it is written and
@@ -49,7 +47,7 @@ class Table:
         self._images = ImageCells(spec.image_column, self._files.storage)
         self._texts = None
         if spec.text_column is not None:
-            self._texts = Texts(spec.text_column, self._files.storage, self._mark)
+            self._texts = Texts(spec, self._files.storage, self._mark)
 
     def __reduce__(self) -> tuple[type["Table"], tuple[TableSpec]]:
         return Table, (self._spec,)  # neither locks nor what is in memory can travel
@@ -111,7 +109,7 @@ class Table:
         whole = self._files.stamp(file)
         if self._texts:
             whole = self._texts.listed(whole)
-        rows = enumerate(self._rows(file))
+        rows = self._rows(file)
         while some := list(islice(rows, _TOGETHER)):
             located = [self._locate(cells[0], root) for _, cells in some]
             stamps = self._links.stamps([place for _, place in located], listings)
@@ -126,7 +124,7 @@ class Table:
                     split,
                     group,
                     known.modified_ns,
-                    weight_of(weight, here) if weighed else None,
+                    _weight(weight, here) if weighed else None,
                 )
                 yield entry, at is not None
 
@@ -145,7 +143,8 @@ class Table:
         data = self._images.read(file, row, stamp)
         return data if isinstance(data, bytes) else None
 
-    def _rows(self, file: Place) -> Iterator[Row]:
+    def _rows(self, file: Place) -> Iterator[tuple[int, Row]]:
+        """The rows to list, with their numbers; other splits are left out."""
         spec, storage = self._spec, self._files.storage
         inputs = spec.text_column or spec.image_column
         names = (inputs, spec.label_column, spec.split_column)
@@ -157,17 +156,57 @@ class Table:
                 texts = self._texts is not None
                 rows = parquet_rows(file, source, names, of_texts=texts)
             else:
-                rows = text_rows(file, storage.stream(file), names, mark)
-            for path, label, split, *others in rows:
-                yield path, label, split_of(split, file), *others
-        except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
+                source = storage.stream(file)
+                rows = text_rows(file, source, names, mark, spec.encoding)
+            known = dict[str | None, str | None]()
+            for row, (path, label, cell, *others) in enumerate(rows):
+                if cell not in known:
+                    known[cell] = self._split(cell, f"{file}: row {row}")
+                if (split := known[cell]) != _LEFT_OUT:
+                    yield row, (path, label, split, *others)
+        except (pa.ArrowException, OSError, ValueError) as error:
             if is_url(file) and isinstance(error, OSError):
                 raise DatasetError(f"{error}; check 'path'") from None
             raise DatasetError(
                 f"{file} is not what its ending says: {error}. Rename or rewrite it"
             ) from None
 
+    def _split(self, cell: str | None, where: str) -> str | None:
+        """The split that a cell names, or ``_LEFT_OUT``.
+
+        Raises:
+            DatasetError: it is no usual name of a split.
+        """
+        name = (cell or "").strip()
+        if not name:
+            return None
+        if self._spec.splits is not None:
+            declared = self._spec.splits.items()
+            return next((s for s, names in declared if name in names), _LEFT_OUT)
+        if found := split_named(name):
+            return found
+        raise DatasetError(
+            f"{where}: unknown split {name!r}. Say in its entry in data_catalog.yaml "
+            "which names are which splits, such as 'splits: {train: [fit, tune], test: "
+            "final}', or leave out 'split_column' to have splits drawn"
+        )
+
     def _mark(self, file: Place) -> str | None:
         """What parts the cells of a text file; None for Parquet."""
         kind = ending(file)
         return None if kind == PARQUET else self._spec.separator or SEPARATORS[kind]
+
+
+def _weight(text: str | None, where: str) -> float:
+    """The weight that a cell holds.
+
+    Raises:
+        DatasetError: it is empty, negative, infinite, or no number.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 <= (weight := float(text or "")) < math.inf:
+            return weight
+    raise DatasetError(
+        f"{where}: its weight is {text or 'missing'}, not a number >= 0; write 1 for "
+        "an image that counts once, or leave out 'weight_column'"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tl_pipeline.sources.table_rows import row_images, row_starts
+from tl_pipeline.sources.parquet_rows import row_images, row_starts
 from tl_pipeline.storage import Place, Storage
 from tl_pipeline.storage.stamps import Stamp
 

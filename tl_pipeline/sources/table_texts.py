@@ -7,7 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tl_pipeline.sources.table_rows import row_images, row_starts, text_rows
+from tl_pipeline.config.datasets import TableSpec
+from tl_pipeline.sources.csv_rows import text_rows
+from tl_pipeline.sources.parquet_rows import row_images, row_starts
 from tl_pipeline.storage import Place, Storage
 from tl_pipeline.storage.stamps import Stamp
 
@@ -21,9 +23,10 @@ class Texts:
     """
 
     def __init__(
-        self, column: str, storage: Storage, mark: Callable[[Place], str | None]
+        self, spec: TableSpec, storage: Storage, mark: Callable[[Place], str | None]
     ) -> None:
-        self._column, self._storage, self._mark = column, storage, mark
+        self._column, self._encoding = str(spec.text_column), spec.encoding
+        self._storage, self._mark = storage, mark
         self._lock = threading.Lock()
         self._known: Any = None
         self._cells = pa.chunked_array([], pa.string())
@@ -66,7 +69,8 @@ class Texts:
                 ],
                 pa.large_string(),
             )
-        rows = text_rows(file, self._storage.stream(file), (self._column,), mark)
+        source = self._storage.stream(file)
+        rows = text_rows(file, source, (self._column,), mark, self._encoding)
         chunks, cells = [], []
         for (cell,) in rows:
             cells.append(cell)

@@ -16,7 +16,7 @@ import numpy as np
 from tl_pipeline.config.datasets import TorchvisionSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec, UnknownName
 from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode, probe
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, Source
 from tl_pipeline.sources.torchvision_rows import DATASETS, Find, Row
 
 Part = tuple[list[str | None], list[Path], Callable[[int], np.ndarray] | None]
@@ -31,7 +31,7 @@ _OBJECTS = {
 }
 
 
-class TorchvisionDataset:
+class TorchvisionDataset(Source):
     """The official splits of one dataset.
 
     Where torchvision keeps paths, an input is that file, unchanged; where it keeps

@@ -15,16 +15,14 @@ from tl_pipeline.sources.crops import (
     Photos,
     inside,
     labelled,
-    listed,
-    refused,
 )
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import Entry, Source, refused
 
 _ENDS = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1 << 24  # bytes of an annotation; VOC's own have 2 kB
 
 
-class VocObjects:
+class VocObjects(Source):
     """Every object of every photo is an input: the pixels of its box.
 
     torchvision's layout: ``VOCdevkit/VOC2012`` (2011: ``TrainVal/VOCdevkit/VOC2011``)
@@ -43,7 +41,7 @@ class VocObjects:
         root = spec.path.expanduser().resolve()
         self._base = root / f"{early}VOCdevkit/VOC{spec.year}"
         self._folder = inside(str(self._base), "JPEGImages")
-        self._photos = Photos([self._folder], spec.pixels)
+        self._photos = Photos([self._folder], spec)
         # Our names of the splits to VOC's.
         self._splits = {"train": "train", "test": "val"}
         if spec.year == 2007:
@@ -81,6 +79,10 @@ class VocObjects:
     def read(self, uri: str) -> bytes:
         """The pixels of one object; raises as ``crops.Photos.read``."""
         return self._photos.read(uri)
+
+    def notes(self) -> list[str]:
+        """What is to be said of the photos."""
+        return self._photos.notes()
 
     def _names(self, official: str) -> list[str]:
         file = self._base / "ImageSets" / "Main" / f"{official}.txt"
@@ -128,7 +130,7 @@ class VocObjects:
         size = (
             (int(told[0]), int(told[1])) if all(map(_WHOLE.fullmatch, told)) else None
         )
-        yield from listed(photo, file, found, split, name, self._spec.margin, size)
+        yield from self._photos.entries(photo, file, found, split, name, size)
 
 
 _SIDES = ("width", "height")

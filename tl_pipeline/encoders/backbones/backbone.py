@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from tl_pipeline.config.catalog_entry import Modality
+from tl_pipeline.config.dataset_entry import Modality
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.modalities import Input

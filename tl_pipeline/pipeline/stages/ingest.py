@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tl_pipeline.config.datasets import DatasetSpec
-from tl_pipeline.data import splits
+from tl_pipeline.data import refusals, splits
 from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import Scan
 from tl_pipeline.data.scan import scan as look
-from tl_pipeline.errors import DatasetError, TooManyRefused
+from tl_pipeline.errors import DatasetError
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.runs.planning import LOST, Outcome
@@ -36,6 +36,18 @@ from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 # Bump when the same inputs must give other rows.
 VERSION = 1
 _NAMED = 3  # of many, in a message
+_FOLDERS = (
+    "The folders directly in 'path' (or in its splits) are the classes: name the "
+    "folder above them"
+)
+# Where classes come from, for who has only one.
+_CLASSES = {
+    "image_folder": _FOLDERS,
+    "archive": _FOLDERS,
+    "table": "See 'label_column'",
+    "webdataset": "See 'label'",
+    "huggingface": "See 'label_column'",
+}
 
 
 @dataclass(frozen=True)
@@ -92,10 +104,10 @@ class Ingest(Unit[Manifest]):
         )
 
     def found(self, made: Artifact) -> str:
-        return _summary(self.scan) + _tiny(self.scan)
+        return _joined(_summary(self.scan), *_findings(self.scan))
 
     def missing(self) -> str:
-        return self._changes() + _tiny(self.scan)
+        return _joined(self._changes(), *_findings(self.scan))
 
     def units(self, made: Artifact | None) -> int:
         """The images of the dataset."""
@@ -150,14 +162,14 @@ def _declared(manifest: pa.Table) -> dict[str, str]:
 
 
 def _check(dataset: DatasetSpec, scan: Scan) -> None:
-    _check_refused(dataset, scan)
+    refusals.check(dataset, scan)
     name, manifest = dataset.name, scan.manifest
     classes = tables.counts(manifest["label"])
     if len(classes) < 2:
         raise DatasetError(
             f"{name}: all {scan.inputs} images are of one class, "
-            f"{next(iter(classes))!r}; a classifier needs two. Expected "
-            "root/class/image files"
+            f"{next(iter(classes))!r}; a classifier needs two. "
+            f"{_CLASSES.get(dataset.type, '')}"
         )
     _check_expected(dataset, manifest.num_rows, len(classes))
     _check_weights(name, manifest)
@@ -168,26 +180,6 @@ def _check(dataset: DatasetSpec, scan: Scan) -> None:
             f"{name}: {manifest.num_rows} images split into {_shares(sizes)}, with "
             f"{learned} classes to learn; every split needs images. Add images "
             "or change split.validation, split.test or split.seed"
-        )
-
-
-def _check_refused(dataset: DatasetSpec, scan: Scan) -> None:
-    name, inputs, refused = dataset.name, scan.inputs, scan.quarantine.num_rows
-    reasons = tables.counts(scan.quarantine["reason"])
-    listed = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-    if not scan.manifest.num_rows:
-        raise DatasetError(
-            f"{name}: no images among {inputs} inputs ({listed or 'it is empty'}). "
-            "Expected root/class/image files"
-        )
-    if refused > dataset.max_quarantined * inputs:
-        first = "; ".join(
-            f"{row['uri']}: {row['reason']} ({row['detail']})"
-            for row in scan.quarantine[:_NAMED].to_pylist()
-        )
-        raise TooManyRefused(
-            f"{name}: {refused} of {inputs} inputs were refused ({listed}), more than "
-            f"max_quarantined = {dataset.max_quarantined:g} allows. First: {first}"
         )
 
 
@@ -261,8 +253,6 @@ def _summary(scan: Scan) -> str:
     classes = len(tables.counts(scan.manifest["label"]))
     shares = _shares(tables.counts(scan.manifest["split"]))
     said = f"{scan.manifest.num_rows:,} images of {classes} classes ({shares})"
-    if scan.quarantine.num_rows:
-        said += f", {scan.quarantine.num_rows:,} refused"
     if scan.duplicates.num_rows:
         said += f", {scan.duplicates.num_rows:,} duplicates"
     return said
@@ -272,9 +262,18 @@ def _shares(sizes: dict[str, int]) -> str:
     return ", ".join(f"{split} {sizes.get(split, 0):,}" for split in splits.SPLITS)
 
 
+def _joined(*sentences: str) -> str:
+    return "; ".join(filter(None, sentences))
+
+
+def _findings(scan: Scan) -> tuple[str, ...]:
+    """What is to be said of ``scan`` whether or not it changed anything."""
+    return refusals.summary(scan.quarantine), _tiny(scan), *scan.notes
+
+
 def _tiny(scan: Scan) -> str:
     tiny = splits.tiny(scan.manifest)
     said = [f"{label} (no {', '.join(lacks)})" for label, lacks in tiny.items()]
     if len(said) > _NAMED:
         said[_NAMED:] = [f"{len(said) - _NAMED:,} more"]
-    return f"; too small for all splits: {', '.join(said)}" if said else ""
+    return f"too small for all splits: {', '.join(said)}" if said else ""

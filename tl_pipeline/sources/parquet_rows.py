@@ -1,13 +1,9 @@
-"""The rows of one table file, CSV, TSV or Parquet, as text; its images as bytes.
+"""The rows of a Parquet file as text, and its images as bytes.
 
 What is opened is a path, or a binary file at its start where it lies behind a URL.
 """
 
-import contextlib
-import csv
-import io
 import json
-import math
 import re
 from collections.abc import Iterator
 from itertools import accumulate
@@ -18,37 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources.image_folder import SPLIT_FOLDERS
+from tl_pipeline.sources.csv_rows import Row, check_columns
+from tl_pipeline.sources.entry import SEVERAL_LABELS
 
 _IMAGES = re.compile(
-    r"(large_)?(string|binary)|fixed_size_binary|dictionary|null"
+    r"(large_)?(string|binary)|fixed_size_binary|null"
     r"|struct<.*\b(bytes: \w*binary|path: \w*string)"
 )
-_TEXTS = re.compile(
-    r"(large_)?string(_view)?|null|dictionary<values=(large_)?string,.*"
-)
+_TEXTS = re.compile(r"(large_)?string(_view)?|null")
 _BATCH, _BUFFER = 128, 1 << 20  # rows, bytes
-Row = tuple[str | None, ...]  # the cells of the columns asked for; None for nothing
-
-
-def text_rows(file: Path | str, source: Any, names: Row, mark: str) -> Iterator[Row]:
-    """The columns ``names`` of a file whose cells are parted by ``mark``.
-
-    Raises:
-        DatasetError: a column is missing or there twice.
-        ValueError: it is no such text.
-    """
-    with io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines, delimiter=mark)
-        found = next(rows, [])
-        if "\0" in "".join(found):
-            raise ValueError("it is no text")
-        _check(file, names, found)
-        places = [None if name is None else found.index(name) for name in names]
-        for cells in filter(None, rows):
-            if len(cells) != len(found):
-                raise ValueError(f"line {rows.line_num} has {len(cells)} columns")
-            yield tuple(None if p is None else cells[p] or None for p in places)
 
 
 def parquet_rows(
@@ -61,8 +35,8 @@ def parquet_rows(
         pyarrow.ArrowException: it is no Parquet file.
     """
     with pq.ParquetFile(source, buffer_size=_BUFFER) as table:
-        image, *others = _check(file, names, table.schema_arrow.names)
-        kind = str(table.schema_arrow.field(image).type)
+        image, *others = check_columns(file, names, table.schema_arrow.names)
+        kind = str(_value_type(table.schema_arrow.field(image).type))
         if of_texts and not _TEXTS.fullmatch(kind):
             raise DatasetError(
                 f"{file}: column {image!r} holds {kind}; 'text_column' must hold text"
@@ -72,6 +46,8 @@ def parquet_rows(
                 f"{file}: column {image!r} holds {kind}; 'image_column' must hold "
                 "paths, bytes, or a struct of 'bytes' and 'path'"
             )
+        for name in others:
+            _check_value(file, name, table.schema_arrow.field(name).type)
         classes = {name: _class_names(table.schema_arrow, name) for name in others}
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
@@ -91,17 +67,20 @@ def parquet_rows(
                 yield from zip(*(texts.get(n, none) for n in names), strict=True)
 
 
-def _check(file: Path | str, names: Row, found: list[str]) -> list[str]:
-    """Those of ``names`` that are wanted; each must be a column."""
-    wanted = [name for name in names if name is not None]
-    for name in wanted:
-        if found.count(name) != 1:
-            raise DatasetError(
-                f"{file} must have one column {name!r}; it has: {', '.join(found)}. "
-                "Correct 'image_column', 'label_column' and the like, or set "
-                "'separator': by default a comma in .csv, a tab in .tsv and .txt"
-            )
-    return wanted
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, where ``kind`` keeps each of them once."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _check_value(file: Path | str, name: str, kind: pa.DataType) -> None:
+    """Refuse a column of labels, splits or the like that holds no plain values."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        raise DatasetError(f"{file}: column {name!r} {SEVERAL_LABELS}")
+    if pa.types.is_nested(kind):
+        raise DatasetError(
+            f"{file}: column {name!r} holds {kind}; it must hold a text or a number in "
+            "each row"
+        )
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -147,32 +126,3 @@ def row_images(file: Any, group: int, column: str) -> pa.ChunkedArray:
         batches = table.iter_batches(_BATCH, [group], wanted)
         arrays = [batch.column(0) for batch in batches]
     return pa.chunked_array([a.flatten()[0] if nested else a for a in arrays])
-
-
-def split_of(split: str | None, file: Path | str) -> str | None:
-    """The split that a cell names, in any case.
-
-    Raises:
-        DatasetError: there is no such split.
-    """
-    if split and split.strip().lower() not in SPLIT_FOLDERS:
-        raise DatasetError(
-            f"{file}: unknown split {split!r}; known: {', '.join(SPLIT_FOLDERS)}. "
-            "Rename it, or leave out 'split_column' to have splits drawn"
-        )
-    return SPLIT_FOLDERS[split.strip().lower()] if split else None
-
-
-def weight_of(text: str | None, where: str) -> float:
-    """The weight that a cell holds.
-
-    Raises:
-        DatasetError: it is empty, negative, infinite, or no number.
-    """
-    with contextlib.suppress(ValueError):
-        if 0 <= (weight := float(text or "")) < math.inf:
-            return weight
-    raise DatasetError(
-        f"{where}: its weight is {text or 'missing'}, not a number >= 0; write 1 for "
-        "an image that counts once, or leave out 'weight_column'"
-    )

@@ -1,10 +1,12 @@
-"""What an entry of the data catalogue may say, whatever kind of source it names."""
+"""What a dataset entry of the catalogue may say, whatever kind of source it names."""
 
+import codecs
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,6 +20,30 @@ from tl_pipeline.config.split_specs import Action, NearDuplicatesSpec, SplitSpec
 
 Modality = Literal["image", "text", "vector"]
 Band = Annotated[int, Field(ge=1)]
+SplitName = Literal["train", "validation", "test"]
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _text_encoding(value: str) -> str:
+    try:
+        "".encode(value)
+        return codecs.lookup(value).name
+    except LookupError:
+        raise ValueError(
+            "must name a text encoding that Python knows, such as cp1252, utf-16, "
+            "shift_jis or gb18030"
+        ) from None
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_one_or_more, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
+]
+TextEncoding = Annotated[str, AfterValidator(_text_encoding)]
 
 
 def _near_duplicates(value: Any) -> Any:
@@ -57,8 +83,8 @@ class PixelSpec(Spec):
         return found
 
 
-class CatalogEntry(PixelSpec):
-    """What every entry of the catalogue may say, whatever its type."""
+class DatasetEntry(PixelSpec):
+    """What every dataset entry may say, whatever its type."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the entry's own key"
@@ -109,6 +135,11 @@ class CatalogEntry(PixelSpec):
         )
 
     @property
+    def names_splits(self) -> bool:
+        """Whether the entry itself says which names are which splits."""
+        return False
+
+    @property
     def grouped(self) -> bool:
         """Whether the source gives groups, as far as the entry alone can tell."""
         return False
@@ -134,7 +165,35 @@ class CatalogEntry(PixelSpec):
         return self.model_copy(update=relative)
 
 
-class StoredEntry(CatalogEntry):
+class NamedSplitsEntry(DatasetEntry):
+    """What an entry may say besides where folders or cells have the names of splits.
+
+    ``splits`` maps our splits to the names in the data; what it does not name is left
+    out, and ``{}`` says that no name is that of a split. Without it the usual names
+    (training, val, dev, testing, seg_test ...) are known in any case.
+    """
+
+    splits: dict[SplitName, Names] | None = None
+
+    @model_validator(mode="after")
+    def _splits_fit(self) -> Self:
+        if not self.splits:
+            return self
+        names = [name for several in self.splits.values() for name in several]
+        if "train" not in self.splits or len(set(names)) < len(names):
+            raise ValueError(
+                "splits: must say which is train, and no name twice; {} where no name "
+                "is that of a split"
+            )
+        return self
+
+    @property
+    def names_splits(self) -> bool:
+        """Whether the entry itself says which names are which splits."""
+        return self.splits is not None
+
+
+class RemoteEntry(DatasetEntry):
     """What an entry may say besides where its data may be behind a URL."""
 
     # A fault must not print what may be a secret in the wrong place.

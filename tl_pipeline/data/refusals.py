@@ -1,0 +1,58 @@
+"""What is said of inputs that were refused."""
+
+import pyarrow as pa
+
+from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.data.scan import Scan
+from tl_pipeline.errors import TooManyRefused
+from tl_pipeline.store import tables
+
+_NAMED = 5  # of many, in an error
+_FEW = 2  # of many, in one line
+
+
+def check(dataset: DatasetSpec, scan: Scan) -> None:
+    """See that enough inputs can be used.
+
+    Raises:
+        TooManyRefused: none can, or more are refused than ``max_quarantined`` allows.
+    """
+    inputs, refused = scan.inputs, scan.quarantine.num_rows
+    reasons = tables.counts(scan.quarantine["reason"])
+    counts = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
+    first = "\n  ".join(("", *details(scan.quarantine)))
+    if not scan.manifest.num_rows:
+        raise TooManyRefused(
+            f"{dataset.name}: none of {inputs:,} inputs can be used ({counts}). The "
+            f"first of them:{first}"
+        )
+    if refused > dataset.max_quarantined * inputs:
+        raise TooManyRefused(
+            f"{dataset.name}: {refused:,} of {inputs:,} inputs were refused "
+            f"({counts}), more than max_quarantined = {dataset.max_quarantined:g} "
+            f"allows. The first of them:{first}"
+        )
+
+
+def summary(quarantine: pa.Table) -> str:
+    """``1,203 refused: a.jpg (empty), b.jpg (truncated) ...``; "" if there are none."""
+    if not quarantine.num_rows:
+        return ""
+    rows = tables.values(quarantine[:_FEW], "uri", "reason")
+    first = ", ".join(f"{_name(uri)} ({reason})" for uri, reason in rows)
+    more = " ..." if quarantine.num_rows > _FEW else ""
+    return f"{quarantine.num_rows:,} refused: {first}{more}"
+
+
+def details(quarantine: pa.Table, most: int = _NAMED) -> list[str]:
+    """The first refused inputs, each with its reason."""
+    rows = tables.values(quarantine[:most], "uri", "reason", "detail")
+    return [
+        f"{_name(uri)}: {reason} ({detail.removeprefix(_name(uri)).lstrip(':; ')})"
+        for uri, reason, detail in rows
+    ]
+
+
+def _name(uri: str) -> str:
+    """``uri`` without the reason that a source has put into it."""
+    return uri.partition("#refused=")[0]
