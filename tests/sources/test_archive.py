@@ -472,11 +472,11 @@ def test_five_thousand_members_are_indexed_in_bounded_memory(tmp_path: Path):
     ("head", "said"),
     [
         (b"7z\xbc\xaf\x27\x1c\0\4", "it is a 7z archive; read are zip files, and tar "),
-        (b"Rar!\x1a\x07\1\0", "it is a RAR archive"),
+        (b"Rar!\x1a\x07\1\0", "it is a rar archive"),
         (b"\n<!doctype HTML>\n<p>Sign in", "it is an HTML page: a download page was"),
         (b"<!-- x --><html>", "it is an HTML page"),
         (b'{"error": "not found"}', "it is JSON, perhaps an error message"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: fetch"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
         (b"MZ\x90\0", "it is a Windows program, perhaps an archive that unpacks"),
         (b"PK\7\x08PK\3\4", "it is one of several volumes of a zip archive"),
         (b"\x04\x22\x4d\x18", "it is compressed by LZ4"),

@@ -9,6 +9,7 @@ __all__ = [
     "modalities",
     "nvjpeg_support",
     "pixels",
+    "refusals",
     "resizing",
     "texts",
     "vectors",

@@ -70,10 +70,8 @@ _SHOWN = 40  # characters of a text
 
 def unknown(data: bytes) -> RefusedImage:
     """The refusal of ``data``, which no decoder knows: what it is, and the cure."""
-    for kind in _KINDS:
-        end = kind.offset + len(kind.magic)
-        if data[kind.offset : end] == kind.magic:
-            return RefusedImage(kind.reason, f"it is {kind.name}; {kind.cure}")
+    if kind := _kind(data):
+        return RefusedImage(kind.reason, f"it is {kind.name}; {kind.cure}")
     start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if b"<svg" in start:
         return RefusedImage(UNSUPPORTED, "it is an SVG drawing; render it to PNG")
@@ -91,6 +89,17 @@ def unknown(data: bytes) -> RefusedImage:
         shown = " ".join(data[:200].decode(errors="replace").split())[:_SHOWN]
         return RefusedImage(NOT_AN_IMAGE, f"it is a text that begins with {shown!r}")
     return RefusedImage(NOT_AN_IMAGE, f"{len(data)} bytes, no known format")
+
+
+def kind_of(data: bytes) -> str | None:
+    """What a file is that begins with ``data`` and is no image, with its article."""
+    kind = _kind(data)
+    return kind.name if kind else None
+
+
+def _kind(data: bytes) -> _Kind | None:
+    starts = (kind for kind in _KINDS if data.startswith(kind.magic, kind.offset))
+    return next(starts, None)
 
 
 def _is_text(start: bytes) -> bool:

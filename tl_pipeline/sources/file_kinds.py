@@ -2,9 +2,9 @@
 
 import re
 
+from tl_pipeline.inputs import refusals as inputs
+
 _STARTS = {
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!\x1a\x07": "a RAR archive",
     b"\x28\xb5\x2f\xfd": "compressed by Zstandard",
     b"\x1f\x8b": "compressed by gzip",
     b"BZh": "compressed by bzip2",
@@ -12,17 +12,12 @@ _STARTS = {
     b"\x04\x22\x4d\x18": "compressed by LZ4",
     b"LZIP": "compressed by lzip",
     b"\x1f\x9d": "compressed by compress (.Z)",
-    b"PK\3\4": "a zip archive (or an Excel file)",
     b"PK\7\x08": "one of several volumes of a zip archive",
     b"MZ": "a Windows program, perhaps an archive that unpacks itself",
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "a numpy array",
     b"SQLite format 3": "an SQLite database",
     b"\xd0\xcf\x11\xe0": "an old Excel or Word file",
-    b"%PDF": "a PDF",
-    b"version https://git-lfs": "a Git LFS pointer: fetch the file with 'git lfs pull'",
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89PNG": "a PNG image",
 }
@@ -44,4 +39,4 @@ def kind_of(head: bytes) -> str | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _HTML.match(text):
         return "an HTML page: a download page was saved in place of the file"
-    return _MARKUP.get(text[:1])
+    return _MARKUP.get(text[:1]) or inputs.kind_of(head)

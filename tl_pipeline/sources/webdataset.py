@@ -48,6 +48,8 @@ class WebDataset(Source):
     def __init__(self, spec: WebDatasetSpec) -> None:
         self._spec = spec
         self._images = [ending.lstrip(".").lower() for ending in spec.image]
+        usual = WebDatasetSpec.model_fields["image"].default
+        self._suffixes = {e.rpartition(".")[2] for e in (*usual, *self._images)}
         ending, _, self._field = spec.label.partition(":")
         self._label_ending = ending.lstrip(".").lower()
         # resolve() would follow a link such as latest, and every uri would change.
@@ -142,7 +144,7 @@ class WebDataset(Source):
         return {e for e in found if image is not None and sample[e] is not image}
 
     def _seems_image(self, ending: str) -> bool:
-        return ending.rpartition(".")[2] in self._images
+        return ending.rpartition(".")[2] in self._suffixes
 
     def _label(self, sample: Sample, index: Index) -> str | None:
         member = sample.get(self._label_ending)
