@@ -172,15 +172,15 @@ def test_unusable_folders_are_refused(tl: Tl, folder: Path, tmp_path: Path):
     shutil.copytree(folder / "china", single / "china")
     (words / "a").mkdir(parents=True)
     (words / "a" / "x.jpg").write_text("not an image")
-    for place, said in (
-        (empty, "is empty"),
-        (single, "one class, 'china'"),
-        (words, "1 not an image"),
+    for place, code, lines, said in (
+        (empty, 2, 1, "is empty"),
+        (single, 2, 1, "one class, 'china'"),
+        (words, 3, 2, "none of 1 inputs can be used (1 not an image)"),
     ):
         done = tl("run", place, "--runner", "direct")
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (code, "")
         assert said in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        assert len(done.stderr.strip().splitlines()) == lines
     assert not (tmp_path / "tl_store" / "manifests").exists()
 
 

@@ -165,7 +165,7 @@ def test_images_left_out_for_another_are_counted(tmp_path: Path):
     assert again == "2 members have a name that came before: samples of their own"
     chosen = opened(path, image="right.jpg")
     assert [chosen.read(e.uri) for e in chosen.entries() if e.version] == [b"r"]
-    assert chosen.notes()[0].startswith("2 members")
+    assert chosen.notes()[0].endswith("are 1 depth.png, 1 jpg ('image' decides)")
 
 
 def test_thousands_of_names_with_dots_are_as_many_samples(tmp_path: Path):
