@@ -6,6 +6,7 @@ are tried as well. What is typed is `tl catalog show` and `tl plan`.
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -455,3 +456,28 @@ def test_an_empty_folder_that_comes_overnight_changes_nothing(
     before = found.shown()
     (found.place / "pets" / "backup").mkdir()
     assert found.shown() == before
+
+
+# Pipes
+
+
+def test_a_reader_that_stops_reading_ends_it_without_a_word(tmp_path: Path):
+    """As `tl catalog schema | head -1` does."""
+    import sys
+
+    from tests.conftest import REPOSITORY
+
+    command = [sys.executable, "-m", "tl_pipeline.cli", "catalog", "schema"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as typed:
+        assert typed.stdout
+        assert typed.stderr
+        typed.stdout.close()
+        assert typed.stderr.read() == ""
+        assert typed.wait() == 141
