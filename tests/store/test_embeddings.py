@@ -249,10 +249,10 @@ def test_a_vector_damaged_after_its_part_was_believed_is_noticed_by_load(
         flip(file, place)
         return found
 
-    look, parts._parts.look = parts._parts.look, rot
+    look, parts._parts.scan = parts._parts.scan, rot
     with pytest.raises(DamagedArtifact, match="set aside"):
         parts.load("abcd")
-    parts._parts.look = look
+    parts._parts.scan = look
     assert parts.embedded() == set("cd")
     assert len(files(parts, ".damaged-part-*")) == 1
     assert np.array_equal(parts.load("abcd").vectors, some("cd"))

@@ -199,7 +199,7 @@ class PartIndex:
 
 def cache_file(store: Store, folder: str, prefix: str) -> Path:
     """Where is remembered which files of ``folder`` are whole."""
-    return store.root / "cache" / "parts" / f"{folder}-{prefix}.arrow"
+    return store.root / "memo" / "parts" / f"{folder}-{prefix}.arrow"
 
 
 def _cache_schema(schema: pa.Schema) -> pa.Schema:
