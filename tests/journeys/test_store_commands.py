@@ -271,6 +271,31 @@ def test_a_run_and_a_collection_on_one_machine_wait_for_each_other(
     assert "waiting for tl store gc to end" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("study", ["rank", "few-shot"])
+def test_a_study_under_way_keeps_its_embeddings(
+    used: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, study: str
+):
+    """A collection comes after it began; the record of its encoder is dropped."""
+    place, photos = used
+    random = "lenet5:weights=random:0"
+    keys = {e["encoder_key"]: e for e in asked(place, "store", "show")["encoders"]}
+    (key,) = [k for k, e in keys.items() if e["encoder"] == "lenet5/c5 random:0"]
+    seen: list[set[str]] = []
+    embedded = EmbeddingFolder.embedded
+
+    def collected_first(folder: EmbeddingFolder) -> set[str]:
+        if not seen:
+            found = gc.collect(Store.open(place), RunPolicy(keep_runs=1)).garbage
+            seen.append({g.item.key for g in found})
+        return embedded(folder)
+
+    monkeypatch.setattr(EmbeddingFolder, "embedded", collected_first)
+    call(place, study, photos, "--backbone", random)
+    assert len(seen[0]) > 5
+    assert key not in seen[0]
+    assert key in {g.item.key for g in gc.find(Store.open(place), RunPolicy(1)).garbage}
+
+
 def test_embeddings_that_are_being_written_stay(used: tuple[Path, Path]):
     store = Store.open(used[0])
     found = gc.find(store, RunPolicy(keep_runs=1)).garbage

@@ -74,7 +74,7 @@ def few_shot(
         few_shots,  # scikit-learn: after what may be refused at once
     )
 
-    with console.LiveProgress() as live, progress.reporting(live):
+    with console.LiveProgress() as live, progress.reporting(live), study.in_use():
         found = few_shots.few_shots(study, wanted, counts, draws)
     if json:
         console.print_json(asdict(found))

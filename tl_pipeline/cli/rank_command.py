@@ -59,7 +59,7 @@ def rank(
         ranking,  # scikit-learn: after what may be refused at once
     )
 
-    with console.LiveProgress() as live, progress.reporting(live):
+    with console.LiveProgress() as live, progress.reporting(live), study.in_use():
         ranked = ranking.rank(study, encoders, images)
     if json:
         console.print_json(_document(ranked))

@@ -1,6 +1,7 @@
 """A run with every name resolved, before anything is computed or written."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,6 +137,11 @@ class Study:
     def ingested(self) -> Manifest:
         """The manifest of the dataset; see ``stages.ingest``."""
         return Ingest(self.at, self.dataset, self.verify).run().output
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Keep the embeddings that it needs from being collected in the block."""
+        keys = [encoder.key for encoder in concat.unique_members(self.encoders)]
+        return self.at.store.in_use(keys)
 
 
 def prepare_study(
