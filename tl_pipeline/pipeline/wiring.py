@@ -27,7 +27,7 @@ from tl_pipeline.pipeline.stages.register import Best, Register
 from tl_pipeline.pipeline.stages.search import Search
 from tl_pipeline.pipeline.stages.shuffle import Shuffle
 from tl_pipeline.pipeline.stages.train import Train
-from tl_pipeline.pipeline.work import Work, prepare
+from tl_pipeline.pipeline.work import Work, prepare, source
 from tl_pipeline.runs import controls, records, results
 from tl_pipeline.runs.controls import Subject
 from tl_pipeline.runs.planning import UNTRAINED, Outcome, Step
@@ -255,6 +255,7 @@ def _recorded(
         decisions=decisions.of(store.path(best.evaluation)),
         registered=_registered(store, dataset, best.model.key),
         chosen=best.chosen,
+        source=source(work.dataset),
     )
 
 

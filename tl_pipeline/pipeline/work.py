@@ -26,6 +26,7 @@ from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
+from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -91,6 +92,8 @@ def prepare(
         CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
+    last = records.latest(store, dataset.name)
+    _check_source(spec, dataset, last)
     spec = _with_backbones(spec, dataset)
     wanted = _complete(spec)
     check_weights(dataset, wanted)
@@ -111,7 +114,7 @@ def prepare(
         new = {b.key: b for b in baselines.values() if b.key not in known}
         work += [(baseline, list(wanted)) for baseline in new.values()]
         skipped = list(_without_twin(spec))
-    previous = records.keys_used(records.latest(store, dataset.name))
+    previous = records.keys_used(last)
     return Work(
         spec=spec,
         at=Workspace(store, previous),
@@ -122,6 +125,36 @@ def prepare(
         skipped=skipped,
         verify=verify,
     )
+
+
+def source(dataset: DatasetSpec) -> str | None:
+    """The local path that ``dataset`` is read from; None where it has no single one."""
+    path = getattr(dataset, "path", None)
+    return str(path.resolve()) if isinstance(path, Path) else None
+
+
+def _check_source(spec: RunSpec, dataset: DatasetSpec, last: RunRecord | None) -> None:
+    """Refuse a folder whose name stands for another folder in this store.
+
+    Its models would compete with those of that one. An entry of the catalogue says
+    itself what its name stands for, and a folder that is gone may have been moved.
+
+    Raises:
+        InvalidSpec: ``dataset`` is such a folder.
+    """
+    here = source(dataset)
+    by_path = here is not None and Path(spec.dataset).resolve() == Path(here)
+    if last is None or not by_path:
+        return
+    named = Path(last.spec.dataset)  # all that older records tell
+    known = last.source or (str(named.resolve()) if named.is_absolute() else None)
+    if known and known != here and Path(known).exists():
+        raise InvalidSpec(
+            f"in this store the dataset {dataset.name!r} is {known}, and {here} has the "
+            f"same name; they would share one champion. Give {here} an entry with a "
+            "name of its own in data_catalog.yaml (type: image_folder, path: ...) and "
+            "run that, or use another --store"
+        )
 
 
 @dataclass(frozen=True)

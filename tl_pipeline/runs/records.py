@@ -72,7 +72,8 @@ class RunRecord(BaseModel):
 
     Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
     are the encoders that have no embeddings of their own in the store. ``chosen`` tells
-    in words by what the best was chosen; in older records it is None.
+    in words by what the best was chosen, ``source`` is the local path that the dataset
+    was read from; in older records both are None.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,6 +95,7 @@ class RunRecord(BaseModel):
     registered: Registered
     joints: list[JointEncoder] = []
     chosen: str | None = None
+    source: str | None = None
 
     @property
     def best(self) -> Result:
