@@ -1,6 +1,7 @@
 """A dataset's name stands for one folder in a store."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,9 @@ def test_another_folder_of_a_known_name_is_refused(
     store: Store, tmp_path: Path, *, older: bool
 ):
     one, other = folders(tmp_path)
-    told = {"spec": RunSpec(dataset=str(one))} if older else {"source": str(one)}
+    told: dict[str, Any] = (
+        {"spec": RunSpec(dataset=str(one))} if older else {"source": str(one)}
+    )
     records.write(store, record(FIRST, **told))
     with pytest.raises(InvalidSpec) as said:
         prepare(store, other)

@@ -150,10 +150,10 @@ def _check_source(spec: RunSpec, dataset: DatasetSpec, last: RunRecord | None) -
     known = last.source or (str(named.resolve()) if named.is_absolute() else None)
     if known and known != here and Path(known).exists():
         raise InvalidSpec(
-            f"in this store the dataset {dataset.name!r} is {known}, and {here} has the "
-            f"same name; they would share one champion. Give {here} an entry with a "
-            "name of its own in data_catalog.yaml (type: image_folder, path: ...) and "
-            "run that, or use another --store"
+            f"in this store the dataset {dataset.name!r} is {known}, and {here} has "
+            "the same name; they would share one champion. Give it an entry with a "
+            "name of its own in data_catalog.yaml (type: image_folder, path: ...) "
+            "and run that, or use another --store"
         )
 
 
