@@ -7,6 +7,7 @@ are tried as well.
 import io
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.conftest import REPOSITORY
+from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import ImageFolderSpec
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.data.identity import Memo
@@ -210,13 +213,13 @@ def test_min_is_white(case: Callable[[str], Path]):
 
 def run(folder: Path, store: Store, **options: Any) -> RunRecord:
     lines = "".join(f"    {name}: {value}\n" for name, value in options.items())
-    catalog = folder.with_suffix(".yaml")
-    catalog.write_text(
+    file = folder.with_suffix(".yaml")
+    file.write_text(
         "version: 1\ndatasets:\n  photos:\n    type: image_folder\n"
         f"    path: {folder}\n    near_duplicates: ignore\n{lines}"
     )
     spec = RunSpec(dataset="photos", heads=["logistic:C=1"], controls=False)
-    return wiring.run(wiring.prepare(spec, store, catalog_file=catalog))
+    return wiring.run(wiring.prepare(spec, store, catalog_file=file))
 
 
 def test_what_an_entry_says_of_pixels_is_in_the_key_and_goes_with_the_model(
@@ -254,3 +257,19 @@ def test_what_an_entry_says_of_pixels_is_in_the_key_and_goes_with_the_model(
     said = prediction.predict(model, files(deep))
     assert [one.refused for one in said] == [None] * 40
     assert [one.label for one in said] == [file.parent.name for file in files(deep)]
+
+
+def test_the_digits_of_the_demo_are_split_evenly(tmp_path: Path):
+    """One draw by hashes put the random-init baseline above the champion."""
+    spec = catalog.find("digits", REPOSITORY / "data_catalog.yaml")
+    found = scan(open_source(spec), spec, Memo(Store.open(tmp_path), "digits"))
+    sizes = Counter(
+        zip(
+            *(found.manifest[name].to_pylist() for name in ("label", "split")),
+            strict=True,
+        )
+    )
+    totals = Counter(found.manifest["label"].to_pylist())
+    assert len(totals) == 10
+    for label, total in totals.items():
+        assert sizes[label, "test"] == sizes[label, "validation"] == round(total / 5)
