@@ -26,9 +26,14 @@ def spec(most: float) -> DigitsSpec:
     return DigitsSpec(type="digits", name="x", max_quarantined=most)
 
 
+def check(dataset: DigitsSpec, found: Scan) -> None:
+    labels = found.manifest["label"]
+    refusals.check(dataset, found.inputs, found.quarantine, labels)
+
+
 def message(most: float, found: Scan) -> list[str]:
     with pytest.raises(TooManyRefused) as error:
-        refusals.check(spec(most), found)
+        check(spec(most), found)
     assert error.value.exit_code == 3
     return str(error.value).splitlines()
 
@@ -49,7 +54,7 @@ def test_where_nothing_can_be_used_the_first_five_are_named_with_their_reasons()
 
 def test_more_than_is_allowed_is_refused():
     found = scan(18, ("a", "empty", "no bytes"), ("b", "empty", "no bytes"))
-    refusals.check(spec(0.1), found)
+    check(spec(0.1), found)
     head, *lines = message(0.09, found)
     assert head == (
         "x: 2 of 20 inputs were refused (2 empty), more than max_quarantined = 0.09 "

@@ -56,7 +56,7 @@ def look(dataset: DatasetSpec) -> Overview:
         found = scan(source, dataset, Memo(Store(Path(nowhere)), dataset.name))
     manifest = found.manifest
     if not manifest.num_rows:
-        refusals.check(dataset, found)
+        refusals.check(dataset, found.inputs, found.quarantine, found.manifest["label"])
     pairs = manifest.group_by(["label", "split"]).aggregate([([], "count_all")])
     counts = Counter(
         {(label, split): n for label, split, n in zip(*_lists(pairs), strict=True)}

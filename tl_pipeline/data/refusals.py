@@ -3,35 +3,62 @@
 import pyarrow as pa
 
 from tl_pipeline.config.datasets import DatasetSpec
-from tl_pipeline.data.scan import Scan
-from tl_pipeline.errors import TooManyRefused
+from tl_pipeline.errors import DatasetError, TooManyRefused
 from tl_pipeline.store import tables
 
 _NAMED = 5  # of many, in an error
 _FEW = 2  # of many, in one line
 
 
-def check(dataset: DatasetSpec, scan: Scan) -> None:
-    """See that enough inputs can be used.
+def check(
+    dataset: DatasetSpec, inputs: int, quarantine: pa.Table, labels: pa.ChunkedArray
+) -> None:
+    """See that enough of the ``inputs`` of ``dataset`` can be used.
+
+    ``quarantine`` has those that were refused, ``labels`` are those of all others.
 
     Raises:
         TooManyRefused: none can, or more are refused than ``max_quarantined`` allows.
     """
-    inputs, refused = scan.inputs, scan.quarantine.num_rows
-    reasons = tables.counts(scan.quarantine["reason"])
+    refused = quarantine.num_rows
+    reasons = tables.counts(quarantine["reason"])
     counts = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
-    first = "\n  ".join(("", *details(scan.quarantine)))
-    if not scan.manifest.num_rows:
+    first = "\n  ".join(("", *details(quarantine)))
+    if not len(labels):
         raise TooManyRefused(
             f"{dataset.name}: none of {inputs:,} inputs can be used ({counts}). The "
             f"first of them:{first}"
         )
     if refused > dataset.max_quarantined * inputs:
+        unexpected = _unexpected(dataset, labels)
+        also = f" It holds {unexpected}." if unexpected else ""
         raise TooManyRefused(
             f"{dataset.name}: {refused:,} of {inputs:,} inputs were refused "
             f"({counts}), more than max_quarantined = {dataset.max_quarantined:g} "
-            f"allows. The first of them:{first}"
+            f"allows.{also} The first of them:{first}"
         )
+
+
+def check_expected(dataset: DatasetSpec, labels: pa.ChunkedArray) -> None:
+    """See that images with these ``labels`` are what ``expect`` says.
+
+    Raises:
+        DatasetError: there are more or fewer images or classes.
+    """
+    if unexpected := _unexpected(dataset, labels):
+        raise DatasetError(
+            f"{dataset.name} holds {unexpected}. Look at what changed, or correct "
+            "'expect' in the catalogue"
+        )
+
+
+def _unexpected(dataset: DatasetSpec, labels: pa.ChunkedArray) -> str:
+    found = {"images": len(labels), "classes": len(tables.counts(labels))}
+    return " and ".join(
+        f"{found[name]:,} {name} instead of {number:,}"
+        for name, number in dataset.expect
+        if number is not None and number != found[name]
+    )
 
 
 def summary(quarantine: pa.Table) -> str:

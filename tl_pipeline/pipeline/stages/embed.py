@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.data import refusals
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.pipeline import gates
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.progress import Track, track
 from tl_pipeline.runs.planning import Outcome, Step, Workspace, field_changes
@@ -90,7 +90,7 @@ class Embed:
     Raises:
         WeightsError: a network cannot be loaded.
         DeviceError: there is a GPU that torch cannot use.
-        TooManyRefused, DatasetError: see ``gates.check``; what was embedded is kept.
+        TooManyRefused, DatasetError: see ``refusals``; what was embedded is kept.
     """
 
     at: Workspace
@@ -106,7 +106,7 @@ class Embed:
 
     def plan(self) -> Outcome[EmbeddingsOf]:
         """Count the images that have no embedding, encoder by encoder."""
-        gates.check(self.dataset, self._inputs())
+        self._check()
         return self._look()
 
     def _look(self) -> Outcome[EmbeddingsOf]:
@@ -122,7 +122,7 @@ class Embed:
         steps = zip(self.encoders, planned.steps, strict=True)
         due = [encoder for encoder, step in steps if not step.cached]
         if not due:
-            gates.check(self.dataset, self._inputs())
+            self._check()
             return planned
         filled = fill(
             self.at.store,
@@ -175,27 +175,30 @@ class Embed:
         fingerprint = _fingerprint(encoder, embedded)
         return Artifact("embeddings", encoder.key, fingerprint), step
 
-    def _inputs(self) -> gates.Inputs:
-        """What became of all inputs: those that any encoder refused cannot be used."""
+    def _check(self) -> None:
+        """See that enough is left without what any of the encoders refused."""
         folder = self.at.store.path(self.manifest.artifact)
-        quarantine = tables.read(QUARANTINE, folder, ["uri", "reason", "detail"])
-        columns = ("uri", "reason", "detail")
-        refused = {u: (r, d) for u, r, d in tables.values(quarantine, *columns)}
-        usable = self.manifest.table
+        names = ["uri", "reason", "detail"]
+        quarantine = tables.read(QUARANTINE, folder, names)
+        usable, refused = self.manifest.table, []
         for encoder in self.encoders:
             found = EmbeddingFolder(self.at.store, encoder.key).refused()
-            if not found:
-                continue
             here = _in(usable["image_id"], found.keys())
-            for image_id, uri in pairs(usable.filter(here).select(["image_id", "uri"])):
-                refused[uri] = found[image_id]
+            refused += [
+                dict(zip(names, (uri, *found[image_id]), strict=True))
+                for image_id, uri in pairs(usable.filter(here))
+            ]
             usable = usable.filter(pc.invert(here))
-        total = (
-            self.manifest.table.num_rows
-            + quarantine.num_rows
-            + tables.count(DUPLICATES, folder)
+        copies = tables.count(DUPLICATES, folder)
+        total = self.manifest.table.num_rows + quarantine.num_rows + copies
+        undecoded = pa.Table.from_pylist(refused, schema=quarantine.schema)
+        refusals.check(
+            self.dataset,
+            total,
+            pa.concat_tables([undecoded, quarantine]),
+            usable["label"],
         )
-        return gates.Inputs(total, refused, tables.counts(usable["label"]))
+        refusals.check_expected(self.dataset, usable["label"])
 
     def _reason(self, encoder: Encoder, missing: pa.ChunkedArray) -> str:
         images = self.manifest.table.num_rows

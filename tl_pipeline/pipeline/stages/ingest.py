@@ -162,8 +162,8 @@ def _declared(manifest: pa.Table) -> dict[str, str]:
 
 
 def _check(dataset: DatasetSpec, scan: Scan) -> None:
-    refusals.check(dataset, scan)
     name, manifest = dataset.name, scan.manifest
+    refusals.check(dataset, scan.inputs, scan.quarantine, manifest["label"])
     classes = tables.counts(manifest["label"])
     if len(classes) < 2:
         raise DatasetError(
@@ -171,7 +171,7 @@ def _check(dataset: DatasetSpec, scan: Scan) -> None:
             f"{next(iter(classes))!r}; a classifier needs two. "
             f"{_CLASSES.get(dataset.type, '')}"
         )
-    _check_expected(dataset, manifest.num_rows, len(classes))
+    refusals.check_expected(dataset, manifest["label"])
     _check_weights(name, manifest)
     sizes = tables.counts(manifest["split"])
     learned = pc.count_distinct(splits.learned(manifest)["label"]).as_py()
@@ -180,20 +180,6 @@ def _check(dataset: DatasetSpec, scan: Scan) -> None:
             f"{name}: {manifest.num_rows} images split into {_shares(sizes)}, with "
             f"{learned} classes to learn; every split needs images. Add images "
             "or change split.validation, split.test or split.seed"
-        )
-
-
-def _check_expected(dataset: DatasetSpec, images: int, classes: int) -> None:
-    found = {"images": images, "classes": classes}
-    wrong = [
-        f"{found[name]:,} {name} instead of {number:,}"
-        for name, number in dataset.expect
-        if number is not None and number != found[name]
-    ]
-    if wrong:
-        raise DatasetError(
-            f"{dataset.name} holds {' and '.join(wrong)}. Look at what changed, or "
-            "correct 'expect' in the catalogue"
         )
 
 
