@@ -14,10 +14,14 @@ import pytest
 from tests.runs.made import STARTED, record, result
 from tl_pipeline import progress, query
 from tl_pipeline.data.split_report import SplitChange, SplitReport, SplitSize
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.weight_names import Weights
 from tl_pipeline.errors import InvalidSpec, StoreError
+from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.runs import records
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import (
     DUPLICATES,
     MANIFEST,
@@ -43,12 +47,12 @@ def images(store: Store, number: int) -> None:
     scores(store, EVALUATION, ids)
 
 
-def scores(store: Store, key: str, ids: list[str]) -> None:
+def scores(store: Store, key: str, ids: list[str], encoder: str = "e" * 32) -> None:
     folder = store.root / "evaluations" / key
     folder.mkdir(parents=True, exist_ok=True)
     metric = {
         "evaluation": key,
-        "encoder_key": "e" * 32,
+        "encoder_key": encoder,
         "encoder": "lenet5/c5 LETTERS",
         "family": "logistic",
         "head": "logistic(C=1.0)",
@@ -181,6 +185,37 @@ def test_a_control_is_told_from_a_candidate(store: Store):
         "d" * 32: (True, None),
     }
     assert count(store, "metrics WHERE NOT control") == 1
+
+
+def described(store: Store, sha256: str) -> str:
+    """The key of an encoder that the store describes, with weights of that content."""
+    weights = Weights(name="same.pth", sha256=sha256)
+    fed = Preprocess(resize=32, crop=32, mean=(0.0,), std=(1.0,), grey=True)
+    named: dict[str, Any] = {"backbone": "lenet5", "layer": "c5", "node": "flatten"}
+    encoder = Encoder(
+        **named, pooling="none", weights=weights, preprocess=fed, precision="fp32"
+    )
+    EmbeddingFolder(store, encoder.key).describe(encoder.model_dump_json())
+    return encoder.key
+
+
+def test_two_encoders_of_one_weights_name_are_two_in_every_view(store: Store):
+    keys = [described(store, letter * 64) for letter in "ab"]
+    label = "lenet5/c5 same.pth"
+    both = [EVALUATION, "d" * 32]
+    for evaluation, key in zip(both, keys, strict=True):
+        scores(store, evaluation, ["0" * 32], key)
+    found = [
+        result(evaluation, role, encoder=label, encoder_key=key)
+        for evaluation, role, key in zip(both, ("best", "candidate"), keys, strict=True)
+    ]
+    records.write(store, record(FIRST, results=found))
+    names = {key: f"{label} #{key[:6]}" for key in keys}
+    for view in ("encoders", "run_evaluations", "metrics", "predictions"):
+        rows = ask(store, f"SELECT DISTINCT encoder_key, encoder FROM {view}")
+        assert {row["encoder_key"]: row["encoder"] for row in rows} == names
+    (run,) = ask(store, "SELECT best_encoder FROM runs")
+    assert run["best_encoder"] == names[keys[0]]
 
 
 def test_a_copied_store_reads_its_own_rows(built: Store, tmp_path: Path):

@@ -9,6 +9,7 @@ __all__ = [
     "concat",
     "encoder",
     "feature_extractor",
+    "labels",
     "loading",
     "networks",
     "resolution",

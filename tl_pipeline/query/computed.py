@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from tl_pipeline.encoders import labels
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.registry import index
 from tl_pipeline.runs.records import JointEncoder, RunRecord
@@ -60,16 +61,17 @@ def tables(
             "One row per registered model version; aliases may hold champion.",
         ),
         "encoders": Computed(
-            [*_encoders(store, keys), *_joined(store, keys, joints)],
+            _named([*_encoders(store, keys), *_joined(store, keys, joints)]),
             pa.schema(
                 [
-                    *_schema(_TEXT, "encoder_key", "encoder", "backbone", "layer"),
-                    *_schema(_TEXT, "weights", "weights_sha256", "precision"),
+                    *_schema(_TEXT, "encoder_key", "encoder", "label", "backbone"),
+                    *_schema(_TEXT, "layer", "weights", "weights_sha256", "precision"),
                     pa.field("control", _FLAG),
                 ]
             ),
             "One row per encoder that has embeddings in the store, and per joint of "
-            "several, which has none of its own; control tells an untrained network.",
+            "several, which has none of its own. encoder is unique: its label, and the "
+            "beginning of its key where labels are equal. control: it is untrained.",
         ),
         "refused": Computed(
             _refused(store, keys),
@@ -117,12 +119,18 @@ def _encoder(store: Store, key: str) -> Encoder:
     return Encoder.model_validate(json.loads(file.read_text()))
 
 
+def _named(rows: list[Row]) -> list[Row]:
+    """``rows`` with the unique name of each encoder."""
+    names = labels.unique({row["encoder_key"]: row["label"] for row in rows})
+    return [{**row, "encoder": names[row["encoder_key"]]} for row in rows]
+
+
 def _encoders(store: Store, keys: Iterable[str]) -> Iterator[Row]:
     for key in keys:
         encoder = _encoder(store, key)
         yield {
             "encoder_key": key,
-            "encoder": encoder.label,
+            "label": encoder.label,
             "backbone": encoder.backbone,
             "layer": encoder.layer,
             "weights": encoder.weights.name,
@@ -145,7 +153,7 @@ def _joined(
         control = bool(members) and all(member["control"] for member in members)
         yield {
             "encoder_key": joint.key,
-            "encoder": joint.label,
+            "label": joint.label,
             "control": control,
             **told,
         }

@@ -18,14 +18,15 @@ COMMENT ON VIEW records IS
 CREATE VIEW run_evaluations AS
 SELECT
     r.run_id, r.dataset, e->>'$.evaluation' AS evaluation,
-    e->>'$.encoder' AS encoder, nullif(e->>'$.encoder_key', '') AS encoder_key,
-    e->>'$.head' AS head,
+    coalesce(replace(e->>'$.encoder', n.label, n.encoder), e->>'$.encoder') AS encoder,
+    nullif(e->>'$.encoder_key', '') AS encoder_key, e->>'$.head' AS head,
     e->>'$.role' AS role, (e->>'$.role') = 'control' AS control,
     e->>'$.untrained' AS untrained, e->>'$.by_image' AS by_image, r.latest
 FROM (
     SELECT DISTINCT run_id, dataset, latest, unnest(document->'$.results[*]') AS e
     FROM records
-) AS r;
+) AS r
+LEFT JOIN encoders AS n ON n.encoder_key = e->>'$.encoder_key';
 COMMENT ON VIEW run_evaluations IS
 'One row per run and evaluation: best, candidate or control. untrained and by_image are
 the evaluations of its controls: the same head on the untrained network, and on a split
@@ -34,7 +35,8 @@ image by image.';
 CREATE VIEW runs AS
 SELECT
     r.run_id, r.dataset, document->>'$.manifest' AS manifest,
-    b.encoder AS best_encoder, b.encoder_key AS best_encoder_key, b.head AS best_head,
+    coalesce(replace(b.encoder, n.label, n.encoder), b.encoder) AS best_encoder,
+    b.encoder_key AS best_encoder_key, b.head AS best_head,
     (document->>'$.started')::TIMESTAMP AS started,
     (document->>'$.finished')::TIMESTAMP AS finished,
     (document->>'$.images')::BIGINT AS images,
@@ -53,7 +55,8 @@ LEFT JOIN (
         e->>'$.head' AS head, (e->>'$.test.value')::DOUBLE AS test_accuracy
     FROM (SELECT run_id, unnest(document->'$.results[*]') AS e FROM records)
     WHERE e->>'$.role' = 'best'
-) AS b USING (run_id);
+) AS b USING (run_id)
+LEFT JOIN encoders AS n ON n.encoder_key = b.encoder_key;
 COMMENT ON VIEW runs IS
 'One row per finished run. Times are UTC.';
 
@@ -68,7 +71,8 @@ COMMENT ON VIEW stages IS
 
 CREATE VIEW timings AS
 SELECT
-    t.run_id, t.dataset, t.encoder, t.encoder_key, coalesce(e.control, false) AS control,
+    t.run_id, t.dataset, coalesce(e.encoder, t.encoder) AS encoder, t.encoder_key,
+    coalesce(e.control, false) AS control,
     CASE
         WHEN (forward + transfer) / greatest(forward + transfer + idle, 1e-9) >= {busy}
             THEN 'the network'
@@ -144,14 +148,15 @@ split''s images.';
 CREATE VIEW members AS
 SELECT DISTINCT
     e->>'$.evaluation' AS evaluation, m->>'$.evaluation' AS member,
-    m->>'$.encoder' AS encoder, k.encoder_key, coalesce(k.control, false) AS control,
+    coalesce(k.encoder, m->>'$.encoder') AS encoder, k.encoder_key,
+    coalesce(k.control, false) AS control,
     m->>'$.head' AS head, (m->>'$.times')::BIGINT AS times
 FROM (
     SELECT e, unnest(e->'$.members[*]') AS m
     FROM (SELECT unnest(document->'$.results[*]') AS e FROM records)
 ) AS r
 LEFT JOIN (
-    SELECT DISTINCT evaluation, encoder_key, control FROM run_evaluations
+    SELECT DISTINCT evaluation, encoder, encoder_key, control FROM run_evaluations
 ) AS k ON k.evaluation = m->>'$.evaluation';
 COMMENT ON VIEW members IS
 'One row per evaluation of averaged heads and head: member is the evaluation of that
@@ -234,7 +239,9 @@ COMMENT ON VIEW embeddings IS
 
 CREATE VIEW metrics AS
 SELECT
-    r.run_id, r.dataset, r.encoder, m.head, m.split, m.metric,
+    r.run_id, r.dataset,
+    coalesce(replace(r.encoder, n.label, n.encoder), r.encoder) AS encoder,
+    m.head, m.split, m.metric,
     m.value, m.low, m.high, m.images, m.chosen, r.role, r.control, m.family,
     m.encoder_key, m.evaluation
 FROM (
@@ -246,6 +253,7 @@ FROM (
     )
 ) AS r
 JOIN {files of metrics} AS m USING (evaluation)
+LEFT JOIN encoders AS n ON n.encoder_key = m.encoder_key
 WHERE {here};
 COMMENT ON VIEW metrics IS
 'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.

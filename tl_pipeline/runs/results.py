@@ -7,6 +7,7 @@ import pyarrow as pa
 from tl_pipeline.data import split_counts
 from tl_pipeline.data.split_report import NearDuplicateFindings, SplitReport
 from tl_pipeline.data.splits import FOLDS
+from tl_pipeline.encoders import labels
 from tl_pipeline.runs import records
 from tl_pipeline.runs.controls import Controls
 from tl_pipeline.runs.records import Result
@@ -28,7 +29,27 @@ def results(
     """
     order = {"best": 0, "candidate": 1, "control": 2}
     found = [_result(store, evaluation, best, controls) for evaluation in evaluations]
-    return sorted(found, key=lambda r: (order[r.role], -r.validation.value))
+    return sorted(told_apart(found), key=lambda r: (order[r.role], -r.validation.value))
+
+
+def told_apart(found: Sequence[Result]) -> list[Result]:
+    """``found`` with labels that differ where encoders do; see ``labels.unique``.
+
+    Those of averaged heads stay, which name several encoders or count them.
+    """
+    keys: dict[str, dict[str, str]] = {}
+    for result in found:
+        if not result.members:
+            names = keys.setdefault(result.encoder, {})
+            names[result.encoder_key] = result.encoder
+    return [
+        result
+        if result.members
+        else result.model_copy(
+            update={"encoder": labels.unique(keys[result.encoder])[result.encoder_key]}
+        )
+        for result in found
+    ]
 
 
 def split_report(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
