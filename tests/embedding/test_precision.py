@@ -14,10 +14,10 @@ from tl_pipeline.store.embeddings import EmbeddingFolder
 
 
 @pytest.fixture
-def squeezenet(store: Store) -> Encoder:
+def network(store: Store) -> Encoder:
     """A network worth a choice."""
     store.create()
-    spec = EncoderSpec(backbone="squeezenet1_1", weights="random:0")
+    spec = EncoderSpec(backbone="mobilenet_v3_small", weights="random:0")
     return resolution.resolve(spec, store)
 
 
@@ -28,23 +28,23 @@ def hardware(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("hardware")
-def test_bfloat16_is_taken_where_it_is_as_good(store: Store, squeezenet: Encoder):
-    chosen = precision.choose(squeezenet, store)
+def test_bfloat16_is_taken_where_it_is_as_good(store: Store, network: Encoder):
+    chosen = precision.choose(network, store)
     assert chosen.precision == "bf16"
-    assert chosen.key != squeezenet.key
+    assert chosen.key != network.key
     assert "(bf16)" in chosen.label
 
 
 def test_without_the_hardware_it_is_float32(
-    store: Store, squeezenet: Encoder, monkeypatch: pytest.MonkeyPatch
+    store: Store, network: Encoder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(devices, "has_bfloat16", lambda _: False)
-    assert precision.choose(squeezenet, store) == squeezenet
+    assert precision.choose(network, store) == network
 
 
 @pytest.mark.usefixtures("hardware")
 def test_a_network_that_rounding_changes_stays_in_float32(
-    store: Store, squeezenet: Encoder, monkeypatch: pytest.MonkeyPatch
+    store: Store, network: Encoder, monkeypatch: pytest.MonkeyPatch
 ):
     class Sensitive(forward.Forward):
         def __call__(self, batch, clock=None):
@@ -54,27 +54,27 @@ def test_a_network_that_rounding_changes_stays_in_float32(
             return [found[0] + coarse * 0.1 * found[0].std() * noise]
 
     monkeypatch.setattr(forward, "Forward", Sensitive)
-    assert precision.choose(squeezenet, store).precision == "fp32"
+    assert precision.choose(network, store).precision == "fp32"
 
 
 @pytest.mark.usefixtures("hardware")
 def test_the_probe_is_made_once(
-    store: Store, squeezenet: Encoder, monkeypatch: pytest.MonkeyPatch
+    store: Store, network: Encoder, monkeypatch: pytest.MonkeyPatch
 ):
-    first = precision.choose(squeezenet, store)
+    first = precision.choose(network, store)
     monkeypatch.setattr(precision, "_probe", lambda *_: pytest.fail("probed again"))
-    assert precision.choose(squeezenet, store) == first
+    assert precision.choose(network, store) == first
 
 
 @pytest.mark.parametrize("held", ["fp32", "bf16"])
 def test_what_the_store_holds_decides(
-    store: Store, squeezenet: Encoder, held: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, network: Encoder, held: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Another machine, or a lost memo, embeds nothing anew."""
     monkeypatch.setattr(precision, "_probe", lambda *_: pytest.fail("probed"))
-    one = squeezenet.model_copy(update={"precision": held})
+    one = network.model_copy(update={"precision": held})
     EmbeddingFolder(store, one.key).add(["0" * 32], np.zeros((1, 512), np.float32))
-    assert precision.choose(squeezenet, store) == one
+    assert precision.choose(network, store) == one
 
 
 @pytest.mark.usefixtures("hardware")
@@ -97,6 +97,34 @@ def test_the_probe_looks_at_64_different_photographs():
     assert np.array_equal(batch, precision.probe_images(how))
 
 
+@pytest.mark.usefixtures("hardware")
+def test_drift_is_judged_as_heads_see_embeddings(
+    store: Store, network: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    """Far from zero all vectors point one way, whatever rounding does to them."""
+    found = []
+
+    class Far(forward.Forward):
+        def __call__(self, batch, _=None):
+            chance = np.random.default_rng(0)
+            values = 1000 + chance.normal(size=(len(batch), 8))
+            if self.encoders[0].precision == "bf16":
+                values += chance.normal(size=values.shape)
+            found.append(values)
+            return [values]
+
+    monkeypatch.setattr(forward, "Forward", Far)
+    assert precision.choose(network, store).precision == "fp32"
+    assert precision.cosines(*found).min() > 0.99999
+
+
+def test_standardised_columns_are_those_of_the_exact_embeddings():
+    exact = np.array([[1, 10, 5], [3, 30, 5]], np.float32)
+    left, right = precision.standardised(exact, exact + 1)
+    np.testing.assert_allclose(left, [[-1, -1], [1, 1]])
+    np.testing.assert_allclose(right, [[0, -0.9], [2, 1.1]], rtol=1e-6)
+
+
 def test_cosines_of_equal_opposite_and_empty_rows():
     left = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [3, 4]], np.float32)
     right = np.array([[2, 0], [-1, 0], [0, 0], [1, 0], [4, 3]], np.float32)
@@ -109,8 +137,8 @@ def test_int8_is_refused_with_the_choices():
 
 
 def test_a_model_of_an_older_version_in_int8_is_refused(
-    squeezenet: Encoder,
+    network: Encoder,
 ):
-    old = squeezenet.model_copy(update={"precision": "int8"})
+    old = network.model_copy(update={"precision": "int8"})
     with pytest.raises(InvalidSpec, match=r"int8 is not computed.* fp32, bf16"):
         forward.Forward([old])

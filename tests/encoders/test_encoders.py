@@ -154,7 +154,6 @@ def test_backbone_layer_weights_and_seed_change_the_key(
         {"resize": 33},
         {"crop": 31},
         {"interpolation": "bicubic"},
-        {"antialias": False},
         {"grey": False},
         {"mean": (0.4,)},
         {"std": (0.4,)},

@@ -412,6 +412,18 @@ def test_a_factory_may_say_how_it_is_fed(store: Store, code: Callable):
         resolved(store, "python:own_nets:odd")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    ["mean=(0.5,), std=(0.5,)", "mean=(0.5,)", "grey=True", "std=(1.0,) * 4"],
+)
+def test_a_factory_gives_a_mean_for_each_channel(
+    store: Store, code: Callable, fields: str
+):
+    code(f"def fed(): return make(), dict({fields})")
+    with pytest.raises(InvalidSpec, match="three each, or one each with grey=True"):
+        resolved(store, "python:own_nets:fed")
+
+
 def test_outputs_of_a_module_are_its_layers(store: Store, code: Callable):
     code(
         """

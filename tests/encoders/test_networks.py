@@ -1,6 +1,7 @@
 """Layers by hand, torchvision's own construction, poolings, several layers at once."""
 
 import gc
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models._api import WeightsEnum
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from tests.likely_weights import State, likely_state, noise
 from tl_pipeline.config.specs import EncoderSpec
@@ -510,7 +512,8 @@ def test_a_node_by_either_spelling_is_one_layer(store: Store):
         ("resnet50:layer=layer3.1.ad", "layer3.1.add"),
         ("resnet50:layer=node:layer5", "layer4"),
         ("vgg16:layer=features.99", "features.9"),
-        ("vgg16:layer=fc8", "fc6, fc7"),
+        ("vgg16:layer=fc9", "fc6, fc7, fc8"),
+        ("vgg16:layer=conv5_4", "conv5_3"),
     ],
 )
 def test_an_unknown_node_is_told_with_those_that_are_near(
@@ -520,6 +523,80 @@ def test_an_unknown_node_is_told_with_those_that_are_near(
         resolved(wish, store)
     assert near in str(fault.value)
     assert len(str(fault.value)) < 700  # and not all nodes of the graph
+    named = str(fault.value).partition("Known: ")[2].split(", ")
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "alias", "node"),
+    [
+        ("alexnet", "fc8", "classifier.6"),
+        ("alexnet", "relu6", "classifier.2"),
+        ("alexnet", "conv5", "features.10"),
+        ("vgg16", "fc8", "classifier.6"),
+        ("vgg16", "relu7", "classifier.4"),
+        ("vgg16", "conv5_3", "features.28"),
+        ("vgg16", "relu5_3", "features.29"),
+        ("vgg19_bn", "pool4", "features.39"),
+        ("inception_v3", "mixed10", "Mixed_7c"),
+    ],
+)
+def test_names_of_papers_and_other_libraries_are_nodes(
+    store: Store, backbone: str, alias: str, node: str
+):
+    found = resolved(f"{backbone}:layer={alias}", store)
+    assert (found.layer, found.node) == (alias, node)
+    own = resolved(f"{backbone}:layer=node:{node}", store)
+    assert found.key == own.key
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name[:3] == "vgg"])
+def test_names_of_caffe_mean_layers_of_their_kind(name: str):
+    kinds = {"conv": nn.Conv2d, "relu": nn.ReLU, "pool": nn.MaxPool2d, "fc8": nn.Linear}
+    with torch.device("meta"):
+        network = get_model(name)
+    aliases = BACKBONES[name].aliases
+    for alias, node in aliases.items():
+        kind = next(kind for word, kind in kinds.items() if alias.startswith(word))
+        assert isinstance(network.get_submodule(node), kind), alias
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(alias.startswith("conv") for alias in aliases) == len(convolutions)
+    assert aliases["pool5"] == BACKBONES[name].layers["pool5"].node
+
+
+def test_a_module_that_is_called_twice_is_told_by_its_calls():
+    row = BACKBONES["resnet18"]
+    graph = networks.graph(row, preprocess("resnet18"))
+    kinds = {node.name: node.kind for node in graph}
+    assert kinds["layer4.1.relu"] == "ReLU, call 1 of 2"
+    assert kinds["layer4.1.relu_1"] == "ReLU, call 2 of 2"
+    assert kinds["relu"] == "ReLU"
+
+
+@pytest.mark.parametrize("side", [224, 160, 256])
+def test_positions_of_a_vision_transformer_fit_the_side_of_its_inputs(
+    store: Store, tmp_path: Path, side: int
+):
+    """As torchvision's own function fits them."""
+    torch.manual_seed(0)
+    network = get_model("vit_b_32")
+    nn.init.normal_(network.encoder.pos_embedding)
+    state, file = network.state_dict(), tmp_path / "vit.pth"
+    torch.save(state, file)
+    wish = f"vit_b_32:weights={file},resize={side},crop={side}"
+    batch = noise(2, 3, side)
+    encoder = resolution.resolve(EncoderSpec.parse(wish), store)
+    found = loading.load(encoder)(batch)
+    own = get_model("vit_b_32", image_size=side)
+    own.load_state_dict(interpolate_embeddings(side, 32, OrderedDict(state)))
+    own.heads = nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(found, own.eval()(batch), rtol=0, atol=1e-5)
+
+
+def test_a_side_that_patches_do_not_divide_is_refused(store: Store):
+    with pytest.raises(InvalidSpec, match="takes no inputs of 200 x 200"):
+        loading.load(resolved("vit_b_32:resize=200,crop=200", store))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.cache import Cache
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
-# Embeddings in bfloat16 must point where those in float32 do: the cosine of the two, on
-# average and for the worst image of the probe.
+# Embeddings in bfloat16 must point where those in float32 do, both standardised as
+# heads see them: the cosine of the two, on average and for the worst probe image.
 MEAN, WORST = 0.999, 0.99
 _IMAGES = 64
 # Networks of fewer bytes take no longer than the work around them.
@@ -41,7 +41,8 @@ def choose(encoder: Encoder, store: Store) -> Encoder:
     for one in (half, encoder):
         if EmbeddingFolder(store, one.key).begun():
             return one
-    memo, key = Cache(store), f"bf16 {encoder.key} on {platform.node()}"
+    memo = Cache(store)
+    key = f"bf16 standardised {encoder.key} on {platform.node()}"
     known = memo.get(key)
     if known is None:
         known = _probe(encoder, half)
@@ -64,7 +65,7 @@ def _probe(encoder: Encoder, half: Encoder) -> dict[str, Any]:
     assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - see choose
     batch = probe_images(encoder.preprocess)
     (left,), (right,) = exact(batch), Forward([half], device)(batch)
-    alike = cosines(left, right)
+    alike = cosines(*standardised(left, right))
     mean, worst = float(alike.mean()), float(alike.min())
     return {"good": mean >= MEAN and worst >= WORST, "mean": mean, "worst": worst}
 
@@ -88,6 +89,18 @@ def probe_images(how: Preprocess) -> np.ndarray:
         crop = np.array(photo[top : top + side, left : left + side])
         rows.append(pixels.preprocess(torch.from_numpy(crop).permute(2, 0, 1), how))
     return pixels.stack(rows)
+
+
+def standardised(exact: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both (n, width) with each column of ``exact`` at mean 0 and deviation 1.
+
+    Heads see embeddings so. As they come they are alike anyway: after a ReLU all point
+    into one corner. Columns that are constant in ``exact`` are left out.
+    """
+    deviation = exact.std(axis=0)
+    kept = deviation > 1e-6 * np.abs(exact).max()
+    mean, scale = exact[:, kept].mean(axis=0), deviation[kept]
+    return (exact[:, kept] - mean) / scale, (other[:, kept] - mean) / scale
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -133,7 +133,8 @@ def _for_shapes(backbone: Backbone, how: Preprocess) -> nn.Module:
 class Node:
     """A step of a network's graph: ``shape`` of its output for one image, if it has.
 
-    ``kind`` is the class of its module, or "" for a plain function.
+    ``kind`` is the class of its module and which call of it this is, where it is called
+    several times, or "" for a plain function.
     """
 
     name: str
@@ -147,7 +148,21 @@ def graph(backbone: Backbone, how: Preprocess) -> list[Node]:
     nodes = node_names(network)
     found = shapes(backbone, network, nodes, input_shape(how))
     kinds = {name: type(module).__name__ for name, module in network.named_modules()}
-    return [Node(name, kinds.get(name, ""), found.get(name)) for name in nodes]
+    return [Node(name, _kind(name, nodes, kinds), found.get(name)) for name in nodes]
+
+
+def _kind(name: str, nodes: Sequence[str], kinds: Mapping[str, str]) -> str:
+    """The class of a node's module, and which call of it where there are several.
+
+    A ReLU that a block uses twice is ``relu`` and ``relu_1``; a hook sees the last.
+    """
+    module, _, number = name.rpartition("_")
+    repeated = name not in kinds and number.isdecimal() and module in kinds
+    base = module if repeated else name
+    kind, calls = kinds.get(base, ""), sum(f"{base}_{i}" in nodes for i in (1, 2, 3))
+    if not kind or not calls or f"{base}_1" in kinds:
+        return kind
+    return f"{kind}, call {int(number) + 1 if repeated else 1} of {calls + 1}"
 
 
 def widths(backbone: Backbone, how: Preprocess) -> tuple[int, ...]:
@@ -176,8 +191,9 @@ def layer_at(name: str, node: str, image: Shape) -> Layer:
 
 def _near(backbone: Backbone, node: str, nodes: Sequence[str]) -> list[str]:
     """The listed layers, and the nodes whose names are most like ``node``."""
-    close = difflib.get_close_matches(node, nodes, n=_SUGGESTED, cutoff=0.5)
-    return [*backbone.layers, *close]
+    names = [*backbone.aliases, *nodes]
+    close = difflib.get_close_matches(node, names, n=_SUGGESTED, cutoff=0.5)
+    return list(dict.fromkeys([*backbone.layers, *close]))
 
 
 def _load(network: nn.Module, state: State, complaint: str) -> tuple[bool, str]:

@@ -196,7 +196,8 @@ def _layer(spec: EncoderSpec, backbone: Backbone, memo: Cache) -> tuple[str, Lay
     name = spec.layer or backbone.default_layer
     if name in backbone.layers or backbone.origin in SELF_CONTAINED:
         return backbone.layer(name)
-    node = name.removeprefix(_NODE)
+    name = name.removeprefix(_NODE)
+    node = backbone.aliases.get(name, name)
     key = f"{weight_names.described_by(backbone)} {backbone.name} node {node}"
     known = memo.get(key)
     if known is None:
@@ -206,8 +207,8 @@ def _layer(spec: EncoderSpec, backbone: Backbone, memo: Cache) -> tuple[str, Lay
         shape = networks.input_shape(named.preprocess)
         found = networks.layer_at(backbone.name, node, shape)
         memo.put(key, {"pooling": found.pooling})
-        return node, found
-    return node, Layer(node, known["pooling"])
+        return name, found
+    return name, Layer(node, known["pooling"])
 
 
 def _pooled(spec: EncoderSpec, usual: Layer, *, told: bool) -> Layer:

@@ -22,6 +22,7 @@ _WRAPPERS = ("state_dict", "model")
 _PREFIX = re.compile(r"(?:_orig_mod|module|model|net|backbone|encoder_q)\.")
 _QUERY = "encoder_q."
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # makes numbers of numpy
 # What checkpoints hold beside tensors, and what cannot run code.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -29,8 +30,8 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
     type(np.dtype(np.int64)),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
 ]
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _EXPECTED = (

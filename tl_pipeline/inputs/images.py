@@ -59,7 +59,7 @@ class Preprocess(BaseModel):
     resize: int
     crop: int
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    antialias: bool = True
+    antialias: Literal[True] = True  # always so; it stands in every key
     grey: bool = False
     mean: tuple[float, ...]
     std: tuple[float, ...]

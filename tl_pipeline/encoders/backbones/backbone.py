@@ -33,7 +33,8 @@ class Backbone:
 
     ``weights`` are those taken when none are asked for, ``origin`` the provider that
     describes and builds the network, ``class_tokens`` how many tokens come before
-    those of the image where a layer gives tokens, ``modality`` what its inputs are.
+    those of the image where a layer gives tokens, ``modality`` what its inputs are,
+    ``aliases`` nodes of its graph by the names that papers and other libraries use.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backbone:
     origin: str = "torchvision"
     class_tokens: int = 0
     modality: Modality = "image"
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def default_layer(self) -> str:

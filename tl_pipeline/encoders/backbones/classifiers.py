@@ -8,7 +8,6 @@ a module stands for its last node. Names of layers are those of the papers: ``fc
 """
 
 from collections.abc import Mapping
-from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.encoders.backbones import torchvision_weights
@@ -49,6 +48,45 @@ def _vgg(pool5: int) -> Layers:
         "pool5": Layer(f"features.{pool5}", "flatten"),
         "penultimate": Layer("classifier.4"),
     }
+
+
+def _vgg_aliases(name: str) -> Mapping[str, str]:
+    """Caffe's names: ``conv5_3`` before and ``relu5_3`` after the ReLU, ``pool4``."""
+    depth, norms = int(name[3:5]), name.endswith("_bn")
+    found = {"relu6": "classifier.1", "relu7": "classifier.4", "fc8": "classifier.6"}
+    at = 0
+    for block, convolutions in enumerate(_VGG[depth], start=1):
+        for number in range(1, convolutions + 1):
+            found[f"conv{block}_{number}"] = f"features.{at}"
+            at += 1 + norms
+            found[f"relu{block}_{number}"] = f"features.{at}"
+            at += 1
+        found[f"pool{block}"] = f"features.{at}"
+        at += 1
+    return found
+
+
+# Convolutions of each block.
+_VGG = {11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_ALEXNET_ALIASES = {
+    **{f"conv{i}": f"features.{n}" for i, n in enumerate((0, 3, 6, 8, 10), start=1)},
+    **{f"relu{i}": f"features.{n}" for i, n in enumerate((1, 4, 7, 9, 11), start=1)},
+    "pool1": "features.2",
+    "pool2": "features.5",
+    "relu6": "classifier.2",
+    "relu7": "classifier.5",
+    "fc8": "classifier.6",
+}
+# Of Keras.
+_MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+_INCEPTION_ALIASES = {f"mixed{i}": f"Mixed_{name}" for i, name in enumerate(_MIXED)}
+
+
+def _aliases(name: str) -> Mapping[str, str]:
+    if name.startswith("vgg"):
+        return _vgg_aliases(name)
+    known = {"alexnet": _ALEXNET_ALIASES, "inception_v3": _INCEPTION_ALIASES}
+    return known.get(name, {})
 
 
 _RESNET: Layers = {
@@ -131,6 +169,7 @@ def _row(name: str, layers: Layers) -> Backbone:
         layers,
         weights=swag if name in _SWAG_ONLY else "IMAGENET1K_V1",
         class_tokens=1 if name.startswith("vit_") else 0,
+        aliases=_aliases(name),
     )
 
 
@@ -193,6 +232,8 @@ def build(
         network = get_model(backbone.name, weights=None, **options)
     if backbone.name.startswith("densenet"):
         network.register_load_state_dict_pre_hook(_join_numbers)
+    if backbone.name.startswith("vit_"):
+        network.register_load_state_dict_pre_hook(_interpolate_positions)
     return network
 
 
@@ -209,20 +250,27 @@ def _options(
             "init_weights": not state,
         }
     if backbone.name.startswith("vit_"):
-        return {"image_size": _image_size(state) or side}
+        return {"image_size": side}
     if backbone.name == "maxvit_t":
         return {"input_size": (side, side)}
     return {}
 
 
-def _image_size(state: "Mapping[str, torch.Tensor]") -> int | None:
-    """For what inputs a vision transformer was trained: a position per patch."""
-    positions, patch = (
-        state.get(name) for name in ("encoder.pos_embedding", "conv_proj.weight")
-    )
-    if positions is None or patch is None or (positions.ndim, patch.ndim) != (3, 4):
-        return None
-    return isqrt(positions.shape[1] - 1) * patch.shape[-1] or None
+def _interpolate_positions(
+    network: Any, state: "dict[str, torch.Tensor]", *_: object
+) -> None:
+    """Fit the positions of a vision transformer to the side of its inputs.
+
+    By torchvision's own function; positions for that side stay as they are.
+    """
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    name = "encoder.pos_embedding"
+    given, own = state.get(name), network.encoder.pos_embedding
+    if given is not None and given.ndim == own.ndim and given.shape[1] != own.shape[1]:
+        one = {name: given}
+        interpolate_embeddings(network.image_size, network.patch_size, one)
+        state[name] = one[name]
 
 
 def _join_numbers(_: object, state: "dict[str, torch.Tensor]", *__: object) -> None:
@@ -244,7 +292,6 @@ def _recorded(preset: Any) -> Preprocess:
         resize=resize,
         crop=crop,
         interpolation=preset.interpolation.value,
-        antialias=bool(preset.antialias),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )

@@ -135,7 +135,7 @@ def _factory(backbone: Backbone) -> tuple[Any, Path]:
 
 def _preprocess(backbone: Backbone, fields: Mapping[str, Any]) -> Preprocess:
     try:
-        return Preprocess.model_validate(IMAGENET.model_dump() | dict(fields))
+        how = Preprocess.model_validate(IMAGENET.model_dump() | dict(fields))
     except ValidationError as fault:
         first = fault.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -143,6 +143,14 @@ def _preprocess(backbone: Backbone, fields: Mapping[str, Any]) -> Preprocess:
         raise _wrong(
             backbone, f"returned the field {where}: {first['msg']}. Known: {known}"
         ) from None
+    channels = 1 if how.grey else 3
+    if {len(how.mean), len(how.std)} != {channels}:
+        raise _wrong(
+            backbone,
+            f"returned mean of {len(how.mean)} and std of {len(how.std)} values for "
+            f"{channels} channels: give three each, or one each with grey=True",
+        )
+    return how
 
 
 def _wrong(backbone: Backbone, said: str) -> InvalidSpec:
