@@ -54,7 +54,7 @@ def load(path: Path) -> dict[str, DatasetSpec]:
 
 
 def find(name: str, path: Path | None = None) -> DatasetSpec:
-    """The catalogue's entry ``name``; failing that, the folder of images ``name``.
+    """The dataset entry ``name``; failing that, the folder of images ``name``.
 
     ``path`` is the catalogue, ``./data_catalog.yaml`` when None; that default may be
     absent where a folder is named.
@@ -64,8 +64,8 @@ def find(name: str, path: Path | None = None) -> DatasetSpec:
         UnknownName: neither an entry nor a folder.
     """
     folder = Path(name)
-    given = path or DEFAULT
-    known = load(given) if path or given.exists() or not folder.is_dir() else {}
+    file = path or DEFAULT
+    known = load(file) if path or file.exists() or not folder.is_dir() else {}
     if name in known:
         return known[name]
     if folder.is_dir():
@@ -103,9 +103,9 @@ def load_run(path: Path, **overrides: Any) -> RunSpec:
         CatalogError: one line ``file:line: fault`` for each fault.
     """
     document = _parse(path)
-    given = {key: value for key, value in overrides.items() if value is not None}
+    fields = {key: value for key, value in overrides.items() if value is not None}
     try:
-        return RunSpec.model_validate({**document, **given})
+        return RunSpec.model_validate({**document, **fields})
     except ValidationError as errors:
         raise CatalogError("\n".join(_explain(errors, path, document, []))) from None
 

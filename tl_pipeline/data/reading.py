@@ -10,11 +10,11 @@ from tl_pipeline.store.embeddings import RETRIED
 UNREADABLE, CHANGED = RETRIED
 
 Read = Callable[[str], bytes]
-Image = tuple[str, str]  # image_id, uri
+ImageRef = tuple[str, str]  # image_id, uri
 Refusal = tuple[str, str, str]  # image_id, reason, detail
 
 
-def checked(image: Image, read: Read) -> bytes:
+def checked(image: ImageRef, read: Read) -> bytes:
     """The bytes of ``image``.
 
     Raises:

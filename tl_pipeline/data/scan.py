@@ -136,13 +136,13 @@ def _look(
 ) -> tuple[pa.Table, list[pa.Table]]:
     """The inputs that are images, in the order of the source, and those refused.
 
-    ``declared`` is told their splits, ``spelling`` their labels.
+    ``declared`` takes up their splits, ``spelling`` their labels.
     """
     accepted = Columns(_ACCEPTED)
     refused = [QUARANTINE.schema.empty_table()]
     entries = source.entries()
-    if told := dataset.pixels.model_dump(exclude_defaults=True):
-        entries = (_read_so(entry, json.dumps(told)) for entry in entries)
+    if how := dataset.pixels.model_dump(exclude_defaults=True):
+        entries = (_read_so(entry, json.dumps(how)) for entry in entries)
     with track(f"ingest {dataset.name}", total=0) as progress:
         while batch := list(map(spelling.mend, islice(entries, _BATCH))):
             declared.update(entry.split for entry in batch)

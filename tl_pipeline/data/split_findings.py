@@ -122,7 +122,7 @@ def near_duplicates(found: NearDuplicateFindings) -> str:
     """How many there are, across which splits, and what was done about it."""
     if not found.pairs:
         return "no near duplicates"
-    pairs = [f"{n:,} across {sides}" for sides, n in found.across.items() if n]
+    pairs = [f"{n:,} across {pair}" for pair, n in found.across.items() if n]
     said = (
         f"{found.images:,} near duplicates in {_many(found.clusters, 'cluster')}, "
         f"{_many(found.pairs, 'pair')}, {_listed(pairs) or 'none across splits'}"

@@ -16,15 +16,15 @@ from tl_pipeline.store import tables
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
-# No side that an image is on: the training images that folds leave out in turn.
+# No split that an image is in: the training images that folds leave out in turn.
 FOLDS = "folds"
 
 
 def draw(name: str, seed: int) -> float:
     """A number in [0, 1) that depends on ``name`` and the seed alone.
 
-    ``name`` is an image's id, so that it keeps its side when others come or go and when
-    its label or file name changes; or the name of its group.
+    ``name`` is an image's id, so that it keeps its split when others come or go and
+    when its label or file name changes; or the name of its group.
     """
     data = f"split:{seed}:{name}".encode()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") / 2**64
@@ -36,7 +36,7 @@ def assign(images: pa.Table, spec: SplitSpec) -> pa.Array:
     Their columns are those of the manifest that a split may depend on: ``image_id``,
     ``label``, ``group`` and ``split``, which is what the source declares. Images of one
     group (frames of one track, photos of one patient) are nearly the same image: they
-    must not stand on two sides.
+    must not stand in two splits.
 
     Raises:
         DatasetError: ``predefined`` is asked for and the source declares no splits, or
@@ -59,8 +59,8 @@ def assign(images: pa.Table, spec: SplitSpec) -> pa.Array:
         declared = frozenset()
     return pa.array(
         (
-            _assign(image_id, group, told, declared, spec)
-            for image_id, group, told in tables.values(
+            _assign(image_id, group, split, declared, spec)
+            for image_id, group, split in tables.values(
                 images, "image_id", "group", "split"
             )
         ),
@@ -72,13 +72,13 @@ def assign(images: pa.Table, spec: SplitSpec) -> pa.Array:
 def _assign(
     image_id: str,
     group: str | None,
-    told: str | None,
+    split: str | None,
     declared: frozenset[str],
     spec: SplitSpec,
 ) -> str:
     """Keep a declared split; else, and in a declared train, draw the missing ones."""
-    if told in declared and told != TRAIN:
-        return str(told)
+    if split in declared and split != TRAIN:
+        return str(split)
     test = 0.0 if TEST in declared else spec.test
     validation = 0.0 if VALIDATION in declared else spec.validation
     grouped = group is not None and spec.strategy in ("auto", "group")
@@ -95,9 +95,9 @@ def _stratified(images: pa.Table, spec: SplitSpec) -> np.ndarray:
     to validate on.
     """
     ids = tables.values(images, "image_id")
-    drawn = np.fromiter((draw(image_id, spec.seed) for (image_id,) in ids), np.float64)
+    shares = np.fromiter((draw(image_id, spec.seed) for (image_id,) in ids), np.float64)
     label = images["label"].combine_chunks().dictionary_encode().indices.to_numpy()
-    order, found = np.lexsort((drawn, label)), np.full(len(drawn), TRAIN, object)
+    order, found = np.lexsort((shares, label)), np.full(len(shares), TRAIN, object)
     sizes = np.bincount(label)
     for start, size in zip(np.cumsum(sizes) - sizes, sizes.tolist(), strict=True):
         spare = size - 1
@@ -108,10 +108,10 @@ def _stratified(images: pa.Table, spec: SplitSpec) -> np.ndarray:
     return found
 
 
-def learned(manifest: pa.Table, sides: Sequence[str] = (TRAIN,)) -> pa.Table:
-    """The rows of ``manifest`` on ``sides`` to learn from: weight 0 is left out."""
+def learned(manifest: pa.Table, names: Sequence[str] = (TRAIN,)) -> pa.Table:
+    """The rows of the splits ``names`` to learn from: weight 0 is left out."""
     weight = pc.fill_null(manifest["weight"], 1)
-    there = pc.is_in(manifest["split"], pa.array(sides))
+    there = pc.is_in(manifest["split"], pa.array(names))
     return manifest.filter(pc.and_(there, pc.greater(weight, 0)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tl_pipeline.data.reading import Image, Read, Refusal, checked
+from tl_pipeline.data.reading import ImageRef, Read, Refusal, checked
 from tl_pipeline.embedding.workers import prefetched
 from tl_pipeline.inputs import modalities
 from tl_pipeline.inputs.images import RefusedImage
@@ -82,7 +82,7 @@ class BatchLoader:
         self._modality = modalities.of(inputs[0])
         self._source, self._reading = read, reading
 
-    def begin(self, images: Sequence[Image]) -> Any:
+    def begin(self, images: Sequence[ImageRef]) -> Any:
         """Read and decode ``images``, for ``finish``."""
         builder = BatchBuilder(self._inputs, self._modality.batch, len(images))
         for image_id, data in self._bytes(images):
@@ -110,7 +110,7 @@ class BatchLoader:
             return refusal
 
     def _bytes(
-        self, images: Sequence[Image]
+        self, images: Sequence[ImageRef]
     ) -> Iterator[tuple[str, bytes | RefusedImage]]:
         starts = range(0, len(images), _AT_A_TIME)
         some = [images[start : start + _AT_A_TIME] for start in starts]
@@ -118,12 +118,12 @@ class BatchLoader:
         return chain.from_iterable(read)
 
     def _read_some(
-        self, images: Sequence[Image]
+        self, images: Sequence[ImageRef]
     ) -> list[tuple[str, bytes | RefusedImage]]:
         with self._clock.time("read"):
             return [(image[0], self._read(image)) for image in images]
 
-    def _read(self, image: Image) -> bytes | RefusedImage:
+    def _read(self, image: ImageRef) -> bytes | RefusedImage:
         try:
             return checked(image, self._source)
         except RefusedImage as refusal:

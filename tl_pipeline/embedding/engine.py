@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tl_pipeline.data.reading import Image, Read, Refusal
+from tl_pipeline.data.reading import ImageRef, Read, Refusal
 from tl_pipeline.embedding.batch_loader import READ_AHEAD, BatchLoader, DecodedBatch
 from tl_pipeline.embedding.devices import devices
 from tl_pipeline.embedding.forward import BATCH, Forward, Vectors
@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 def embed(
     jobs: Sequence[Job],
-    images: Sequence[Image],
+    images: Sequence[ImageRef],
     read: Read,
     part_rows: int,
     track: Track,
@@ -147,7 +147,7 @@ class _Pass:
         self._pace = Pace(self._clock)
 
     def run(
-        self, images: Sequence[Image], read: Read, part_rows: int, track: Track
+        self, images: Sequence[ImageRef], read: Read, part_rows: int, track: Track
     ) -> dict[str, EmbedStats]:
         """See ``embed``."""
         started = time.perf_counter()
@@ -263,8 +263,8 @@ class _Pass:
 
 
 def _batches(
-    images: Sequence[Image], part_rows: int, size: int
-) -> Iterator[Sequence[Image]]:
+    images: Sequence[ImageRef], part_rows: int, size: int
+) -> Iterator[Sequence[ImageRef]]:
     """Batches that reach over the end of no shard."""
     for start in range(0, len(images), part_rows):
         shard = images[start : start + part_rows]

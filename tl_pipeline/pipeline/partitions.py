@@ -34,7 +34,7 @@ from tl_pipeline.store.embeddings import EmbeddingFolder
 if TYPE_CHECKING:
     import torch
 
-    from tl_pipeline.data.reading import Image
+    from tl_pipeline.data.reading import ImageRef
     from tl_pipeline.embedding.engine import Job
     from tl_pipeline.embedding.forward import Forward
 
@@ -197,7 +197,7 @@ def _begin(store: Store, listed: Path) -> bool:
     return again
 
 
-def _settled(job: "Job", images: Sequence["Image"]) -> EmbedStats:
+def _settled(job: "Job", images: Sequence["ImageRef"]) -> EmbedStats:
     """What a worker that died did of these images."""
     ids = {image_id for image_id, _ in images}
     left = {image_id for image_id, _ in pending(job.folder, images)}
@@ -206,7 +206,7 @@ def _settled(job: "Job", images: Sequence["Image"]) -> EmbedStats:
 
 
 def _look(
-    partition: Partition, read: Callable[[str], bytes], images: Sequence["Image"]
+    partition: Partition, read: Callable[[str], bytes], images: Sequence["ImageRef"]
 ) -> None:
     """Refuse to begin where the data is not: each image would count as unreadable."""
     fault: OSError | None = None
@@ -224,11 +224,11 @@ def _look(
         )
 
 
-def _table(images: Sequence["Image"]) -> pa.Table:
+def _table(images: Sequence["ImageRef"]) -> pa.Table:
     ids, uris = zip(*images, strict=True)
     return pa.table({"image_id": pa.array(ids), "uri": pa.array(uris)})
 
 
-def _images(listed: Path) -> list["Image"]:
+def _images(listed: Path) -> list["ImageRef"]:
     rows = pq.read_table(listed)
     return list(zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))

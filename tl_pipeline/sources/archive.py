@@ -108,7 +108,7 @@ class _Layout:
     def of(
         cls, where: object, files: Sequence[list[str]], declared: Declared | None
     ) -> "_Layout":
-        """The layout of ``files``, each told by the folders that hold it."""
+        """The layout of ``files``, each by the folders that hold it."""
         wraps = _is_wrapped(files, declared)
         below: dict[str, set[str | None]] = defaultdict(set)
         for folders in files:

@@ -30,7 +30,7 @@ class _Annotation(NamedTuple):
 class _Photo(NamedTuple):
     id: Any
     name: str
-    size: Any  # (width, height) in pixels, None where it is not told
+    size: Any  # (width, height) in pixels, None where it is unknown
 
 
 class _Instances(NamedTuple):
@@ -102,8 +102,8 @@ class CocoObjects(Source):
                     if self._spec.crowd or not annotation.crowd
                 ]
                 group = f"{field}/{printable(photo.name)}"
-                told = path, str(file), objects, split, group, photo.size
-                yield from self._photos.entries(*told)
+                about = path, str(file), objects, split, group, photo.size
+                yield from self._photos.entries(*about)
             # What is left belongs to no photo.
             for photo_id, numbered in found.annotations.items():
                 for number, _ in numbered:
@@ -185,6 +185,6 @@ def _slim(found: dict[str, Any]) -> Any:
         return _Annotation(found["image_id"], found.get("category_id"), box, crowd)
     if "file_name" in found:
         name, size = found["file_name"], (found.get("width"), found.get("height"))
-        told = all(type(side) is int and side > 0 for side in size)
-        return _Photo(found["id"], str(name), size if told else None)
+        known = all(type(side) is int and side > 0 for side in size)
+        return _Photo(found["id"], str(name), size if known else None)
     return found

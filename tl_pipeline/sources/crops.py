@@ -51,10 +51,10 @@ def labelled(
 
     What is not four finite numbers becomes a ``fault``.
     """
-    given = (left, top, width, height)
-    numbers = all(type(value) in (int, float) for value in given)
-    if not numbers or not all(abs(value) <= _LARGEST / 2 for value in given):
-        return Labelled(label, fault=f"its box is not four numbers: {given!r}"[:200])
+    box = (left, top, width, height)
+    numbers = all(type(value) in (int, float) for value in box)
+    if not numbers or not all(abs(value) <= _LARGEST / 2 for value in box):
+        return Labelled(label, fault=f"its box is not four numbers: {box!r}"[:200])
     ends = (round(left), round(top), round(left + width), round(top + height))
     return Labelled(label, *ends)
 

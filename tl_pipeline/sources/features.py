@@ -51,8 +51,10 @@ class Features(Source):
         for name, rows in self._files.each():
             widths.setdefault(rows.values.shape[1], name)
             if len(widths) > 1:
-                told = ", ".join(f"{width} in {file}" for width, file in widths.items())
-                raise DatasetError(f"vectors must be of one length, but have {told}")
+                lengths = ", ".join(
+                    f"{width} in {file}" for width, file in widths.items()
+                )
+                raise DatasetError(f"vectors must be of one length, but have {lengths}")
             yield from self._files.entries(name, rows)
 
     def read(self, uri: str) -> bytes:
@@ -178,8 +180,8 @@ def _checked(
             f"{name}: {len(vectors)} vectors, but labels of shape {labels.shape} and "
             f"type {labels.dtype}; expected a whole number or a text for each"
         )
-    told = labels.reshape(-1).tolist()
-    texts = [None if label in (None, "") else str(label) for label in told]
+    values = labels.reshape(-1).tolist()
+    texts = [None if label in (None, "") else str(label) for label in values]
     try:
         "".join(text or "" for text in texts).encode()
     except ValueError as error:

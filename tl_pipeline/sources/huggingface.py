@@ -37,7 +37,7 @@ class HuggingFace(Source):
 
     A uri is ``<folder or hub name>#<their split>:<row>``. A label is the name that
     ``ClassLabel`` has for it, else the text or whole number itself; -1, the hub's word
-    for "not told", is none. Splits of the usual names are kept (``layout``); one alone
+    for "unknown", is none. Splits of the usual names are kept (``layout``); one alone
     that is not train is undeclared. Rows stay in files that are mapped to memory.
     """
 
@@ -187,10 +187,10 @@ class HuggingFace(Source):
         return target.read_bytes()
 
 
-def _label(told: Any, names: list[str] | None) -> str | None:
+def _label(value: Any, names: list[str] | None) -> str | None:
     if names is None:
-        return None if told in (None, "") else str(told)
-    return names[told] if told is not None and 0 <= told < len(names) else None
+        return None if value in (None, "") else str(value)
+    return names[value] if value is not None and 0 <= value < len(names) else None
 
 
 def _stamp(dataset: Any) -> tuple[str | None, int | None]:

@@ -52,8 +52,8 @@ def parquet_rows(
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
             chunks = map(group.column, range(group.num_columns))
-            told = {chunk.path_in_schema: chunk.statistics for chunk in chunks}
-            nulls = told.get(f"{image}.bytes")
+            statistics = {chunk.path_in_schema: chunk.statistics for chunk in chunks}
+            nulls = statistics.get(f"{image}.bytes")
             # Bytes are not read to list them, where nothing but bytes can be there.
             full = nulls and nulls.has_null_count and nulls.null_count == 0
             full = full or "binary" in kind.partition("<")[0]
@@ -90,8 +90,8 @@ def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
     metadata; its -1 is no label.
     """
     try:
-        told = json.loads((schema.metadata or {})[b"huggingface"])
-        names = told["info"]["features"][column]["names"]
+        written = json.loads((schema.metadata or {})[b"huggingface"])
+        names = written["info"]["features"][column]["names"]
     except (LookupError, TypeError, ValueError):
         return None
     numbers = pa.types.is_integer(schema.field(column).type)

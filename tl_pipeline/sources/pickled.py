@@ -21,8 +21,8 @@ class Pickled(Source):
 
     def __init__(self, spec: PickleSpec) -> None:
         self._spec = spec
-        given = ((spec.train,), (spec.validation,), (spec.test,))
-        self._files = RowFiles(spec.name, *given, read=self._load)
+        files = ((spec.train,), (spec.validation,), (spec.test,))
+        self._files = RowFiles(spec.name, *files, read=self._load)
 
     def __reduce__(self) -> tuple[type["Pickled"], tuple[PickleSpec]]:
         """A copy in another process reads the files itself."""

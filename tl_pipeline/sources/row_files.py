@@ -51,10 +51,10 @@ class RowFiles:
         self._name, self._read, self._marked = name, read, marked
         self._lock = threading.Lock()
         self._loaded: dict[str, Rows] = {}
-        given = [(train, "train"), (validation, "validation"), (test, "test")]
+        by_split = [(train, "train"), (validation, "validation"), (test, "test")]
         files = [
             (tuple(path.resolve() for path in paths if path), split)
-            for paths, split in given
+            for paths, split in by_split
             if paths[0]
         ]
         # A name that is no UTF-8 fits no table: in a uri it is escaped.
@@ -76,9 +76,9 @@ class RowFiles:
     def entries(self, file: str, rows: Rows) -> Iterator[Entry]:
         """One entry per row of ``file``."""
         declared = self._files[file][1] if len(self._files) > 1 else None
-        told = (rows.version, declared)
+        about = (rows.version, declared)
         for index, label in enumerate(rows.labels):
-            yield Entry(f"{file}#{index}", label, *told, modified_ns=rows.modified_ns)
+            yield Entry(f"{file}#{index}", label, *about, modified_ns=rows.modified_ns)
 
     def row(self, uri: str, kind: str) -> np.ndarray:
         """The values of the row ``uri``; ``kind`` is what rows are called.

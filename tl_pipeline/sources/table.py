@@ -65,12 +65,12 @@ class Table(Source):
         listings: dict[str, dict[str, Stamp]] = {}
         for file, root in self._files.look().items():
             for entry, linked in self._listed(file, root, listings):
-                told = entry
+                listed = entry
                 if linked:
                     if hash(entry.uri) in seen or _MARKED.fullmatch(entry.uri):
-                        told = replace(entry, uri=f"{entry.uri}#copy={number}")
-                    seen.add(hash(told.uri))
-                yield told
+                        listed = replace(entry, uri=f"{entry.uri}#copy={number}")
+                    seen.add(hash(listed.uri))
+                yield listed
                 number += 1
         if not number:
             raise DatasetError(f"{self._spec.path} holds no rows; check 'path'")

@@ -78,7 +78,8 @@ class Links:
         inside = path.is_absolute() and any(map(target.is_relative_to, roots))
         if target.is_file() and inside:  # a pipe is none: reading it would hang
             return target.read_bytes()
-        if inside or (path.is_absolute() and not target.exists()):
+        gone = path.is_absolute() and not target.exists()
+        if inside or (roots and gone):
             hints = filter(None, (self._missing.hint(path, root) for root in roots))
             raise FileNotFoundError(f"{path}: no such file{next(hints, '')}")
         raise PermissionError(

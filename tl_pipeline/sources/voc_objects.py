@@ -126,9 +126,11 @@ class VocObjects(Source):
             for node in root.iterfind("object")
             if self._spec.difficult or node.findtext("difficult", "").strip() != "1"
         ]
-        told = [root.findtext(f"size/{side}", "").strip() for side in _SIDES]
+        sides = [root.findtext(f"size/{side}", "").strip() for side in _SIDES]
         size = (
-            (int(told[0]), int(told[1])) if all(map(_WHOLE.fullmatch, told)) else None
+            (int(sides[0]), int(sides[1]))
+            if all(map(_WHOLE.fullmatch, sides))
+            else None
         )
         yield from self._photos.entries(photo, file, found, split, name, size)
 

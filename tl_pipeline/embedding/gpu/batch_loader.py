@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tl_pipeline.data.reading import Image, Read
+from tl_pipeline.data.reading import ImageRef, Read
 from tl_pipeline.embedding.batch_loader import (
     BatchBuilder,
     BatchLoader,
@@ -69,7 +69,7 @@ class NvjpegBatchLoader(BatchLoader):
         self._thread = threading.local()
         self._lock, self._waiting = threading.Lock(), 0
 
-    def begin(self, images: Sequence[Image]) -> Any:
+    def begin(self, images: Sequence[ImageRef]) -> Any:
         """``images`` read; what the hardware does not take is decoded."""
         with self._clock.time("read"):
             read = [self._read(image) for image in images]

@@ -36,7 +36,7 @@ from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 from tl_pipeline.store.timings import Timings
 
 if TYPE_CHECKING:
-    from tl_pipeline.data.reading import Image
+    from tl_pipeline.data.reading import ImageRef
     from tl_pipeline.embedding.engine import Job
 
 # The embeddings of each encoder, by its key.
@@ -67,7 +67,7 @@ class Group(NamedTuple):
     """Images, in the order of their shards, that are missing under the same jobs."""
 
     jobs: "list[Job]"
-    images: "list[Image]"
+    images: "list[ImageRef]"
 
 
 class RemoteResult(NamedTuple):
@@ -229,7 +229,7 @@ def fill(
     store: Store,
     dataset: DatasetSpec,
     encoders: Sequence[Encoder],
-    images: Sequence["Image"],
+    images: Sequence["ImageRef"],
     part_rows: int = 512,
     executor: Executor | None = None,
 ) -> dict[str, EmbedResult]:
@@ -284,8 +284,9 @@ def fill(
 
 def group_by_missing(
     jobs: "Sequence[Job]",
-    images: Sequence["Image"],
-    choose: Callable[[EmbeddingFolder, Sequence["Image"]], list["Image"]] | None = None,
+    images: Sequence["ImageRef"],
+    choose: Callable[[EmbeddingFolder, Sequence["ImageRef"]], list["ImageRef"]]
+    | None = None,
 ) -> list[Group]:
     """``images`` in groups of those that are missing under the same of ``jobs``.
 
@@ -293,7 +294,7 @@ def group_by_missing(
     """
     choose = choose or pending
     missing = [{i for i, _ in choose(job.folder, images)} for job in jobs]
-    groups: dict[tuple[int, ...], list[Image]] = {}
+    groups: dict[tuple[int, ...], list[ImageRef]] = {}
     for image in images:
         which = tuple(at for at, ids in enumerate(missing) if image[0] in ids)
         if which:
@@ -327,13 +328,15 @@ def settled(folder: EmbeddingFolder) -> set[str]:
     return folder.embedded() | {i for i, (why, _) in refused if why not in RETRIED}
 
 
-def pending(folder: EmbeddingFolder, images: Sequence["Image"]) -> list["Image"]:
+def pending(folder: EmbeddingFolder, images: Sequence["ImageRef"]) -> list["ImageRef"]:
     """Those of ``images`` that have no embedding and were not refused for good."""
     done = settled(folder)
     return [image for image in images if image[0] not in done]
 
 
-def not_attempted(folder: EmbeddingFolder, images: Sequence["Image"]) -> list["Image"]:
+def not_attempted(
+    folder: EmbeddingFolder, images: Sequence["ImageRef"]
+) -> list["ImageRef"]:
     """Those of ``images`` that have no embedding and were not refused at all."""
     done = folder.embedded() | folder.refused().keys()
     return [image for image in images if image[0] not in done]
