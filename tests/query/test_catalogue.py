@@ -1,5 +1,6 @@
 """The SQL catalogue: what its views say, and that they follow the store."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests.runs.made import STARTED, record, result
 from tl_pipeline import progress, query
+from tl_pipeline.cli.sql_command import sql
 from tl_pipeline.data.split_report import SplitChange, SplitReport, SplitSize
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.weight_names import Weights
@@ -451,6 +453,25 @@ def test_an_older_storage_format_is_written(built: Store):
 def test_wrong_queries_are_one_clear_error(built: Store, sql: str, said: str):
     with pytest.raises(InvalidSpec, match=said):
         query.ask(built, sql)
+
+
+def test_numbers_that_json_has_not_are_null(
+    built: Store, capsys: pytest.CaptureFixture[str]
+):
+    asked = "SELECT 'nan'::FLOAT AS a, ['inf'::DOUBLE, 1.5] AS b"
+    sql(asked, store=str(built.root), json=True)
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told == [{"a": None, "b": [None, 1.5]}]
+
+
+def test_no_column_of_a_view_needs_quotes(built: Store):
+    rows = ask(
+        built,
+        "SELECT column_name AS name FROM duckdb_columns() WHERE NOT internal "
+        "AND column_name IN (SELECT keyword_name FROM duckdb_keywords() "
+        "WHERE keyword_category = 'reserved')",
+    )
+    assert rows == []
 
 
 def test_no_run_no_catalogue(store: Store):

@@ -1,6 +1,7 @@
 """What the command line prints: tables, live progress, the summary of a run."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,9 +38,19 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
-    """Print ``document`` as JSON for a script."""
-    sys.stdout.write(json.dumps(document, indent=1, default=str, ensure_ascii=False))
-    sys.stdout.write("\n")
+    """Print ``document`` as JSON for a script; NaN and infinities are null."""
+    text = json.dumps(_finite(document), indent=1, default=str, ensure_ascii=False)
+    sys.stdout.write(f"{text}\n")
+
+
+def _finite(document: Any) -> Any:
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, Mapping):
+        return {name: _finite(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_finite(value) for value in document]
+    return document
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""``tl sql``: ask the catalogue."""
+"""``tl sql``: ask the SQL catalogue."""
 
 import sys
 
@@ -15,14 +15,14 @@ def sql(
         store: folder or URL of all artifacts.
         json: print the rows as JSON.
     """
-    from tl_pipeline import query as catalogue
+    from tl_pipeline import query as sql_catalogue
     from tl_pipeline.cli import console
     from tl_pipeline.store.artifacts import Store
 
     piped = "" if query or sys.stdin.isatty() else sys.stdin.read().strip()
-    text = query or piped or catalogue.CONTENTS
-    rows = catalogue.ask(Store.open(store), text)
+    text = query or piped or sql_catalogue.CONTENTS
+    rows = sql_catalogue.ask(Store.open(store), text)
     if json:
         console.print_json(rows.to_pylist())
     else:
-        catalogue.show(rows)
+        sql_catalogue.show(rows)

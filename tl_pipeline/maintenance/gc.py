@@ -82,7 +82,7 @@ def find(
 def collect(
     store: Store, policy: RunPolicy = EVERY_RUN, retention_days: float = RETENTION_DAYS
 ) -> Found:
-    """Remove what ``find`` finds, and build the catalogue of a local store anew.
+    """Remove what ``find`` finds, and build the SQL catalogue of a local store anew.
 
     A kill in the middle leaves a store that is whole; the next call goes on.
 

@@ -188,7 +188,7 @@ def run(
 ) -> RunRecord:
     """Run everything, each stage by ``execute``; see ``wire``.
 
-    Then record the run, rebuild the catalogue and write the report.
+    Then record the run, rebuild the SQL catalogue and write the report.
 
     Raises:
         DatasetError, WeightsError: see the stages.

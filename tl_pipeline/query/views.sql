@@ -184,7 +184,7 @@ COMMENT ON VIEW searches IS
 did not learn from (deviation over the folds), or on validation.';
 
 CREATE VIEW images AS
-SELECT d.dataset, i.* EXCLUDE (filename)
+SELECT d.dataset, i.* EXCLUDE (filename, "group"), i."group" AS group_id
 FROM {files of manifests} AS i
 JOIN datasets AS d ON parse_path(i.filename)[-2] = d.manifest
 WHERE {here};
