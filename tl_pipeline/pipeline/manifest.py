@@ -19,7 +19,7 @@ from tl_pipeline.data import splits
 from tl_pipeline.encoders import concat
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.tables import MANIFEST
+from tl_pipeline.store.tables import MANIFEST, NEAR_DUPLICATES
 
 _COLUMNS = ("image_id", "uri", "label", "split", "group", "weight")
 
@@ -133,6 +133,16 @@ class Manifest:
         """One row per image, sorted by id."""
         found = tables.read(MANIFEST, self._store.path(self.artifact), _COLUMNS)
         return found.drop_columns(["group"]) if self.control else found
+
+    @cached_property
+    def clusters(self) -> dict[str, str]:
+        """The cluster of each near duplicate, by image id; empty before the audit."""
+        folder = self._store.path(self.artifact)
+        if not (folder / NEAR_DUPLICATES.file).exists():
+            return {}
+        rows = tables.read(NEAR_DUPLICATES, folder)
+        found = tables.values(rows, "image_id", "near_id", "cluster")
+        return {image: f"near {number}" for *ids, number in found for image in ids}
 
     def named(self, encoder: str) -> str:
         """The label of an encoder as people read it beside these rows."""

@@ -134,7 +134,14 @@ def rank(study: Study, encoders: Sequence[Encoder], images: int) -> Ranking:
     rows = manifest.table.to_pylist()
     trained = [row for row in rows if row["split"] == TRAIN]
     drawn = stratified(
-        [Drawable(row["image_id"], row["label"], row["group"]) for row in trained],
+        [
+            Drawable(
+                row["image_id"],
+                row["label"],
+                row["group"] or manifest.clusters.get(row["image_id"]),
+            )
+            for row in trained
+        ],
         images,
     )
     wanted = {encoder.key: encoder for encoder in encoders}
