@@ -255,7 +255,8 @@ def _half_dimension(around: list[_Surroundings]) -> float | None:
 def _surroundings(points: np.ndarray, start: int, end: int) -> _Surroundings:
     k = min(_NEIGHBOURS, end - start - 1)
     if k < 1:
-        return _Surroundings(*(np.empty(0, np.float32),) * 2, 0, np.empty(0))
+        nothing = np.empty(0, np.float32)
+        return _Surroundings(nothing, nothing, 0, nothing)
     tiny = np.finfo(np.float32).eps
     nearest = [
         np.sort(np.partition(distances, k - 1, axis=1)[:, :k], axis=1).clip(min=tiny)
