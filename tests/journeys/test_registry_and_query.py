@@ -96,7 +96,7 @@ def test_mlflow_finds_the_whole_folder_by_alias(folder: Path, store: Store):
     assert names == {
         "model.json",
         "head.json",
-        "head.skops",
+        "head.safetensors",
         "calibration.json",
         "provenance.json",
     }
