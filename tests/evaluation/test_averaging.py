@@ -1,11 +1,12 @@
 """Means of probabilities, and greedy selection against its definition."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tl_pipeline.evaluation.averaging import (
     ROUNDS,
-    Said,
+    Predictions,
     aligned,
     averaged,
     greedy,
@@ -13,11 +14,13 @@ from tl_pipeline.evaluation.averaging import (
 )
 
 
-def said(ids: str, labels: str, classes: str, probabilities: list[list[float]]) -> Said:
+def said(
+    ids: str, labels: str, classes: str, probabilities: list[list[float]]
+) -> Predictions:
     """One letter each for an image, a label, a class."""
-    return Said(
-        np.array(list(ids)),
-        np.array(list(labels)),
+    return Predictions(
+        pa.array(list(ids)),
+        pa.array(list(labels)),
         list(classes),
         np.array(probabilities, np.float32),
     )
@@ -31,10 +34,10 @@ def test_classes_meet_by_name():
 def test_a_mean_is_of_the_images_that_all_scored_and_of_all_classes():
     one = said("pqr", "aab", "ab", [[0.5, 0.5], [1, 0], [0.25, 0.75]])
     other = said("qrs", "abc", "abc", [[0, 0.5, 0.5], [0, 1, 0], [0, 0, 1]])
-    assert shared([one, other]).tolist() == ["q", "r"]
+    assert shared([one, other]).to_pylist() == ["q", "r"]
     mean = averaged([one, other], [3, 1])
-    assert mean.image_ids.tolist() == ["q", "r"]
-    assert mean.labels.tolist() == ["a", "b"]
+    assert mean.image_ids.to_pylist() == ["q", "r"]
+    assert mean.labels.to_pylist() == ["a", "b"]
     assert mean.classes == ["a", "b", "c"]
     expected = [[0.75, 0.125, 0.125], [0.1875, 0.8125, 0]]
     np.testing.assert_allclose(mean.probabilities, expected, rtol=1e-6)
@@ -53,7 +56,7 @@ def test_the_truth_that_a_head_does_not_know_has_no_probability():
     assert one.of_truth().tolist() == [0, 0.75]
 
 
-def drawn(heads: int, images: int, classes: int, seed: int) -> list[Said]:
+def drawn(heads: int, images: int, classes: int, seed: int) -> list[Predictions]:
     """Heads that know something, of different worth."""
     chance = np.random.default_rng(seed)
     truth = chance.integers(0, classes, images)
@@ -64,9 +67,9 @@ def drawn(heads: int, images: int, classes: int, seed: int) -> list[Said]:
         logits[np.arange(images), truth] += 0.5 + head / heads
         odds = np.exp(logits)
         found.append(
-            Said(
-                np.array([f"{i:05d}" for i in range(images)]),
-                np.array(names)[truth],
+            Predictions(
+                pa.array([f"{i:05d}" for i in range(images)]),
+                pa.array(np.array(names)[truth]),
                 names,
                 (odds / odds.sum(1, keepdims=True)).astype(np.float32),
             )
@@ -74,13 +77,13 @@ def drawn(heads: int, images: int, classes: int, seed: int) -> list[Said]:
     return found
 
 
-def loss(mean: Said) -> float:
+def loss(mean: Predictions) -> float:
     """The Brier score."""
-    truth = mean.labels[:, None] == np.array(mean.classes)
+    truth = mean.names()[:, None] == np.array(mean.classes)
     return float(((mean.probabilities - truth) ** 2).sum(axis=1).mean())
 
 
-def by_definition(heads: list[Said]) -> list[int]:
+def by_definition(heads: list[Predictions]) -> list[int]:
     """Every ensemble is averaged as a whole, in every round, for every head."""
     times = np.zeros(len(heads), int)
     best = (np.inf, times)
@@ -111,7 +114,7 @@ def test_greedy_selection_is_no_worse_than_the_best_head_or_the_mean_of_all():
 def test_greedy_selection_leaves_out_what_is_wrong():
     worse, good = drawn(2, 100, 2, 1)
     wrong = np.round(1 - good.probabilities)
-    misled = Said(good.image_ids, good.labels, good.classes, wrong)
+    misled = Predictions(good.image_ids, good.labels, good.classes, wrong)
     assert greedy([misled, worse, good])[0] == 0
 
 

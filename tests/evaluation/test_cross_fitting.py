@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
 from tl_pipeline.data.splits import TEST, VALIDATION
 from tl_pipeline.evaluation import calibration, cross_fitting
-from tl_pipeline.evaluation.averaging import Said, averaged, greedy
+from tl_pipeline.evaluation.averaging import Predictions, averaged, greedy
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages.average import Average
 from tl_pipeline.runs.planning import Workspace
@@ -25,32 +26,34 @@ from tl_pipeline.store.tables import MANIFEST, METRICS, PREDICTIONS
 NAMES = ["ant", "bee"]
 
 
-def ids(images: int, split: str = VALIDATION) -> np.ndarray:
-    return np.array([f"{split} {i:04d}" for i in range(images)])
+def ids(images: int, split: str = VALIDATION) -> pa.Array:
+    return pa.array([f"{split} {i:04d}" for i in range(images)])
 
 
-def noise(heads: int, images: int, seed: int, split: str = VALIDATION) -> list[Said]:
+def noise(
+    heads: int, images: int, seed: int, split: str = VALIDATION
+) -> list[Predictions]:
     """Heads that know nothing, of two classes with the same number of images."""
     chance = np.random.default_rng(seed)
-    labels = np.array(NAMES)[np.arange(images) % 2]
+    labels = pa.array(np.array(NAMES)[np.arange(images) % 2])
     first = chance.random((heads, images)).astype(np.float32)
     both = np.stack([first, 1 - first], axis=2)
-    return [Said(ids(images, split), labels, NAMES, one) for one in both]
+    return [Predictions(ids(images, split), labels, NAMES, one) for one in both]
 
 
-def able(images: int, seed: int = 0) -> list[Said]:
+def able(images: int, seed: int = 0) -> list[Predictions]:
     """Heads that know something, one more than the other."""
     found = []
     for number, said in enumerate(noise(4, images, seed)):
-        truth = (said.labels[:, None] == np.array(NAMES)).astype(np.float32)
+        truth = (said.names()[:, None] == np.array(NAMES)).astype(np.float32)
         know = 0.2 + 0.1 * number
         mixed = know * truth + (1 - know) * said.probabilities
-        found.append(Said(said.image_ids, said.labels, NAMES, mixed))
+        found.append(Predictions(said.image_ids, said.labels, NAMES, mixed))
     return found
 
 
-def right(said: Said, probabilities: np.ndarray) -> int:
-    return int((np.array(NAMES)[probabilities.argmax(axis=1)] == said.labels).sum())
+def right(said: Predictions, probabilities: np.ndarray) -> int:
+    return int((np.array(NAMES)[probabilities.argmax(axis=1)] == said.names()).sum())
 
 
 # --- what is not known is not claimed ------------------------------------------------
@@ -72,7 +75,7 @@ def stored(store: Store, heads: int, images: int, seed: int) -> list[Artifact]:
         document = key_document("evaluate", 1, {"head": name}, {})
 
         def write(
-            folder: Path, splits: Sequence[Said] = splits, name: str = name
+            folder: Path, splits: Sequence[Predictions] = splits, name: str = name
         ) -> str:
             metrics, rows = [], []
             for split, said in zip((VALIDATION, TEST), splits, strict=True):
@@ -89,7 +92,10 @@ def stored(store: Store, heads: int, images: int, seed: int) -> list[Artifact]:
                     | {"predicted": NAMES[int(p.argmax())], "confidence": p.max()}
                     | {"probabilities": p.tolist()}
                     for image_id, label, p in zip(
-                        said.image_ids, said.labels, said.probabilities, strict=True
+                        said.image_ids.to_pylist(),
+                        said.names().tolist(),
+                        said.probabilities,
+                        strict=True,
                     )
                 ]
             tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
@@ -106,7 +112,7 @@ def manifest_of(store: Store, images: int) -> Artifact:
         {"image_id": image_id, "uri": image_id, "label": "ant", "split": split}
         | {"bytes": 1}
         for split in (VALIDATION, TEST)
-        for image_id in ids(images, split)
+        for image_id in ids(images, split).to_pylist()
     ]
 
     def write(folder: Path) -> str:
@@ -151,7 +157,7 @@ def test_calibration_on_top_learns_nothing_from_luck():
     for seed in range(5):
         heads, rows = noise(40, 100, seed), np.arange(100)
         found = cross_fitting.greedy("temperature", heads, rows)
-        own = found.said.targets()
+        own = found.predictions.targets()
         honest.append(-np.log(found.calibrated[rows, own]).mean())
         chosen = averaged(heads, greedy(heads)).probabilities
         naive = calibration.cross_fitted("temperature", chosen, own, rows)
@@ -170,7 +176,7 @@ def test_a_part_has_no_say_in_what_is_said_of_it():
     """
     heads, units = able(60), np.arange(60)
     before = cross_fitting.greedy("temperature", heads, units)
-    targets = before.said.targets()
+    targets = before.predictions.targets()
     here = calibration.parts(targets, units) == 2
     ants, bees = (np.flatnonzero(here & (targets == k)) for k in (0, 1))
     order = np.arange(60)
@@ -178,7 +184,7 @@ def test_a_part_has_no_say_in_what_is_said_of_it():
     exchanged = [replace(one, probabilities=one.probabilities[order]) for one in heads]
     after = cross_fitting.greedy("temperature", exchanged, units)
     for new, old in (
-        (after.said.probabilities, before.said.probabilities),
+        (after.predictions.probabilities, before.predictions.probabilities),
         (after.calibrated, before.calibrated),
     ):
         np.testing.assert_array_equal(new[here], old[order][here])
@@ -191,8 +197,13 @@ def test_groups_stay_together(monkeypatch: pytest.MonkeyPatch):
     seen: list[set[int]] = []
     plain = cross_fitting.products
 
-    def products(rows: Sequence[Said]) -> Any:
-        seen.append({int(image_id.split()[1]) // 4 for image_id in rows[0].image_ids})
+    def products(rows: Sequence[Predictions]) -> Any:
+        seen.append(
+            {
+                int(image_id.split()[1]) // 4
+                for image_id in rows[0].image_ids.to_pylist()
+            }
+        )
         return plain(rows)
 
     monkeypatch.setattr(cross_fitting, "products", products)
@@ -206,17 +217,23 @@ def test_it_is_that_of_its_definition():
     """Every choice made from the rows themselves, none from sums over parts."""
     heads, units = able(50, seed=3), np.arange(50)
     found = cross_fitting.greedy("temperature", heads, units)
-    targets = found.said.targets()
+    targets = found.predictions.targets()
     part = calibration.parts(targets, units)
 
     def said(rows: np.ndarray, chosen_by: np.ndarray) -> np.ndarray:
-        times = greedy([one.of(one.image_ids[chosen_by]) for one in heads])
-        return averaged([one.of(one.image_ids[rows]) for one in heads], times)
+        times = greedy(
+            [one.of(one.image_ids.filter(pa.array(chosen_by))) for one in heads]
+        )
+        return averaged(
+            [one.of(one.image_ids.filter(pa.array(rows))) for one in heads], times
+        )
 
     for p in range(calibration.PARTS):
         here = part == p
         given = said(here, ~here).probabilities
-        np.testing.assert_allclose(found.said.probabilities[here], given, rtol=1e-6)
+        np.testing.assert_allclose(
+            found.predictions.probabilities[here], given, rtol=1e-6
+        )
         others, labels = [], []
         for q in set(range(calibration.PARTS)) - {p}:
             others.append(said(part == q, ~here & (part != q)).probabilities)
@@ -231,23 +248,23 @@ def test_it_is_that_of_its_definition():
 
 def test_it_is_the_same_each_time_however_units_are_numbered():
     heads, units = able(41), np.arange(41)
-    first, again = (cross_fitting.greedy("isotonic", heads, units) for _ in range(2))
+    first, again = (cross_fitting.greedy("temperature", heads, units) for _ in range(2))
     np.testing.assert_array_equal(first.calibrated, again.calibrated)
-    other = cross_fitting.greedy("isotonic", heads, 1000 + 7 * units)
+    other = cross_fitting.greedy("temperature", heads, 1000 + 7 * units)
     np.testing.assert_array_equal(first.calibrated, other.calibrated)
 
 
 def test_heads_of_different_classes_are_put_together():
     """Every class that a candidate knows has a column, whoever is chosen."""
     heads = able(30)
-    more = Said(
+    more = Predictions(
         heads[0].image_ids,
         heads[0].labels,
         ["ant", "bee", "wasp"],
         np.hstack([heads[3].probabilities * 0.9, np.full((30, 1), 0.1, np.float32)]),
     )
     found = cross_fitting.greedy("temperature", [*heads, more], np.arange(30))
-    assert found.said.classes == ["ant", "bee", "wasp"]
+    assert found.predictions.classes == ["ant", "bee", "wasp"]
     np.testing.assert_allclose(found.calibrated.sum(axis=1), 1, rtol=1e-5)
 
 

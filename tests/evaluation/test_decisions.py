@@ -103,7 +103,7 @@ def test_validation_scores_are_of_probabilities_that_never_saw_their_row():
     rows = HeldOut("validation", embeddings, labels, np.arange(80) // 2)
     found = scoring.validate(head, rows, "isotonic", seed=0)
     targets = np.select([labels == "a", labels == "b"], [0, 1], -1)
-    crossed = calibration.cross_fitted("isotonic", found.given, targets, rows.units)
+    crossed = calibration.cross_fitted("isotonic", found.raw_proba, targets, rows.units)
     assert np.array_equal(found.probabilities, crossed)
     given = np.where(targets < 0, 1e-9, crossed[np.arange(80), targets])
     floor = float(np.finfo(np.float32).eps)
@@ -239,7 +239,7 @@ def test_models_records_and_tables_of_older_versions(folder: Path, store: Store)
     assert "What confidence is worth" not in report.render(store, older)
 
     file = evaluated / PREDICTIONS.file
-    columns = [*PREDICTIONS.schema.names[:-3]]
+    columns = PREDICTIONS.schema.names[:-4]
     pq.write_table(pq.read_table(file, columns=columns), file)
     query.build(store)
     rows = query.ask(

@@ -38,7 +38,7 @@ def test_what_it_promises_holds_on_new_rows(method: str, error: float):
     assert crossed.shape == probabilities.shape
     new, right = rows(20_000, seed=1)
     calibrated = found.calibration.apply(new)
-    held = operating_point.held(found.sets(calibrated), right)
+    held = operating_point.covered(found.sets(calibrated), right)
     assert 1 - error - 0.02 < held.mean()
     accepted = found.accepted(calibrated)
     wrong = calibrated.argmax(axis=1) != right
@@ -140,7 +140,7 @@ def test_half_a_file_is_a_damaged_artifact(tmp_path: Path):
 
 def test_no_set_holds_a_label_that_the_head_cannot_name():
     sets = np.array([[True, False], [True, True], [True, True]])
-    assert operating_point.held(sets, np.array([1, 1, -1])).tolist() == [
+    assert operating_point.covered(sets, np.array([1, 1, -1])).tolist() == [
         False,
         True,
         False,

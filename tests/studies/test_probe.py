@@ -1,13 +1,11 @@
-"""The quick probe: folds, the head, intervals with and without groups."""
+"""The quick probe: folds, and the head."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
-from tl_pipeline.evaluation.comparison import paired_difference
-from tl_pipeline.studies.probe import accuracy, difference, divide, judge, probed
+from tl_pipeline.studies.probe import divide, judge, probed
 
 
 def rows_of(units: int, each: int = 1, classes: int = 2):
@@ -72,57 +70,3 @@ def test_what_only_names_the_group_is_not_taken_for_knowledge():
     mixed = np.random.default_rng(2).permutation(400)
     alone = divide(list(rows.labels[mixed]), [str(i) for i in range(400)])
     assert judge(own[mixed], alone).mean() > 0.99
-
-
-@pytest.mark.parametrize("right", [0, 1, 17, 40])
-def test_without_groups_the_interval_is_wilsons(right: int):
-    found = accuracy(np.arange(40) < right, rows_of(40))
-    expected = stats.binomtest(right, 40).proportion_ci(0.95, method="wilson")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.value == right / 40
-
-
-def test_rows_that_only_repeat_their_unit_narrow_nothing():
-    """20 units, copied five times, know as much as the 20."""
-    right = np.arange(20) % 3 > 0
-    one, copied = (
-        accuracy(right, rows_of(20)),
-        accuracy(np.repeat(right, 5), rows_of(20, 5)),
-    )
-    assert (copied.low, copied.high) == pytest.approx((one.low, one.high))
-
-
-def test_all_right_is_as_sure_as_there_are_units():
-    alone, copied = rows_of(20), rows_of(20, each=5)
-    one = accuracy(np.ones(20, bool), alone)
-    assert accuracy(np.ones(100, bool), copied) == pytest.approx(one)
-    assert one.high == 1
-    assert one.low < 0.9
-
-
-def test_without_groups_the_difference_is_the_paired_one():
-    first, second = np.arange(60) < 50, np.arange(60) % 4 > 0
-    assert difference(first, second, rows_of(60), 3) == paired_difference(
-        first, second, 3
-    )
-
-
-def test_the_difference_resamples_whole_groups():
-    chance = np.random.default_rng(0)
-    first = np.repeat(chance.random(30) < 0.8, 10)
-    second = np.repeat(chance.random(30) < 0.6, 10)
-    rows = rows_of(30, each=10)
-    found = difference(first, second, rows, seed=0)
-    apart = paired_difference(first, second, seed=0)
-    assert found.value == pytest.approx(first.mean() - second.mean())
-    assert found.high - found.low > 2 * (apart.high - apart.low)
-    # ten equal rows of each unit: the bootstrap of the thirty units
-    units = paired_difference(first[::10], second[::10], seed=0)
-    assert (found.low, found.high) == pytest.approx((units.low, units.high), abs=0.05)
-
-
-def test_equal_judgements_differ_by_nothing():
-    right = np.arange(50) % 2 == 0
-    for rows in (rows_of(50), rows_of(10, each=5)):
-        found = difference(right, right.copy(), rows, 0)
-        assert (found.value, found.low, found.high) == (0, 0, 0)

@@ -17,12 +17,11 @@ from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.evaluation.comparison import Difference
-from tl_pipeline.evaluation.metrics import Score
 from tl_pipeline.pipeline import wiring, work
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.pipeline.work import Study
 from tl_pipeline.runs.planning import Workspace
+from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -278,8 +277,10 @@ def ranked(name: str, value: float, behind: tuple | None, seconds: float | None)
         key=name,
         width=10,
         logme=LogME(value, (value,), 3, converged=True),
-        probe=Score("accuracy", value, value - 0.02, value + 0.02),
-        behind=Difference(*behind, 500) if behind else None,
+        probe=Score(value=value, low=value - 0.02, high=value + 0.02),
+        behind=Score(value=behind[0], low=behind[1], high=behind[2])
+        if behind
+        else None,
         cost=Cost(seconds, remembered=False, images=3212, missing=0),
     )
 

@@ -7,9 +7,9 @@ point of a model.
 __all__ = [
     "averaging",
     "choice",
-    "comparison",
     "cross_fitting",
     "decisions",
+    "intervals",
     "metrics",
     "operating_point",
     "scored_rows",

@@ -5,10 +5,15 @@ Heads of different encoders may know different classes and have scored different
 so classes meet by name and rows by image id.
 """
 
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 # Of greedy selection; later ones would change weights by less than a fiftieth.
 ROUNDS = 50
@@ -16,35 +21,40 @@ ROUNDS = 50
 _STEP = 1024
 
 
-@dataclass(frozen=True)
-class Said:
-    """What one head said of the images of one split, sorted by ``image_ids`` (n,).
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one head predicts of the images of one split, sorted by ``image_ids`` (n,).
 
     ``labels`` (n,) are the true ones; ``probabilities`` is float32 of shape
     (n, n_classes), its columns in the order of ``classes``.
     """
 
-    image_ids: np.ndarray
-    labels: np.ndarray
+    image_ids: pa.Array
+    labels: pa.Array
     classes: list[str]
     probabilities: np.ndarray
 
-    def of(self, image_ids: np.ndarray) -> "Said":
+    def of(self, image_ids: pa.Array) -> "Predictions":
         """Of ``image_ids`` alone, which are sorted and all among these."""
         if len(image_ids) == len(self.image_ids):
             return self
-        at = np.searchsorted(self.image_ids, image_ids)
-        return Said(image_ids, self.labels[at], self.classes, self.probabilities[at])
+        at = pc.index_in(image_ids, value_set=self.image_ids)
+        rows = self.probabilities[at.to_numpy()]
+        return Predictions(image_ids, self.labels.take(at), self.classes, rows)
 
-    def naming(self, classes: list[str]) -> "Said":
+    def naming(self, classes: list[str]) -> "Predictions":
         """The same with a column for each of ``classes``, which hold its own."""
         columns = aligned(self.probabilities, self.classes, classes)
-        return Said(self.image_ids, self.labels, classes, columns)
+        return Predictions(self.image_ids, self.labels, classes, columns)
+
+    def names(self) -> np.ndarray:
+        """The true labels as text (n,)."""
+        return np.array(self.labels.to_pylist(), dtype=np.str_)
 
     def targets(self) -> np.ndarray:
         """The column of each image's label (n,); -1 for one that is no class."""
-        place = {name: column for column, name in enumerate(self.classes)}
-        return np.array([place.get(label, -1) for label in self.labels])
+        classes = pa.array(self.classes, pa.string())
+        return pc.index_in(self.labels, value_set=classes).fill_null(-1).to_numpy()
 
     def of_truth(self) -> np.ndarray:
         """The probability of each image's true class, (n,); 0 of an unknown one."""
@@ -89,33 +99,35 @@ def aligned(
     return found
 
 
-def shared(said: Sequence[Said]) -> np.ndarray:
-    """The images that all of ``said`` are about, sorted."""
-    ids = set[str](said[0].image_ids)
-    return np.array(sorted(ids.intersection(*(one.image_ids for one in said[1:]))))
+def shared(predictions: Sequence[Predictions]) -> pa.Array:
+    """The images that all of ``predictions`` are about, sorted."""
+    ids = predictions[0].image_ids
+    for one in predictions[1:]:
+        ids = ids.filter(pc.is_in(ids, value_set=one.image_ids))
+    return ids
 
 
-def averaged(said: Sequence[Said], times: Sequence[int]) -> Said:
+def averaged(predictions: Sequence[Predictions], times: Sequence[int]) -> Predictions:
     """The mean over heads, the i-th counted ``times[i]``, for images they all scored.
 
     Its classes are those that some head knows, in the order of their names.
     """
-    ids = shared(said)
-    classes = sorted({name for one in said for name in one.classes})
+    ids = shared(predictions)
+    classes = sorted({name for one in predictions for name in one.classes})
     total = np.zeros((len(ids), len(classes)), np.float32)
-    for one, weight in zip(said, times, strict=True):
+    for one, weight in zip(predictions, times, strict=True):
         if weight:
             total += weight * aligned(one.of(ids).probabilities, one.classes, classes)
-    return Said(ids, said[0].of(ids).labels, classes, total / sum(times))
+    return Predictions(ids, predictions[0].of(ids).labels, classes, total / sum(times))
 
 
-def greedy(said: Sequence[Said]) -> list[int]:
+def greedy(predictions: Sequence[Predictions]) -> list[int]:
     """How often each head counts in the ensemble that these images choose.
 
     See ``chosen``; images that not all of them scored have no say.
     """
-    ids = shared(said)
-    return chosen(products([one.of(ids) for one in said]))
+    ids = shared(predictions)
+    return chosen(products([one.of(ids) for one in predictions]))
 
 
 def chosen(seen: Products, rounds: int = ROUNDS) -> list[int]:
@@ -150,17 +162,17 @@ def chosen(seen: Products, rounds: int = ROUNDS) -> list[int]:
     return np.bincount(kept, minlength=heads).tolist()
 
 
-def products(said: Sequence[Said]) -> Products:
-    """Those of ``said``, which are about the same images."""
-    images = len(said[0].image_ids)
-    classes = sorted({name for one in said for name in one.classes})
-    agreement = np.zeros((len(said), len(said)))
+def products(predictions: Sequence[Predictions]) -> Products:
+    """Those of ``predictions``, which are about the same images."""
+    images = len(predictions[0].image_ids)
+    classes = sorted({name for one in predictions for name in one.classes})
+    agreement = np.zeros((len(predictions), len(predictions)))
     for start in range(0, images, _STEP):
         rows = [
             aligned(one.probabilities[start : start + _STEP], one.classes, classes)
-            for one in said
+            for one in predictions
         ]
-        flat = np.stack(rows).reshape(len(said), -1).astype(np.float64)
+        flat = np.stack(rows).reshape(len(predictions), -1).astype(np.float64)
         agreement += flat @ flat.T
-    hit = np.array([one.of_truth().sum(dtype=np.float64) for one in said])
+    hit = np.array([one.of_truth().sum(dtype=np.float64) for one in predictions])
     return Products(images, agreement, hit)

@@ -12,21 +12,28 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
+import pyarrow as pa
 
 from tl_pipeline.evaluation import calibration
-from tl_pipeline.evaluation.averaging import Products, Said, averaged, chosen, products
+from tl_pipeline.evaluation.averaging import (
+    Predictions,
+    Products,
+    averaged,
+    chosen,
+    products,
+)
 
 
 @dataclass(frozen=True)
 class Validated:
     """What heads together say of validation rows.
 
-    ``said`` are the means before calibration; ``calibrated``, float32 (n, n_classes),
-    those after it, each row by a map that it had no part in. ``units`` (n,) tell what
-    each row belongs to.
+    ``predictions`` are the means before calibration; ``calibrated``, float32
+    (n, n_classes), those after it, each row by a map that it had no part in. ``units``
+    (n,) tell what each row belongs to.
     """
 
-    said: Said
+    predictions: Predictions
     calibrated: np.ndarray
     units: np.ndarray
 
@@ -42,19 +49,20 @@ def shortage(units: np.ndarray) -> str | None:
     )
 
 
-def fixed(method: str, mean: Said, units: np.ndarray) -> Validated:
+def fixed(method: str, mean: Predictions, units: np.ndarray) -> Validated:
     """Of the ``mean`` of members that these rows did not choose step by step.
 
     Only its calibration is cross-fitted, by ``method`` of ``calibration.METHODS``;
     ``units`` (n,) tell what each row belongs to.
     """
-    given = mean.probabilities
-    crossed = calibration.cross_fitted(method, given, mean.targets(), units)
-    return Validated(mean, crossed, units)
+    found = calibration.cross_fitted(method, mean.probabilities, mean.targets(), units)
+    return Validated(mean, found, units)
 
 
-def greedy(method: str, said: Sequence[Said], units: np.ndarray) -> Validated:
-    """Members that ``averaging.greedy`` chooses among ``said``, as new rows meet them.
+def greedy(
+    method: str, predictions: Sequence[Predictions], units: np.ndarray
+) -> Validated:
+    """Members that ``averaging.greedy`` chooses, as new rows meet them.
 
     No row has a say in what it is given: part p is predicted by the members that the
     other parts choose. The map that calibrates p is learned from the other parts; each
@@ -63,35 +71,38 @@ def greedy(method: str, said: Sequence[Said], units: np.ndarray) -> Validated:
 
     Args:
         method: of ``calibration.METHODS``.
-        said: what each candidate says of the same rows.
+        predictions: what each candidate says of the same rows.
         units: what each row belongs to, (n,); whole units are left out, and there is no
             ``shortage`` of them.
     """
-    whole = averaged(said, [1] * len(said))
+    whole = averaged(predictions, [1] * len(predictions))
     targets = whole.targets()
     part = calibration.parts(targets, units)
     cut = [
-        [one.of(whole.image_ids[part == number]) for one in said]
+        [
+            one.of(whole.image_ids.filter(pa.array(part == number)))
+            for one in predictions
+        ]
         for number in range(calibration.PARTS)
     ]
     sums = [products(rows) for rows in cut]
-    given = np.empty_like(whole.probabilities)
+    raw = np.empty_like(whole.probabilities)
     calibrated = np.empty_like(whole.probabilities)
     for p, rows in enumerate(cut):
         here = part == p
-        given[here] = _said(rows, sums, {p})
+        raw[here] = _predicted(rows, sums, {p})
         others = np.empty_like(whole.probabilities)
         for q, learned in enumerate(cut):
             if q != p:
-                others[part == q] = _said(learned, sums, {p, q})
+                others[part == q] = _predicted(learned, sums, {p, q})
         taught = calibration.fit(method, others[~here], targets[~here])
-        calibrated[here] = taught.apply(given[here])
-    mean = Said(whole.image_ids, whole.labels, whole.classes, given)
+        calibrated[here] = taught.apply(raw[here])
+    mean = Predictions(whole.image_ids, whole.labels, whole.classes, raw)
     return Validated(mean, calibrated, units)
 
 
-def _said(
-    rows: Sequence[Said], sums: Sequence[Products], left_out: set[int]
+def _predicted(
+    rows: Sequence[Predictions], sums: Sequence[Products], left_out: set[int]
 ) -> np.ndarray:
     """Of ``rows``, by the members that the parts which are not left out choose."""
     seen = [one for number, one in enumerate(sums) if number not in left_out]

@@ -128,7 +128,7 @@ def fit(
     )
 
 
-def held(sets: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def covered(sets: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Whether each set (n, K) holds the right class (n,); none holds class -1."""
     found = np.take_along_axis(sets, targets[:, None], axis=1)[:, 0]
     return found & (targets >= 0)

@@ -1,4 +1,10 @@
-"""What an evaluation writes of a candidate, METRICS and PREDICTIONS; and reading it."""
+"""What an evaluation writes of a candidate, METRICS and PREDICTIONS; and reading it.
+
+Predictions stay columns of Arrow and numpy: there may be a million of them.
+"""
+
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,45 +12,58 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tl_pipeline.data.splits import TEST, VALIDATION
-from tl_pipeline.evaluation.averaging import Said
+from tl_pipeline.evaluation.averaging import Predictions
+from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
-    from tl_pipeline.evaluation.metrics import Score
     from tl_pipeline.evaluation.operating_point import OperatingPoint
 
 
-class Scored(NamedTuple):
+class StoredEvaluation(NamedTuple):
     """What the evaluation of one head tells of it.
 
     A row of METRICS of its chosen configuration; how that did on validation; what it
-    said of the images of each split.
+    predicted of the images of each split.
     """
 
     evaluation: Artifact
     row: dict[str, Any]
     accuracy: float
     log_loss: float
-    said: dict[str, Said]
+    predictions: dict[str, Predictions]
+
+
+class Compared(NamedTuple):
+    """Two classifiers on the images of a split that both scored, each (n,).
+
+    ``first`` and ``second`` tell whether each is right, by the labels of the first;
+    ``units`` are equal for images of one group.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    units: np.ndarray
 
 
 def metric_rows(
-    about: Mapping[str, Any], found: "Sequence[Score]"
+    about: Mapping[str, Any], found: Mapping[str, Score]
 ) -> Iterator[dict[str, Any]]:
     """A row of METRICS for each score; ``about`` has the columns that they share."""
-    for score in found:
-        values = {"value": score.value, "low": score.low, "high": score.high}
-        yield {**about, "metric": score.metric, **values}
+    for metric, score in found.items():
+        yield {**about, "metric": metric, **score.model_dump()}
 
 
-def predictions(
+def prediction_rows(
     about: Mapping[str, str],
-    image_ids: Sequence[str],
-    labels: np.ndarray,
+    image_ids: Any,
+    labels: Any,
+    groups: Any,
     classes: Sequence[str],
     probabilities: np.ndarray,
     point: "OperatingPoint",
@@ -55,50 +74,79 @@ def predictions(
         about: ``evaluation`` and ``split``.
         image_ids: n of them.
         labels: the true ones, (n,).
+        groups: of each image, as the source names it; None where it is of none.
         classes: names of the columns of ``probabilities``.
         probabilities: calibrated, float32 (n, n_classes).
         point: what decides which are accepted, and which labels are in a set.
     """
-    images = len(image_ids)
-    sets = point.sets(probabilities)
-    own = np.array(classes) == labels[:, None]
+    images = len(probabilities)
+    sets, names = point.sets(probabilities), pa.array(classes, pa.string())
+    labels = pa.array(labels, pa.string())
+    own = pc.index_in(labels, names).fill_null(-1).to_numpy()
+    in_set = sets[np.arange(images), own] & (own >= 0)
     ends = pa.array(np.arange(images + 1, dtype=np.int32) * len(classes))
     flat = pa.array(np.ascontiguousarray(probabilities).ravel())
     return pa.table(
         {
             **{name: pa.array([v] * images, pa.string()) for name, v in about.items()},
             "image_id": pa.array(image_ids, pa.string()),
-            "label": labels.astype(str),
-            "predicted": np.array(classes)[probabilities.argmax(axis=1)],
+            "label": labels,
+            "predicted": names.take(pa.array(probabilities.argmax(axis=1))),
             "confidence": probabilities.max(axis=1),
             "probabilities": pa.ListArray.from_arrays(ends, flat),
             "accepted": point.accepted(probabilities),
             "set_size": sets.sum(axis=1),
-            "in_set": (sets & own).any(axis=1),
+            "in_set": in_set,
+            "group": pa.array(groups, pa.string()),
         }
     )
 
 
-def read(store: Store, evaluation: Artifact) -> Scored:
+def read(store: Store, evaluation: Artifact) -> StoredEvaluation:
     """What ``evaluation`` wrote of the configuration that it chose."""
     folder = store.path(evaluation)
     chosen = [row for row in tables.read(METRICS, folder).to_pylist() if row["chosen"]]
     value = {r["metric"]: r["value"] for r in chosen if r["split"] == VALIDATION}
     classes = json.loads((folder / "chosen.json").read_text())["classes"]
-    rows = tables.read(PREDICTIONS, folder).sort_by("image_id")
-    splits = np.array(rows["split"].to_pylist())
-    said = {
-        split: _said(rows.filter(pa.array(splits == split)), classes)
+    columns = ("image_id", "split", "label", "probabilities")
+    rows = tables.read(PREDICTIONS, folder, columns).sort_by("image_id")
+    found = {
+        split: _predictions(rows.filter(pc.equal(rows["split"], split)), classes)
         for split in (VALIDATION, TEST)
     }
-    return Scored(evaluation, chosen[0], value["accuracy"], value["log_loss"], said)
+    accuracy, loss = value["accuracy"], value["log_loss"]
+    return StoredEvaluation(evaluation, chosen[0], accuracy, loss, found)
 
 
-def _said(rows: pa.Table, classes: list[str]) -> Said:
+def compared(store: Store, first: Artifact, second: Artifact, split: str) -> Compared:
+    """Two evaluations on the images of ``split`` that both scored."""
+    mine, theirs = (_judged(store, one, split) for one in (first, second))
+    place = pc.index_in(mine["image_id"], value_set=theirs["image_id"].combine_chunks())
+    both = pc.is_valid(place)
+    mine, theirs = mine.filter(both), theirs.take(place.filter(both))
+    group = pc.binary_join_element_wise("group", mine["group"], " ")
+    alone = pc.binary_join_element_wise("image", mine["image_id"], " ")
+    units = pc.if_else(pc.is_valid(mine["group"]), group, alone)
+    coded = units.combine_chunks().dictionary_encode()
+    labels = mine["label"]
+    return Compared(
+        pc.equal(mine["predicted"], labels).to_numpy(),
+        pc.equal(theirs["predicted"], labels).to_numpy(),
+        coded.indices.to_numpy(),
+    )
+
+
+def _judged(store: Store, evaluation: Artifact, split: str) -> pa.Table:
+    columns = ("image_id", "split", "label", "predicted", "group")
+    rows = tables.read(PREDICTIONS, store.path(evaluation), columns)
+    return rows.filter(pc.equal(rows["split"], split)).sort_by("image_id")
+
+
+def _predictions(rows: pa.Table, classes: list[str]) -> Predictions:
     flat = rows["probabilities"].combine_chunks().flatten().to_numpy()
-    return Said(
-        np.array(rows["image_id"].to_pylist()),
-        np.array(rows["label"].to_pylist()),
+    return Predictions(
+        rows["image_id"].combine_chunks(),
+        rows["label"].combine_chunks(),
         classes,
         flat.reshape(len(rows), len(classes)),
     )

@@ -27,6 +27,7 @@ __all__ = [
     "expanded",
     "fitted",
     "fitting",
+    "folds",
     "grid",
     "grids",
     "is_range",

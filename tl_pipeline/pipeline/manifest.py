@@ -153,9 +153,9 @@ class Manifest:
         """``image_id`` and ``uri`` of every image."""
         return self.table.select(["image_id", "uri"])
 
-    def groups_of(self, ids: Sequence[str]) -> np.ndarray:
-        """What each of ``ids``, sorted, belongs to: numbers (n,); see ``Rows``."""
-        return Rows(self.table).part(ids).groups
+    def rows_of(self, ids: Iterable[str]) -> Rows:
+        """The rows of ``ids``, in the order of the ids."""
+        return Rows(self.table).part(ids)
 
     def encoded(self, embeddings: Artifact) -> "EncodedImages":
         """The images that the encoder of ``embeddings`` did not refuse."""

@@ -34,17 +34,23 @@ VERSION = 2
 class Trial:
     """One configuration, which learned from some of ``images``, and how it scored.
 
-    Over all held-out ``rows``; ``deviation`` is that of the accuracy between ``folds``.
+    Over all held-out rows, of which ``right`` (bool) tells; ``Trials.units_of`` what
+    they belong to. ``deviation`` is that of the accuracy between ``folds``.
     """
 
     config: HeadConfig
     key: str
     images: int
     folds: int
-    rows: int
+    right: np.ndarray
     accuracy: float
     log_loss: float
     deviation: float | None
+
+    @property
+    def rows(self) -> int:
+        """How many rows scored it."""
+        return len(self.right)
 
     @property
     def label(self) -> str:
@@ -109,6 +115,20 @@ class Trials:
             for config, document in zip(configs, documents, strict=True)
         ]
 
+    def units_of(self, rows: Rows) -> np.ndarray:
+        """What the rows of ``Trial.right`` belong to, numbers (n,), after ``rows``."""
+        if self.held:
+            return self.held.groups
+        # scikit-learn is imported only when there is something to divide
+        from tl_pipeline.heads.folds import stratified_group_folds  # noqa: PLC0415
+
+        targets = np.unique(rows.labels, return_inverse=True)[1]
+        groups = rows.groups if rows.grouped else None
+        part = stratified_group_folds(targets, self.folds, self.seed, groups)
+        return np.concatenate(
+            [rows.groups[part == n] for n in np.unique(part[part >= 0])]
+        )
+
     def _document(self, config: HeadConfig, rows: Rows) -> KeyDocument:
         params = {"head": config.name, **config.params, "seed": self.seed}
         how = {} if self.held else {"folds": self.folds}
@@ -151,7 +171,7 @@ class Trials:
             key=key,
             images=images,
             folds=len(rows),
-            rows=sum(rows),
+            right=np.concatenate([np.array(one, bool) for one in found["right"]]),
             accuracy=float(np.average(accuracy, weights=rows)),
             log_loss=float(np.average(found["log_loss"], weights=rows)),
             deviation=float(accuracy.std(ddof=1)) if len(rows) > 1 else None,

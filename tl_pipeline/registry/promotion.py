@@ -3,14 +3,11 @@
 import json
 from typing import Any
 
-import numpy as np
-
 from tl_pipeline.data.splits import VALIDATION
-from tl_pipeline.evaluation.comparison import paired_difference
+from tl_pipeline.evaluation.intervals import paired_difference
+from tl_pipeline.evaluation.scored_rows import compared
 from tl_pipeline.registry.mlflow_index import Indexed
-from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.tables import PREDICTIONS
 
 
 def decide(
@@ -27,30 +24,15 @@ def decide(
     file = store.root / "models" / holder.model / "model.json"
     if not file.exists():
         return True, f"version {holder.number}, the champion, is gone"
-    mine = _validation(store, about["evaluation"])
-    theirs = _validation(store, json.loads(file.read_text())["evaluation"])
-    both = sorted(mine.keys() & theirs.keys())
-    if not both:
+    other = json.loads(file.read_text())["evaluation"]
+    found = [store.find("evaluations", key) for key in (about["evaluation"], other)]
+    mine, theirs = found
+    both = compared(store, mine, theirs, VALIDATION) if mine and theirs else None
+    if both is None or not len(both.units):
         return True, f"no validation image in common with version {holder.number}"
-    # Today's labels count for both: the champion may have been scored on older ones.
-    first = np.array([mine[i][0] == mine[i][1] for i in both])
-    second = np.array([theirs[i][0] == mine[i][1] for i in both])
-    difference = paired_difference(first, second, seed=0)
+    difference = paired_difference(both.first, both.second, both.units, seed=0)
     said = (
-        f"{difference.value:+.2%} on {difference.rows:,} validation images in common "
+        f"{difference.value:+.2%} on {len(both.units):,} validation images in common "
         f"with version {holder.number} [{difference.low:+.2%}, {difference.high:+.2%}]"
     )
     return difference.value >= 0, said
-
-
-def _validation(store: Store, evaluation: str) -> dict[str, tuple[str, str]]:
-    """Image id -> (predicted, label) on validation; empty if it is gone."""
-    found = store.find("evaluations", evaluation)
-    if found is None:
-        return {}
-    rows = tables.read(PREDICTIONS, store.path(found)).to_pylist()
-    return {
-        row["image_id"]: (row["predicted"], row["label"])
-        for row in rows
-        if row["split"] == VALIDATION
-    }

@@ -8,16 +8,14 @@ as it was asked for; the record keeps them as keys of evaluations.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from tl_pipeline.data.split_report import Leakage
-from tl_pipeline.evaluation.comparison import paired_difference
+from tl_pipeline.data.splits import TEST
+from tl_pipeline.evaluation.intervals import paired_difference
+from tl_pipeline.evaluation.scored_rows import compared
 from tl_pipeline.runs.planning import ONE_BY_ONE, UNTRAINED
 from tl_pipeline.runs.records import Result
 from tl_pipeline.score import Score
-from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.tables import PREDICTIONS
 
 
 class Subject(NamedTuple):
@@ -79,9 +77,11 @@ def gain(store: Store, best: Result, seed: int) -> Score | None:
     """
     if best.untrained is None:
         return None
-    mine, theirs = _right(store, best.evaluation, best.untrained)
-    found = paired_difference(mine, theirs, seed)
-    return Score(value=found.value, low=found.low, high=found.high)
+    mine, theirs = (
+        Artifact("evaluations", key, key) for key in (best.evaluation, best.untrained)
+    )
+    both = compared(store, mine, theirs, TEST)
+    return paired_difference(both.first, both.second, both.units, seed)
 
 
 def leakage(results: Sequence[Result]) -> Leakage | None:
@@ -101,17 +101,3 @@ def leakage(results: Sequence[Result]) -> Leakage | None:
                 test=result.test,
             )
     return None
-
-
-def _right(store: Store, *evaluations: str) -> list[np.ndarray]:
-    """Whether each test image that all scored, in the order of ids, is right."""
-    found = []
-    for key in evaluations:
-        folder = store.path(Artifact("evaluations", key, key))
-        rows = tables.read(PREDICTIONS, folder).to_pandas()
-        rows = rows[rows["split"] == "test"].set_index("image_id").sort_index()
-        found.append(rows["label"] == rows["predicted"])
-    both = found[0].index
-    for other in found[1:]:
-        both = both.intersection(other.index)
-    return [right.loc[both].to_numpy() for right in found]

@@ -112,6 +112,7 @@ PREDICTIONS = Table(
         accepted=pa.bool_(),
         set_size=pa.int32(),
         in_set=pa.bool_(),
+        group=pa.string(),
     ),
 )
 METRICS = Table(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadSpec
@@ -18,13 +17,13 @@ from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.evaluation.metrics import LEVEL
+from tl_pipeline.evaluation.intervals import share_of_draws
 from tl_pipeline.heads.search import ranked
 from tl_pipeline.pipeline import fits
 from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.trials import Trials
-from tl_pipeline.pipeline.work import Study
+from tl_pipeline.pipeline.work import Study, check_weights
 from tl_pipeline.progress import track
 
 
@@ -34,8 +33,9 @@ class FewShot:
 
     ``accuracy`` is the mean over ``draws`` of the configuration that is the best of
     ``tried`` (on the same validation images: the more were tried, the more it
-    flatters); ``low`` and ``high`` bound Student's 95 % interval of that mean over
-    draws, None for one draw. ``images`` is how many a draw has at most.
+    flatters); ``low`` and ``high`` bound its 95 % interval for another draw and other
+    images (groups, where there are some), None for one draw. ``images`` is how many a
+    draw has at most.
     """
 
     encoder: str
@@ -80,6 +80,7 @@ def few_shots(
         WeightsError: a network cannot be loaded.
     """
     encoders, dataset = study.encoders, study.dataset
+    check_weights(dataset, wanted)
     manifest = study.ingested()
     flat = concat.unique_members(encoders)
     embedded = Embed(study.at, dataset, manifest, flat).run().output
@@ -153,13 +154,9 @@ def _row(
     loss = np.array([[one.log_loss for one in draw] for draw in tried]).mean(axis=0)
     means = accuracy.mean(axis=0)
     best = ranked(list(zip(means.tolist(), loss.tolist(), strict=True)))[0]
-    own, number = accuracy[:, best], len(parts)
-    low = high = deviation = None
-    if number > 1:
-        deviation = float(own.std(ddof=1))
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, number - 1))
-        half = reach * deviation / number**0.5
-        low, high = max(means[best] - half, 0.0), min(means[best] + half, 1.0)
+    number = len(parts)
+    right = np.stack([draw[best].right for draw in tried])
+    score = share_of_draws(right, trials.units_of(parts[0]))
     return FewShot(
         encoder=encoder.label,
         head=heads.label(configs[best]),
@@ -168,8 +165,8 @@ def _row(
         draws=number,
         images=max(map(len, parts)),
         accuracy=float(means[best]),
-        low=low,
-        high=high,
-        deviation=deviation,
+        low=score.low,
+        high=score.high,
+        deviation=float(accuracy[:, best].std(ddof=1)) if number > 1 else None,
         log_loss=float(loss[best]),
     )

@@ -16,11 +16,11 @@ from tl_pipeline.data.sampling import Drawable, stratified
 from tl_pipeline.data.splits import TRAIN
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.evaluation.comparison import Difference
-from tl_pipeline.evaluation.metrics import Score
+from tl_pipeline.evaluation.intervals import paired_difference, share
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.pipeline.work import Study
 from tl_pipeline.progress import track
+from tl_pipeline.score import Score
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.studies import probe
 from tl_pipeline.studies.transferability import LogME, logme
@@ -61,7 +61,7 @@ class Ranked:
     width: int
     logme: LogME
     probe: Score
-    behind: Difference | None
+    behind: Score | None
     cost: Cost
 
     @property
@@ -75,7 +75,7 @@ class Ranked:
 
         The interval is one of 95 % for this pair alone.
         """
-        return self.behind is None or self.behind.high >= 0
+        return self.behind is None or (self.behind.high or 0.0) >= 0
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _look(
     study: Study,
     encoder: Encoder,
     judged: Sequence[Drawable],
-    cut: probe.Rows,
+    cut: probe.ProbeSplit,
     cost: Cost,
 ) -> _Looked:
     ids = [image.image_id for image in judged]
@@ -229,7 +229,9 @@ def _look(
     return _Looked(encoder, found.vectors.shape[1], score, right, cost)
 
 
-def _sorted(found: Sequence[_Looked], cut: probe.Rows, seed: int) -> tuple[Ranked, ...]:
+def _sorted(
+    found: Sequence[_Looked], cut: probe.ProbeSplit, seed: int
+) -> tuple[Ranked, ...]:
     """By accuracy in the probe; LogME decides between equal ones."""
     order = sorted(found, key=lambda f: (f.right.sum(), f.logme.score), reverse=True)
     best = order[0]
@@ -239,10 +241,10 @@ def _sorted(found: Sequence[_Looked], cut: probe.Rows, seed: int) -> tuple[Ranke
             key=one.encoder.key,
             width=one.width,
             logme=one.logme,
-            probe=probe.accuracy(one.right, cut),
+            probe=share(one.right, cut.units),
             behind=None
             if one is best
-            else probe.difference(one.right, best.right, cut, seed),
+            else paired_difference(one.right, best.right, cut.units, seed),
             cost=one.cost,
         )
         for one in order

@@ -22,9 +22,13 @@ from tl_pipeline.config.specs import Ensemble, Method
 from tl_pipeline.data.splits import TEST, VALIDATION
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import scored_rows
-from tl_pipeline.evaluation.averaging import Said, averaged, greedy, shared
-from tl_pipeline.evaluation.scored_rows import Scored, metric_rows, predictions
-from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.evaluation.averaging import Predictions, averaged, greedy, shared
+from tl_pipeline.evaluation.scored_rows import (
+    StoredEvaluation,
+    metric_rows,
+    prediction_rows,
+)
+from tl_pipeline.pipeline.manifest import Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
@@ -66,8 +70,8 @@ class _Averaged(NamedTuple):
     """What was chosen, the members with their predictions, and their mean on test."""
 
     chosen: _Chosen
-    members: list[Scored]
-    test: Said
+    members: list[StoredEvaluation]
+    test: Predictions
     candidates: int
 
 
@@ -133,8 +137,10 @@ class Average(Unit[Artifact]):
 
     def extra(self) -> Mapping[str, Any]:
         chosen, members, test, candidates = self._averaged
-        every = set[str]().union(*(m.said[s].image_ids for m in members for s in _HELD))
-        scored = len(chosen.validation.said.image_ids) + len(test.image_ids)
+        every = set[str]().union(
+            *(m.predictions[s].image_ids.to_pylist() for m in members for s in _HELD)
+        )
+        scored = len(chosen.validation.predictions.image_ids) + len(test.image_ids)
         return {
             "members": [
                 {
@@ -151,32 +157,38 @@ class Average(Unit[Artifact]):
         }
 
     def write(self, folder: Path) -> str:
-        from tl_pipeline.evaluation.scoring import score_mean  # noqa: PLC0415 - scipy
+        from tl_pipeline.evaluation.scoring import score_ensemble  # noqa: PLC0415 - scipy
 
         chosen, members, test, _ = self._averaged
-        found = score_mean(
-            chosen.validation, test, self.calibration, self.error, self.seed
+        found = score_ensemble(
+            chosen.validation,
+            test,
+            self._rows(test).groups,
+            self.calibration,
+            self.error,
+            self.seed,
         )
         about = _about(self.key, self.ensemble, members)
         metrics = [
             row
-            for split, said in found.said.items()
+            for split, mean in found.predictions.items()
             for row in metric_rows(
-                about | {"split": split, "images": len(said.image_ids)},
+                about | {"split": split, "images": len(mean.image_ids)},
                 found.scores[split],
             )
         ]
         tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
         rows = [
-            predictions(
+            prediction_rows(
                 {"evaluation": self.key, "split": split},
-                said.image_ids.tolist(),
-                said.labels,
-                said.classes,
-                said.probabilities,
+                mean.image_ids,
+                mean.labels,
+                self._rows(mean).named,
+                mean.classes,
+                mean.probabilities,
                 found.point,
             )
-            for split, said in found.said.items()
+            for split, mean in found.predictions.items()
         ]
         tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
         told = {
@@ -197,44 +209,51 @@ class Average(Unit[Artifact]):
         self._check(found)
         chosen = self._chosen(found)
         # a candidate that is no member may know classes that no member knows
-        test = _mean(found, chosen.times, TEST).naming(chosen.validation.said.classes)
+        test = _mean(found, chosen.times, TEST).naming(
+            chosen.validation.predictions.classes
+        )
         members = [one for one, n in zip(found, chosen.times, strict=True) if n]
         return _Averaged(chosen, members, test, len(found))
 
-    def _check(self, found: Sequence[Scored]) -> None:
+    def _check(self, found: Sequence[StoredEvaluation]) -> None:
         for split in _HELD:
-            if not len(shared([one.said[split] for one in found])):
+            if not len(shared([one.predictions[split] for one in found])):
                 raise DatasetError(
                     f"{self.manifest.dataset}: no {split} image was scored by all "
                     "heads that may be averaged; the quarantine table tells what "
                     "encoders refused"
                 )
 
-    def _chosen(self, found: Sequence[Scored]) -> _Chosen:
+    def _rows(self, predictions: Predictions) -> Rows:
+        """The rows of the manifest that ``predictions`` are of."""
+        return self.manifest.rows_of(predictions.image_ids.to_pylist())
+
+    def _chosen(self, found: Sequence[StoredEvaluation]) -> _Chosen:
         """What of ``found`` is put together, and what it says of validation."""
         # scipy is imported only when there is something to choose
         from tl_pipeline.evaluation import cross_fitting  # noqa: PLC0415
 
-        said = [one.said[VALIDATION] for one in found]
-        ids, alone = shared(said), None
+        validation = [one.predictions[VALIDATION] for one in found]
+        alone = None
         if self.ensemble == "greedy":
-            groups = self.manifest.groups_of(ids.tolist())
+            ids = shared(validation)
+            validation = [one.of(ids) for one in validation]
+            groups = self._rows(validation[0]).groups
             alone = cross_fitting.shortage(groups)
             if not alone:
-                said = [one.of(ids) for one in said]
-                crossed = cross_fitting.greedy(self.calibration, said, groups)
-                return _Chosen(greedy(said), crossed)
+                crossed = cross_fitting.greedy(self.calibration, validation, groups)
+                return _Chosen(greedy(validation), crossed)
         kinds = [self.ensemble if alone else one.row["encoder_key"] for one in found]
         times = _best(found, kinds)
         mean = _mean(found, times, VALIDATION)
-        groups = self.manifest.groups_of(mean.image_ids.tolist())
+        groups = self._rows(mean).groups
         fixed = cross_fitting.fixed(self.calibration, mean, groups)
         return _Chosen(times, fixed, alone)
 
 
-def _best(found: Sequence[Scored], kinds: Sequence[str]) -> list[int]:
+def _best(found: Sequence[StoredEvaluation], kinds: Sequence[str]) -> list[int]:
     """1 for the best on validation of each of ``kinds``, 0 for others."""
-    best: dict[str, Scored] = {}
+    best: dict[str, StoredEvaluation] = {}
     for one, kind in zip(found, kinds, strict=True):
         known = best.setdefault(kind, one)
         if (one.accuracy, -one.log_loss) > (known.accuracy, -known.log_loss):
@@ -243,13 +262,17 @@ def _best(found: Sequence[Scored], kinds: Sequence[str]) -> list[int]:
     return [int(one.evaluation.key in chosen) for one in found]
 
 
-def _mean(found: Sequence[Scored], times: Sequence[int], split: str) -> Said:
+def _mean(
+    found: Sequence[StoredEvaluation], times: Sequence[int], split: str
+) -> Predictions:
     """Of those that count, for the images of ``split`` that all of them scored."""
-    members = [one.said[split] for one, n in zip(found, times, strict=True) if n]
+    members = [one.predictions[split] for one, n in zip(found, times, strict=True) if n]
     return averaged(members, [n for n in times if n])
 
 
-def _about(key: str, family: Ensemble, members: Sequence[Scored]) -> dict[str, Any]:
+def _about(
+    key: str, family: Ensemble, members: Sequence[StoredEvaluation]
+) -> dict[str, Any]:
     """What all rows of METRICS tell."""
     encoders = list(dict.fromkeys(member.row["encoder"] for member in members))
     keys = list(dict.fromkeys(member.row["encoder_key"] for member in members))

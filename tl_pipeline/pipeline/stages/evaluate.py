@@ -25,7 +25,7 @@ from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation.averaging import aligned
-from tl_pipeline.evaluation.scored_rows import metric_rows, predictions
+from tl_pipeline.evaluation.scored_rows import metric_rows, prediction_rows
 from tl_pipeline.pipeline import fits
 from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
@@ -88,8 +88,9 @@ class Evaluate(Unit[Artifact]):
             "validation rows": validation.fingerprint,
             "test rows": test.fingerprint,
         }
-        if validation.groups_fingerprint:
-            inputs["validation groups"] = validation.groups_fingerprint
+        groups = [rows.groups_fingerprint for rows in (validation, test)]
+        if any(groups):  # they count together in all intervals
+            inputs["held-out groups"] = digest(groups)
         if self._cross_validated:
             rows = self._images.learned(TRAIN)
             inputs["rows of folds"] = _grouped_fingerprint(rows)
@@ -158,10 +159,11 @@ class Evaluate(Unit[Artifact]):
         # one order for both splits: after a refit the head may know more classes
         classes = test.head.classes
         rows = [
-            predictions(
+            prediction_rows(
                 {"evaluation": self.key, "split": scored.rows.split},
                 scored.rows.embeddings.image_ids,
                 scored.rows.labels,
+                self.manifest.rows_of(scored.rows.embeddings.image_ids).named,
                 classes,
                 aligned(scored.probabilities, scored.head.classes, classes),
                 point,
@@ -214,9 +216,11 @@ class Evaluate(Unit[Artifact]):
             None,
             self.search.folds,
         )
-        (trial,) = trials.of([config], self._images.learned(TRAIN))
+        rows = self._images.learned(TRAIN)
+        (trial,) = trials.of([config], rows)
         about = {"head": trial.label, "chosen": True, "split": FOLDS}
-        found = fold_scores(trial.rows, trial.accuracy, trial.log_loss)
+        units = trials.units_of(rows)
+        found = fold_scores(trial.right, trial.log_loss, units)
         return metric_rows({**self._about, **about, "images": trial.rows}, found)
 
     def _held_out(self, split: str) -> "HeldOut":
