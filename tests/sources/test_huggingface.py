@@ -539,7 +539,7 @@ def test_a_folder_of_that_name_is_not_read_instead(
         list(source(dataset="some/animals").entries())
 
 
-# The entry of the catalogue
+# The dataset entry
 
 
 @pytest.mark.parametrize(

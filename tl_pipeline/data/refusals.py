@@ -48,7 +48,7 @@ def check_expected(dataset: DatasetSpec, labels: pa.ChunkedArray) -> None:
     if unexpected := _unexpected(dataset, labels):
         raise DatasetError(
             f"{dataset.name} holds {unexpected}. Look at what changed, or correct "
-            "'expect' in the catalogue"
+            "'expect' in the dataset entry"
         )
 
 

@@ -127,7 +127,7 @@ def _named(
         raise DatasetError(
             f"{name}: expected arrays {wanted[0]!r} and {wanted[1]!r}, found "
             f"{', '.join(found) or 'nothing'}; see 'features' and 'labels' of the "
-            "catalogue"[:500]
+            "dataset entry"[:500]
         )
     return vectors, labels
 
@@ -140,7 +140,7 @@ def _columns(
         if not {*wanted} <= {*there}:
             raise DatasetError(
                 f"{name}: expected columns {wanted[0]!r} and {wanted[1]!r}, found "
-                f"{', '.join(there)}; see 'features' and 'labels' of the catalogue"
+                f"{', '.join(there)}; see 'features' and 'labels' of the dataset entry"
             )
         table = parts.read(list(wanted))
     column = table[wanted[0]].combine_chunks()

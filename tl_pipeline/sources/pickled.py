@@ -60,14 +60,14 @@ def _checked(found: Any, name: str, spec: PickleSpec) -> tuple[np.ndarray, list[
         held = f"the keys {list(arrays)}" if arrays else f"a {type(found).__name__}"
         raise DatasetError(
             f"{name}: expected arrays {spec.features!r} and {spec.labels!r}, found "
-            f"{held}; see 'features' and 'labels' of the catalogue"[:500]
+            f"{held}; see 'features' and 'labels' of the dataset entry"[:500]
         )
     images, classes = features.values, labels.values
     said = f"{name}: {spec.features!r} is {images.dtype} of shape {images.shape}"
     grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)
     if not grey_or_rgb and (images.ndim == 2 or images.dtype.kind == "f"):
         raise DatasetError(
-            f"{said}: precomputed features; say 'type: features' in the catalogue"
+            f"{said}: precomputed features; say 'type: features' in the dataset entry"
         )
     if not grey_or_rgb or 0 in images.shape[1:]:
         raise DatasetError(f"{said}; expected (n, height, width) or (n, h, w, 3)")
