@@ -8,10 +8,10 @@ CREATE VIEW records AS
 SELECT
     document->>'$.run_id' AS run_id,
     document->>'$.dataset' AS dataset,
-    coalesce(d.run_id = document->>'$.run_id', false) AS latest,
+    coalesce(d.run_id = (document->>'$.run_id'), false) AS latest,
     document
 FROM (SELECT content::JSON AS document FROM {files of records} WHERE {here}) AS r
-LEFT JOIN datasets AS d ON d.dataset = document->>'$.dataset';
+LEFT JOIN datasets AS d ON d.dataset = (document->>'$.dataset');
 COMMENT ON VIEW records IS
 'One row per finished run: its whole record as JSON.';
 
@@ -26,7 +26,7 @@ FROM (
     SELECT DISTINCT run_id, dataset, latest, unnest(document->'$.results[*]') AS e
     FROM records
 ) AS r
-LEFT JOIN encoders AS n ON n.encoder_key = e->>'$.encoder_key';
+LEFT JOIN encoders AS n ON n.encoder_key = (e->>'$.encoder_key');
 COMMENT ON VIEW run_evaluations IS
 'One row per run and evaluation: best, candidate or control. untrained and by_image are
 the evaluations of its controls: the same head on the untrained network, and on a split
@@ -54,7 +54,7 @@ LEFT JOIN (
         nullif(e->>'$.encoder_key', '') AS encoder_key,
         e->>'$.head' AS head, (e->>'$.test.value')::DOUBLE AS test_accuracy
     FROM (SELECT run_id, unnest(document->'$.results[*]') AS e FROM records)
-    WHERE e->>'$.role' = 'best'
+    WHERE (e->>'$.role') = 'best'
 ) AS b USING (run_id)
 LEFT JOIN encoders AS n ON n.encoder_key = b.encoder_key;
 COMMENT ON VIEW runs IS
@@ -93,7 +93,7 @@ FROM (
         (s->>'$.timings.idle')::DOUBLE AS idle,
         (s->>'$.timings.elapsed')::DOUBLE AS elapsed
     FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records)
-    WHERE s->>'$.timings' IS NOT NULL
+    WHERE (s->>'$.timings') IS NOT NULL
 ) AS t
 LEFT JOIN encoders AS e USING (encoder_key);
 COMMENT ON VIEW timings IS
@@ -157,7 +157,7 @@ FROM (
 ) AS r
 LEFT JOIN (
     SELECT DISTINCT evaluation, encoder, encoder_key, control FROM run_evaluations
-) AS k ON k.evaluation = m->>'$.evaluation';
+) AS k ON k.evaluation = (m->>'$.evaluation');
 COMMENT ON VIEW members IS
 'One row per evaluation of averaged heads and head: member is the evaluation of that
 head, which counts so many times.';
@@ -170,7 +170,7 @@ SELECT
 FROM (
     SELECT DISTINCT run_id, dataset, s->>'$.keys.search' AS search
     FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records)
-    WHERE s->>'$.stage' = 'search'
+    WHERE (s->>'$.stage') = 'search'
 ) AS r
 JOIN {files of searches} AS s USING (search)
 LEFT JOIN (
