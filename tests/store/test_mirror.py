@@ -252,7 +252,7 @@ def test_a_killed_run_is_made_good_by_the_next(
     ("pattern", "damage", "stages"),
     [
         ("/part-", "truncated", {"embed"}),
-        ("heads/*/head-*.skops", "truncated", {"train"}),
+        ("heads/*/head-*.safetensors", "truncated", {"train"}),
         ("heads/*/provenance.json", "changed", {"train"}),
         ("evaluations/*/metrics-", "changed", {"evaluate"}),
         ("manifests/*/manifest-", "truncated", {"ingest", "audit"}),
