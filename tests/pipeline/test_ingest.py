@@ -1,5 +1,6 @@
 """What ingest says beside the rows: first seen, weights, classes too small."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.sources import Entry, Source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.files import file_sha256
 from tl_pipeline.store.tables import MANIFEST, QUARANTINE
 
 LOGISTIC = HeadSpec(name="logistic", params={"C": 0.1})
@@ -137,12 +139,13 @@ def test_first_seen_is_no_part_of_the_key(store: Store, folder: Path, tmp_path: 
 def age(store: Store, key: str) -> None:
     """Let the manifest be one of a version that knew no weights and no times."""
     place = store.root / "manifests" / key
+    provenance = json.loads((place / "provenance.json").read_text())
     for name, column in (("quarantine", "first_seen"), ("manifest", "weight")):
-        file, about = place / f"{name}.parquet", place / "provenance.json"
-        size = file.stat().st_size
+        file = place / f"{name}.parquet"
         pq.write_table(pq.read_table(file).drop_columns(column), file)
-        text = about.read_text().replace(f'"bytes": {size}', '"bytes": SIZE')
-        about.write_text(text.replace("SIZE", str(file.stat().st_size)))
+        facts = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        provenance["files"][file.name] = facts
+    (place / "provenance.json").write_text(json.dumps(provenance))
 
 
 def test_what_an_older_version_refused_has_no_time(store: Store, folder: Path):

@@ -228,7 +228,8 @@ def _by_chance(points: np.ndarray, bounds: list[Bounds]) -> np.ndarray:
         others = np.delete(usual, number)
         crowded = _CROWDED * (_UNRELATED / np.log(2)) ** (1 / half)
         crowded *= np.nanquantile(others, 0.05, method="lower")
-        limits[start:end] = np.maximum(share * one.kth, crowded)
+        own = share * one.kth if one.neighbours else 0  # one image: nothing is near
+        limits[start:end] = np.maximum(own, crowded)
     return limits
 
 

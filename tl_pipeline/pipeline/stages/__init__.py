@@ -1,8 +1,7 @@
-"""The five verbs, one file each; they meet in the store and never import one another.
+"""The stages, one file each; they meet in the store and never import one another.
 
-A stage module has ``plan`` and ``run`` of the same signature. ``plan`` only looks and
-says what ``run`` would do; what it returns names the output before it exists, so that
-the stages after it can be planned too.
+In: a workspace, the manifest, embeddings, heads. Out: artifacts, and steps that say
+what was done and why. A stage is a class named as its file; see ``pipeline.stage``.
 """
 
 __all__ = [
