@@ -20,12 +20,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tl_pipeline.inputs.images import as_ppm
-from tl_pipeline.registry import mlflow_index
+from tl_pipeline.registry import connection
 from tl_pipeline.store.artifacts import Store
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from tests.object_store import ObjectStore
 
 REPOSITORY = Path(__file__).parents[1]
@@ -89,20 +87,17 @@ def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     MLflow makes one by some seventy migrations, in more time than a whole run takes
     here. Those of other processes, and one store of this, are made so.
     """
-    first, lock = Store(tmp_path_factory.mktemp("mlflow")), threading.Lock()
-    connect = mlflow_index._client
+    ready, lock = tmp_path_factory.mktemp("mlflow") / "mlflow.db", threading.Lock()
+    make = connection.make_empty
 
-    def connect_to_copy(store: Store) -> "MlflowClient":
-        ready, place = first.root / "mlflow.db", store.root / "mlflow.db"
+    def copy(file: Path) -> None:
         with lock:
             if not ready.exists():
-                connect(first)
-            if not place.exists():
-                shutil.copyfile(ready, place)
-        return connect(store)
+                make(ready)
+        shutil.copyfile(ready, file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlflow_index, "_client", connect_to_copy)
+        patch.setattr(connection, "make_empty", copy)
         yield
 
 

@@ -20,6 +20,7 @@ from tl_pipeline.evaluation.scoring import HeldOut
 from tl_pipeline.heads import fitting
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
+from tl_pipeline.registry.model import open_model
 from tl_pipeline.registry.prediction import predict
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import RunRecord
@@ -253,7 +254,7 @@ def test_a_damaged_operating_point_is_refused(folder: Path, store: Store):
     place = store.root / "models" / record.registered.model
     (place / FILE).write_text('{"format": 1}')
     with pytest.raises(DamagedArtifact, match=r"calibration\.json: error"):
-        index.open_model(place)
+        open_model(place)
 
 
 def test_metrics_of_the_decisions_are_rows_of_the_table(folder: Path, store: Store):
@@ -262,7 +263,7 @@ def test_metrics_of_the_decisions_are_rows_of_the_table(folder: Path, store: Sto
     test = {row["metric"] for row in rows if row["split"] == "test"}
     assert test >= {"brier", "ece", "log_loss_uncalibrated", "ece_uncalibrated"}
     assert test >= {"set_coverage", "set_size", "accepted", "error_of_accepted"}
-    told = index.open_model(store.root / "models" / record.registered.model).about
+    told = open_model(store.root / "models" / record.registered.model).about
     assert (
         told["metrics"]["test"]["accepted"]["value"] == decided(record).accepted.value
     )

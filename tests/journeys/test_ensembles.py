@@ -19,6 +19,7 @@ from tl_pipeline.maintenance import gc, gc_roots, inventory
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.stages import register
 from tl_pipeline.registry import index
+from tl_pipeline.registry.model import open_model
 from tl_pipeline.registry.prediction import predict
 from tl_pipeline.runs.records import Result, RunRecord
 from tl_pipeline.store import tables
@@ -208,7 +209,7 @@ def test_a_model_of_several_heads_predicts_what_was_stored(
     assert gain(averaged) == pytest.approx(over)
     moved = tmp_path / "elsewhere"
     shutil.copytree(store.root / "models" / averaged.registered.model, moved)
-    model = index.open_model(moved)
+    model = open_model(moved)
     assert len(model.members) == 2
     assert [encoder.layer for encoder in model.encoders] == ["c5", "f6"]
     manifest = tables.read(MANIFEST, store.root / "manifests" / averaged.manifest)
@@ -319,7 +320,7 @@ def test_a_model_of_a_later_format_is_refused(folder: Path, store: Store):
     assert "members" not in about
     (place / "model.json").write_text(json.dumps({**about, "format": 3}))
     with pytest.raises(StoreError, match="formats 1 and 2, not 3"):
-        index.open_model(place)
+        open_model(place)
 
 
 def test_changed_weights_of_one_member_are_an_error(

@@ -1,19 +1,16 @@
 """The registry's champion."""
 
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.errors import EncoderMismatch, InvalidSpec, UnknownName
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.registry import index
-from tl_pipeline.registry.mlflow_index import database
+from tl_pipeline.registry import connection, index
+from tl_pipeline.registry.model import open_model
 from tl_pipeline.registry.prediction import predict
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
@@ -56,50 +53,27 @@ def test_an_equal_model_takes_over(folder: Path, store: Store):
     assert champion(store) == 2
 
 
-def test_a_deleted_database_is_made_again_from_the_folders(folder: Path, store: Store):
-    run(folder, store, "logistic:C=1")
-    (store.root / "mlflow.db").unlink()
-    # in a process of its own: MLflow keeps a database open as long as it lives
-    again = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "tl_pipeline.cli",
-                "run",
-                folder,
-                "--no-controls",
-            ),
-            *("--head", "logistic:C=1", "--store", store.root),
-            *("--runner", "direct", "--json"),
-        ],
-        capture_output=True,
-        check=True,
-        cwd=REPOSITORY,
-    )
-    record = RunRecord.model_validate_json(again.stdout)
-    assert [s.stage for s in record.steps if not s.cached] == ["register"]
-    assert record.registered.champion
-
-
 def test_mlflow_finds_the_whole_folder_by_alias(folder: Path, store: Store):
     record = run(folder, store, "logistic:C=1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's own
         from mlflow import MlflowClient
 
-        client = MlflowClient(database(store), database(store))
+        client = MlflowClient(connection.uri(store), connection.uri(store))
         version = client.get_model_version_by_alias("photos", "champion")
-    place = store.root / "models" / record.registered.model
-    assert version.source == place.as_uri()
+    kept = store.root / "models" / record.registered.model
+    place = Path(version.source.removeprefix("file://"))
+    assert place.is_relative_to(store.root)
     names = {file.name for file in place.iterdir()}
     assert names == {
+        "MLmodel",
         "model.json",
         "head.json",
         "head.safetensors",
         "calibration.json",
         "provenance.json",
     }
+    assert all((place / name).samefile(kept / name) for name in names)
 
 
 def test_a_model_folder_works_where_it_was_moved_to(
@@ -108,7 +82,7 @@ def test_a_model_folder_works_where_it_was_moved_to(
     record = run(folder, store, "logistic:C=1")
     moved = tmp_path / "elsewhere"
     shutil.copytree(store.root / "models" / record.registered.model, moved)
-    model = index.open_model(moved)
+    model = open_model(moved)
     images = sorted(folder.glob("flower/*"))[:5]
     labels = [found.label for found in predict(model, images)]
     assert labels.count("flower") >= 4

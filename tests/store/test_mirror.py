@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.inputs.images import as_ppm
 from tl_pipeline.maintenance import compaction, gc
 from tl_pipeline.pipeline import partitions, wiring
-from tl_pipeline.registry import index, versions
+from tl_pipeline.registry import index
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import duplicate_rows
@@ -422,36 +420,6 @@ def model(store: Store, number: int) -> Artifact:
     return store.build("models", document, write)
 
 
-def test_registrations_at_the_same_time_give_no_number_twice(at: At):
-    stores = [at(name) for name in "ABCD"]
-    stores[0].create()
-    stores = [at(name) for name in "ABCD"]
-    made = [model(store, number) for number, store in enumerate(stores)]
-    start = threading.Barrier(len(stores))
-
-    def register(pair: tuple[Store, Artifact]) -> index.Registration:
-        start.wait()
-        return index.register(*pair)
-
-    with ThreadPoolExecutor(len(stores)) as threads:
-        found = list(threads.map(register, zip(stores, made, strict=True)))
-    assert sorted(one.version for one in found) == [1, 2, 3, 4]
-    listed = [
-        [(row["version"], row["model"], row["aliases"]) for row in index.models(at(n))]
-        for n in "ABCDE"
-    ]
-    assert all(rows == listed[0] for rows in listed)
-    # no validation image in common: each becomes champion, so the last one is
-    assert [aliases for _, _, aliases in listed[0]] == [["champion"], [], [], []]
-
-
-def test_a_model_is_registered_once_by_whoever_comes_first(at: At):
-    at("A").create()
-    first, second = at("A"), at("B")
-    there = index.register(first, model(first, 0))
-    assert index.register(second, model(second, 0)) == there
-
-
 def test_two_builders_of_one_key_leave_the_files_of_one(
     at: At, server: ObjectStore, url: str
 ):
@@ -599,11 +567,17 @@ def test_a_number_that_is_given_is_not_given_again(
     server.conditions = conditions
     at("A").create()
     first, second = at("A"), at("B")
-    one = versions.Version("d", 1, KEY, True, "why", {})
-    assert versions.every(second) == []
-    assert versions.append(first, one)
-    assert not versions.append(second, replace(one, model="1" * 32))
-    assert versions.every(second) == [one]
+    there = [store.root / "registry" / "mlflow-000001.db" for store in (first, second)]
+    assert first.mirror.append(there[0], b"one")
+    assert not second.mirror.append(there[1], b"another")
+    assert not there[1].exists()
+    assert third_sees(at, "registry/mlflow-000001.db") == b"one"
+
+
+def third_sees(at: At, name: str) -> bytes:
+    store = at("C")
+    store.mirror.fetch([store.root / name])
+    return (store.root / name).read_bytes()
 
 
 def _a_minute_ago() -> datetime:
@@ -658,9 +632,8 @@ def test_google_is_asked_in_the_same_words(
     assert {g.item.path.name for g in done.garbage} == {made.key, folder.path.name}
     assert done.stays == []
     assert at("C").find("models", made.key) is None
-    one = versions.Version("d", 1, KEY, True, "why", {})
-    assert versions.append(at("A"), one)
-    assert not versions.append(at("B"), replace(one, model="1" * 32))
+    assert at("A").mirror.append(at("A").root / "numbered", b"one")
+    assert not at("B").mirror.append(at("B").root / "numbered", b"another")
 
 
 def test_a_mirror_is_not_opened_as_a_local_store(at: At):

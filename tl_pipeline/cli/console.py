@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
@@ -72,7 +71,7 @@ def percent(score: Score) -> str:
     return f"{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
 
 
-def summarise(record: RunRecord, places: Mapping[str, Path]) -> None:
+def summarise(record: RunRecord, places: Mapping[str, object]) -> None:
     """Print a finished run: its stages, its results, where to look."""
     print_stages(record)
     out.print()
@@ -189,9 +188,8 @@ def _print_findings(record: RunRecord) -> None:
     if record.split_report:
         _print_split(record.split_report)
     rank = "champion" if entry.champion else "not champion"
-    out.print(
-        f"model {entry.name} version {entry.version}, {rank}: {_literal(entry.reason)}"
-    )
+    said = f"model {entry.name} version {entry.version}, {rank}: {entry.reason}"
+    out.print(_literal(said), style=None if entry.comparable else "bold yellow")
 
 
 def _print_split(report: SplitReport) -> None:

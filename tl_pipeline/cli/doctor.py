@@ -37,6 +37,7 @@ def examine(store: str, server: Callable[[], str]) -> list[Check]:
         _tried("processor", _processor, ""),
         _tried("prefect server", server, REINSTALL),
         _tried("store", lambda: _store(store), "name another with --store or TL_STORE"),
+        _tried("registry", lambda: _registry(store), "tl models rebuild"),
         _tried("data catalogue", _catalog, "see README, 'Your own images'"),
         Check("downloaded weights", True, str(checkpoint_folder())),
     ]
@@ -102,6 +103,12 @@ def _store(uri: str) -> str:
     state = "" if (store.root / "store.json").exists() else ", not made yet"
     here = f" in its mirror {store.root}" if store.mirror.url else ""
     return f"{store.uri}{state}, {free:.0f} GB free{here}"
+
+
+def _registry(uri: str) -> str:
+    from tl_pipeline.registry import connection
+
+    return connection.examine(Store.open(uri))
 
 
 def _catalog() -> str:

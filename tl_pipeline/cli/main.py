@@ -22,7 +22,13 @@ from tl_pipeline.cli import (
     sql_command,
     store_commands,
 )
-from tl_pipeline.cli.request import Json, Request, StoreOption
+from tl_pipeline.cli.request import (
+    Json,
+    RegistryOption,
+    Request,
+    StoreOption,
+    use_registry,
+)
 from tl_pipeline.embedding import process
 from tl_pipeline.errors import InvalidSpec, MachineError, TransferLearningError
 
@@ -42,7 +48,7 @@ app.command(backbone_commands.app)
 app.command(rank_command.rank)
 app.command(few_shot_command.few_shot)
 app.command(head_command.heads)
-app.command(model_commands.models)
+app.command(model_commands.app)
 app.command(model_commands.predict)
 app.command(sql_command.sql)
 app.command(store_commands.app)
@@ -80,6 +86,7 @@ def run(
     from tl_pipeline import progress, report
     from tl_pipeline.cli import console
     from tl_pipeline.pipeline import wiring
+    from tl_pipeline.registry import connection
 
     if runner == "direct" and address:
         raise InvalidSpec("--address is of a cluster: give --runner dask or ray too")
@@ -98,7 +105,7 @@ def run(
     places = {
         "report": report.path(store, record),
         "catalogue": store.root / "catalog.duckdb",
-        "registry": store.root / "mlflow.db",
+        "registry": connection.shown_uri(store),
         "model": store.root / "models" / record.registered.model,
     }
     console.summarise(record, places)
@@ -139,14 +146,20 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
 
 
 @app.command
-def doctor(*, store: StoreOption = "tl_store", json: Json = False) -> None:
-    """Check versions, torch, the processor, the store and the catalogue."""
+def doctor(
+    *,
+    store: StoreOption = "tl_store",
+    registry: RegistryOption = None,
+    json: Json = False,
+) -> None:
+    """Check versions, torch, the processor, the store, registry and catalogue."""
     from dataclasses import asdict
 
     from flows import launch
     from tl_pipeline.cli import console
     from tl_pipeline.cli import doctor as checks
 
+    use_registry(registry)
     found = checks.examine(store, launch.server_can_start)
     rows = [asdict(check) for check in found]
     shown = rows if json else [{**r, "ok": "ok" if r["ok"] else "FAULT"} for r in rows]
@@ -212,6 +225,7 @@ def _prepare(request: Request = NOTHING, *, download: bool) -> "tuple[Work, Stor
     from tl_pipeline.pipeline import wiring
     from tl_pipeline.store.artifacts import Store
 
+    use_registry(request.registry)
     store = Store.open(request.store)
     work = wiring.prepare(
         request.spec(),

@@ -2,25 +2,97 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from tl_pipeline.cli.request import Json, StoreOption
+from cyclopts import App
+
+from tl_pipeline.cli.request import Json, RegistryOption, StoreOption, use_registry
+
+app = App(name="models", help="List registered models; choose who is champion.")
 
 
-def models(*, store: StoreOption = "tl_store", json: Json = False) -> None:
+@app.default
+def models(
+    *,
+    store: StoreOption = "tl_store",
+    registry: RegistryOption = None,
+    json: Json = False,
+) -> None:
     """List the registered models, their scores, and who is champion."""
     from tl_pipeline.cli import console
-    from tl_pipeline.registry import index, mlflow_index
+    from tl_pipeline.registry import connection, index
+    from tl_pipeline.store.artifacts import Store
+
+    use_registry(registry)
+    opened = Store.open(store)
+    _show(index.models(opened), as_json=json)
+    if not json:
+        console.out.print(f"\nMLflow: {connection.shown_uri(opened)}")
+
+
+@app.command
+def promote(
+    name: str,
+    version: int,
+    /,
+    *,
+    reason: str = "by hand",
+    store: StoreOption = "tl_store",
+    registry: RegistryOption = None,
+) -> None:
+    """Make a version champion. Later runs keep it until a newer version is as good.
+
+    Args:
+        name: of the model, which is that of its dataset.
+        version: its number.
+        reason: what the registry is to remember.
+        store: folder or URL of all artifacts.
+        registry: see `tl models --help`.
+    """
+    from tl_pipeline.registry import index, registration
+    from tl_pipeline.store.artifacts import Store
+
+    use_registry(registry)
+    opened = Store.open(store)
+    registration.promote(opened, name, version, reason)
+    _show([row for row in index.models(opened) if row["name"] == name])
+
+
+@app.command
+def rollback(
+    name: str,
+    /,
+    *,
+    reason: str = "",
+    store: StoreOption = "tl_store",
+    registry: RegistryOption = None,
+) -> None:
+    """Make the champion before the present one champion again.
+
+    Args:
+        name: of the model, which is that of its dataset.
+        reason: what the registry is to remember.
+        store: folder or URL of all artifacts.
+        registry: see `tl models --help`.
+    """
+    from tl_pipeline.registry import index, registration
+    from tl_pipeline.store.artifacts import Store
+
+    use_registry(registry)
+    opened = Store.open(store)
+    registration.roll_back(opened, name, reason)
+    _show([row for row in index.models(opened) if row["name"] == name])
+
+
+@app.command
+def rebuild(*, store: StoreOption = "tl_store", json: Json = False) -> None:
+    """Make MLflow's database in the store again: versions, aliases, candidates."""
+    from tl_pipeline.registry import index, rebuilding
     from tl_pipeline.store.artifacts import Store
 
     opened = Store.open(store)
-    rows = index.models(opened)
-    columns = ["name", "version", "aliases", "encoder", "head"]
-    if any(row["folds_accuracy"] for row in rows):
-        columns.append("folds_accuracy")
-    columns += ["validation_accuracy", "test_accuracy", "folder"]
-    console.show(rows, columns, as_json=json, empty="no models yet: tl run DATASET")
-    if rows and not json:
-        console.out.print(f"\nMLflow: {mlflow_index.database(opened)}")
+    rebuilding.rebuild(opened)
+    _show(index.models(opened), as_json=json)
 
 
 def predict(
@@ -30,6 +102,7 @@ def predict(
     *,
     alias: str = "champion",
     store: StoreOption = "tl_store",
+    registry: RegistryOption = None,
     json: Json = False,
 ) -> None:
     """Classify files with a registered model.
@@ -37,8 +110,9 @@ def predict(
     Args:
         name: of the model, which is that of its dataset.
         files: each an image; or one text in UTF-8, or one vector as .npy.
-        alias: which of its versions.
+        alias: which of its versions, or the number of one.
         store: folder or URL of all artifacts.
+        registry: see `tl models --help`.
         json: print the predictions as JSON.
     """
     from dataclasses import asdict
@@ -47,6 +121,7 @@ def predict(
     from tl_pipeline.registry import index, prediction
     from tl_pipeline.store.artifacts import Store
 
+    use_registry(registry)
     model = index.load_model(Store.open(store), name, alias)
     rows = [asdict(found) for found in prediction.predict(model, files)]
     columns = ["file", "label", "confidence", "labels", "accepted", "refused"]
@@ -58,3 +133,13 @@ def predict(
         console.err.print(point.shortage)
     if any(row["refused"] for row in rows):
         sys.exit(3)
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool = False) -> None:
+    from tl_pipeline.cli import console
+
+    columns = ["name", "version", "aliases", "encoder", "head"]
+    if any(row["folds_accuracy"] for row in rows):
+        columns.append("folds_accuracy")
+    columns += ["validation_accuracy", "test_accuracy", "folder"]
+    console.show(rows, columns, as_json=as_json, empty="no models yet: tl run DATASET")

@@ -1,5 +1,6 @@
 """What a user asked for on the command line, and what it means as a run."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,15 @@ ConcatOption = Annotated[
     Parameter(
         negative="",
         help="A,B: one candidate whose embedding is theirs side by side; repeatable.",
+    ),
+]
+RegistryOption = Annotated[
+    str | None,
+    Parameter(
+        name="--registry",
+        env_var="MLFLOW_TRACKING_URI",
+        help="An MLflow server, such as http://HOST:5000. Default: mlflow.db in the "
+        "store.",
     ),
 ]
 CatalogOption = Annotated[
@@ -88,6 +98,7 @@ class Request:
     """Read every input again instead of trusting size and time."""
 
     store: StoreOption = "tl_store"
+    registry: RegistryOption = None
     catalog: CatalogOption = None
 
     def spec(self) -> RunSpec:
@@ -147,3 +158,9 @@ class Request:
             "catalog": str(self.catalog) if self.catalog else None,
             "store": self.store,
         }
+
+
+def use_registry(uri: str | None) -> None:
+    """Let this process, and those that it starts, use the registry at ``uri``."""
+    if uri:
+        os.environ["MLFLOW_TRACKING_URI"] = uri

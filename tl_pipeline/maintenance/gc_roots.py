@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tl_pipeline.registry import index, versions
+from tl_pipeline.registry import index
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.checks import read_json
 from tl_pipeline.store.keys import keys_in
@@ -101,20 +101,13 @@ def _drops(text: str, newer: int, policy: RunPolicy) -> bool:
 
 
 def _add_models(store: Store, roots: Roots) -> None:
-    store.mirror.forget(store.root / "versions")
-    names = {
-        row["model"]: f"model {row['name']} version {row['version']}"
-        for row in index.models(store)
-    }
-    for file in sorted((store.root / "registry").glob("*.json")):
-        names.setdefault(file.stem, f"model {file.stem[:8]}")
-    for key, name in names.items():
-        _add(roots, [key], name)
-        for file in (store.root / "models" / key).glob("*.json"):
-            _add(roots, keys_in(file.read_text()), name)
-    for made in versions.every(store):
-        name = f"model {made.dataset} version {made.version}"
-        _add(roots, keys_in(json.dumps([made.model, made.about])), name)
+    for model in index.registered(store):
+        for version in model.versions:
+            name = f"model {model.name} version {version.number}"
+            _add(roots, keys_in(version.model_dump_json()), name)
+            made = store.find("models", version.model) if version.model else None
+            for file in store.path(made).glob("*.json") if made else ():
+                _add(roots, keys_in(file.read_text()), name)
 
 
 def _add_weights(store: Store, roots: Roots) -> None:

@@ -6,7 +6,7 @@ what it would do, and the Prefect flow runs each in a task.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -28,12 +28,13 @@ from tl_pipeline.pipeline.stages.search import Search
 from tl_pipeline.pipeline.stages.shuffle import Shuffle
 from tl_pipeline.pipeline.stages.train import Train
 from tl_pipeline.pipeline.work import Work, prepare, source
+from tl_pipeline.registry import logged_run
 from tl_pipeline.runs import controls, records, results
 from tl_pipeline.runs.controls import Subject
 from tl_pipeline.runs.planning import UNTRAINED, Outcome, Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
-from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import DUPLICATES, QUARANTINE
 
@@ -86,7 +87,8 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
             scored.add(shuffled, encoder, head)
     scored.average(manifest)
     evaluations, used = tuple(scored.evaluations), tuple(scored.encoders)
-    best = perform(Register(at, dataset.name, evaluations, used))
+    asked = logged_run.params(spec.seed, spec.search, spec.calibration, spec.error)
+    best = perform(Register(at, dataset.name, manifest, evaluations, used, asked))
     return Wired(manifest, evaluations, tuple(scored.subjects), best)
 
 
@@ -253,7 +255,7 @@ def _recorded(
         joints=_joints(work),
         gain=controls.gain(store, found[0], work.spec.seed),
         decisions=decisions.of(store.path(best.evaluation)),
-        registered=_registered(store, dataset, best.model.key),
+        registered=_registered(dataset, best),
         chosen=best.chosen,
         source=source(work.dataset),
     )
@@ -272,19 +274,10 @@ def _joints(work: Work) -> list[records.JointEncoder]:
     ]
 
 
-def _registered(store: Store, dataset: str, model: str) -> records.Registered:
-    """How the model of that key stands in the registry."""
-    from tl_pipeline.registry import index  # noqa: PLC0415 - imports scikit-learn
-
-    entry = index.registration(store, model)
-    assert entry is not None  # noqa: S101 - register has just written it
-    return records.Registered(
-        name=dataset,
-        version=entry.version,
-        model=model,
-        champion=entry.champion,
-        reason=entry.reason,
-    )
+def _registered(dataset: str, best: Best) -> records.Registered:
+    """How the best model stands in the registry."""
+    assert best.registration  # noqa: S101 - None only while planning
+    return records.Registered(name=dataset, **asdict(best.registration))
 
 
 def _refused(work: Work, manifest: Manifest) -> int:

@@ -26,6 +26,7 @@ from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages.audit import Audit
 from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.stages.ingest import Ingest
+from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
 from tl_pipeline.runs.records import RunRecord
@@ -96,6 +97,7 @@ def prepare(
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     last = records.latest(store, dataset.name)
     _check_source(spec, dataset, last)
+    connection.read(store, dataset.name)  # refuses what register could not use
     spec = _with_backbones(spec, dataset)
     wanted = _complete(spec)
     check_weights(dataset, wanted)

@@ -1,6 +1,17 @@
-"""Registered models: versions, the champion, and predictions of new inputs.
+"""Registered models in MLflow: versions, the champion, and predictions of new inputs.
 
-In: model folders that a run has written. Out: versions, aliases, and ``predict``.
+In: model folders that a run has written, with its evaluations. Out: versions, aliases,
+and ``predict``. ``connection`` says where the registry is; ``pyfunc`` is what MLflow
+itself loads a model with.
 """
 
-__all__ = ["index", "mlflow_index", "prediction", "versions"]
+__all__ = [
+    "connection",
+    "index",
+    "logged_run",
+    "model",
+    "model_folder",
+    "prediction",
+    "rebuilding",
+    "registration",
+]

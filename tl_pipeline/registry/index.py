@@ -1,245 +1,122 @@
-"""Registered models: complete folders, with versions and a champion.
+"""Registered models as they are read: what there is, and the one that an alias names.
 
-``models/<key>/`` holds everything a prediction needs but the network's own weights:
-``model.json`` (encoder identity with preprocessing, head, label names, scores), the
-head, its operating point and the provenance. A model of joint encoders or of several
-heads keeps each head in ``members/<number>/``. MLflow's index (``mlflow_index``) gives
-versions and the alias ``champion``; it can be rebuilt from the folders, never the other
-way round. In an object store ``versions`` are given by a list that all machines share,
-and the index follows it.
+The registry is MLflow's (``connection``); a model itself is a folder of the store,
+complete without it.
 """
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tl_pipeline.data.splits import FOLDS, VALIDATION
-from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, unique_members
-from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.encoders.weight_store import located
-from tl_pipeline.errors import StoreError, UnknownName
-from tl_pipeline.evaluation.operating_point import OperatingPoint
-from tl_pipeline.heads.fitted import FittedHead
-from tl_pipeline.heads.fitted import load as load_head
-from tl_pipeline.registry import mlflow_index, promotion, versions
-from tl_pipeline.registry.mlflow_index import CHAMPION, Index, Indexed
-from tl_pipeline.registry.versions import Version
-from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.files import write_atomically
+from tl_pipeline.data.splits import FOLDS, TEST, VALIDATION
+from tl_pipeline.errors import DamagedArtifact, StoreError, UnknownName
+from tl_pipeline.registry import backup, connection
+from tl_pipeline.registry.entries import CHAMPION, RegisteredModel, Version
+from tl_pipeline.store.artifacts import Store
 
-# The format of ``model.json`` where there are several encoders or heads.
-SEVERAL = 2
+if TYPE_CHECKING:
+    from tl_pipeline.registry.model import Model
 
 
-@dataclass(frozen=True)
-class Member:
-    """A head, the identity of the encoder that it needs, and how much it counts.
-
-    One of several is calibrated before they are averaged.
-    """
-
-    encoder: AnyEncoder
-    head: FittedHead
-    times: int = 1
-    operating_point: OperatingPoint | None = None
-
-
-@dataclass(frozen=True)
-class Model:
-    """A registered model: one head, or several whose probabilities are averaged.
-
-    ``classes`` are the label names that it can give. Models of older versions have no
-    operating point.
-    """
-
-    folder: Path
-    dataset: str
-    members: tuple[Member, ...]
-    classes: list[str]
-    about: dict[str, Any]
-    operating_point: OperatingPoint | None = None
-
-    @property
-    def encoders(self) -> tuple[Encoder, ...]:
-        """Every encoder that an input must go through, once."""
-        return unique_members(member.encoder for member in self.members)
-
-
-@dataclass(frozen=True)
-class Registration:
-    """A model's version in the registry, and whether it became champion, and why."""
-
-    version: int
-    champion: bool
-    reason: str
-
-
-def registration(store: Store, model: str) -> Registration | None:
-    """How the model of that key was registered, or None if it never was, wholly."""
-    for made in versions.every(store):
-        if made.model == model:
-            return Registration(made.version, made.champion, made.reason)
-    try:
-        return Registration(**json.loads(_record(store, model).read_text()))
-    except FileNotFoundError:
-        return None
-
-
-def register(store: Store, model: Artifact) -> Registration:
-    """Give ``model`` a version, and the alias ``champion`` if it earns it.
-
-    When it does says ``promotion.decide``.
-    """
-    about = json.loads((store.path(model) / "model.json").read_text())
-    with store.lock("registry"):
-        if store.mirror.url:
-            return _append(store, model.key, about)
-        index, dataset = Index(store), about["dataset"]
-        version = index.add(model.key, about)
-        champion, reason = promotion.decide(store, index.champion(dataset), about)
-        if champion:
-            index.promote(dataset, version)
-        result = Registration(version, champion, reason)
-        record = _record(store, model.key)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(record, json.dumps(result.__dict__))
-        return result
-
-
-def _append(store: Store, model: str, about: dict[str, Any]) -> Registration:
-    """Register in an object store, where other machines may do so at the same time."""
-    while True:
-        index, dataset = _follow(store), about["dataset"]
-        if known := registration(store, model):
-            return known
-        given = [v.version for v in versions.every(store) if v.dataset == dataset]
-        holder = index.champion(dataset) if given else None
-        champion, reason = promotion.decide(store, holder, about)
-        number = max(given, default=0) + 1
-        versions.append(
-            store, Version(dataset, number, model, champion, reason, about)
-        )  # if another was first, decide again in knowledge of it
-
-
-def _follow(store: Store) -> Index:
-    """The index of this machine, with every version of the object store.
+def registered(store: Store) -> list[RegisteredModel]:
+    """Every registered model, by name.
 
     Raises:
-        StoreError: the index holds other versions than the store.
+        StoreError: the registry cannot be read, or was lost.
     """
-    index = Index(store)
-    known = {(row.name, row.number): row.model for row in index.versions()}
-    for made in versions.every(store):
-        model, number = known.get((made.dataset, made.version)), made.version
-        if model is None:
-            model, number = made.model, index.add(made.model, made.about)
-            if made.champion:
-                index.promote(made.dataset, number)
-        if (model, number) != (made.model, made.version):
-            raise StoreError(
-                f"{store.root / 'mlflow.db'} knows other versions of {made.dataset} "
-                f"than {store.uri}; delete the file, it is made anew"
-            )
-    return index
+    found = connection.read(store)
+    if found is None and (lost := backup.read(store)):
+        versions = sum(len(one.versions) for one in lost)
+        raise StoreError(
+            f"{store.root / connection.FILE} is gone, in which {versions} versions of "
+            f"{', '.join(one.name for one in lost)} were registered: `tl models "
+            f"rebuild` makes it again; if they are in another registry, name it by "
+            f"{connection.VARIABLE} or --registry"
+        )
+    return found or []
 
 
 def models(store: Store) -> list[dict[str, Any]]:
-    """One row per registered version, newest first, with its aliases and scores."""
-    made = {(v.dataset, v.version): v.about for v in versions.every(store)}
-    if made:
-        with store.lock("registry"):
-            _follow(store)
-    if not mlflow_index.exists(store):
-        return []
-    rows = []
-    for version in Index(store).versions():
-        if version.aliases:  # one that is about to be used comes here
-            store.find("models", version.model)
-        about = made.get((version.name, version.number))
-        rows.append(_row(store, version, about))
-    return sorted(rows, key=lambda row: (row["name"], -row["version"]))
+    """One row per version, newest first, with its aliases and scores.
+
+    Raises:
+        StoreError: see ``registered``.
+    """
+    return [
+        _row(store, model, version)
+        for model in registered(store)
+        for version in reversed(model.versions)
+    ]
 
 
-def _row(
-    store: Store, version: Indexed, about: dict[str, Any] | None
-) -> dict[str, Any]:
-    """``about`` is believed where there is no model folder."""
-    folder = store.root / "models" / version.model
-    file = folder / "model.json"
-    about = json.loads(file.read_text()) if file.exists() else about
-    return {
-        "name": version.name,
-        "version": version.number,
-        "aliases": version.aliases,
-        "encoder": about and about["encoder_label"],
-        "head": about and about["head_label"],
-        "folds_accuracy": about and _accuracy(about, FOLDS),
-        "validation_accuracy": about and _accuracy(about, VALIDATION),
-        "test_accuracy": about and _accuracy(about, "test"),
-        "folder": str(folder) if about else None,
-        "model": version.model,
-    }
-
-
-def load_model(store: Store, name: str, alias: str = CHAMPION) -> Model:
-    """The model of dataset ``name`` that ``alias`` points to.
+def load_model(store: Store, name: str, alias: str = CHAMPION) -> "Model":
+    """The model of dataset ``name`` that ``alias`` points to; or a version's number.
 
     Raises:
         UnknownName: no such model or alias.
+        DamagedArtifact: its folder is gone, or not whole.
         UnsafeModelFile: its head holds what must not be loaded.
+        StoreError: see ``registered``.
     """
-    every = models(store)
-    rows = [row for row in every if row["name"] == name]
-    if not rows:
-        raise UnknownName("model", name, {row["name"] for row in every})
-    for row in rows:
-        if alias in row["aliases"]:
-            return open_model(store.root / "models" / row["model"], store)
-    known = {known for row in rows for known in row["aliases"]}
-    raise UnknownName(f"alias of model {name!r}", alias, known)
+    from tl_pipeline.registry.model import open_model  # noqa: PLC0415 - seconds
+
+    model = find(store, name)
+    number = int(alias) if alias.isdigit() else model.aliases.get(alias)
+    version = model.version(number)
+    if version is None:
+        known = {*model.aliases, *(str(v.number) for v in model.versions)}
+        raise UnknownName(f"alias or version of model {name!r}", alias, known)
+    check_folder(store, model, version)
+    return open_model(store.root / "models" / str(version.model), store)
 
 
-def open_model(folder: Path, store: Store | None = None) -> Model:
-    """The model in ``folder``, which needs no registry.
+def find(store: Store, name: str) -> RegisteredModel:
+    """The registered model of that name.
 
     Its weights are those that ``store``, by default the one around ``folder``, keeps.
 
     Raises:
-        StoreError: it is of a format that this version does not know.
-        DamagedArtifact, UnsafeModelFile: see ``heads.fitted.load`` and
-            ``OperatingPoint.read``.
+        UnknownName: there is none.
+        StoreError: see ``registered``.
     """
-    about = json.loads((folder / "model.json").read_text())
-    store = store or Store(folder.parent.parent)
-    if about["format"] == 1:
-        encoder = located(Encoder.model_validate(about["encoder"]), store)
-        members = (Member(encoder, load_head(folder)),)
-    elif about["format"] == SEVERAL:
-        members = tuple(_member(folder, row, store) for row in about["members"])
-    else:
-        raise StoreError(
-            f"{folder}: this version reads models of the formats 1 and {SEVERAL}, not "
-            f"{about['format']}; use the version that wrote it"
+    known = {model.name: model for model in registered(store)}
+    if name not in known:
+        raise UnknownName("model", name, known)
+    return known[name]
+
+
+def check_folder(store: Store, model: RegisteredModel, version: Version) -> None:
+    """See that the folder of ``version`` is whole.
+
+    Raises:
+        DamagedArtifact: it is not.
+    """
+    name, number = model.name, version.number
+    if version.model is None:
+        raise DamagedArtifact(
+            f"version {number} of {name} was registered by another program; "
+            f"`tl models promote {name} VERSION` chooses one of ours"
         )
-    point = OperatingPoint.read(folder)
-    return Model(folder, about["dataset"], members, about["classes"], about, point)
+    if store.find("models", version.model) is None:
+        rank = ", the champion," if version == model.champion else ""
+        raise DamagedArtifact(
+            f"version {number} of {name}{rank} cannot be used: "
+            f"{store.root / 'models' / version.model} is gone or damaged. A run on the "
+            f"same images makes it again; `tl models rollback {name}` or `tl models "
+            f"promote {name} VERSION` chooses another version"
+        )
 
 
-def _member(folder: Path, row: dict[str, Any], store: Store) -> Member:
-    named = map(Encoder.model_validate, row["encoders"])
-    found = tuple(located(encoder, store) for encoder in named)
-    encoder = found[0] if len(found) == 1 else ConcatEncoder(members=found)
-    place = folder / row["folder"]
-    point = OperatingPoint.read(place)
-    return Member(encoder, load_head(place), row["times"], point)
-
-
-def _record(store: Store, model: str) -> Path:
-    return store.root / "registry" / f"{model}.json"
-
-
-def _accuracy(about: dict[str, Any], split: str) -> float | None:
-    """None of folds where none were scored."""
-    found = about["metrics"].get(split)
-    return found and found["accuracy"]["value"]
+def _row(store: Store, model: RegisteredModel, version: Version) -> dict[str, Any]:
+    scores = version.metrics
+    folder = store.root / "models" / version.model if version.model else None
+    return {
+        "name": model.name,
+        "version": version.number,
+        "aliases": model.aliases_of(version),
+        "encoder": version.encoder,
+        "head": version.head,
+        "folds_accuracy": scores.get(f"{FOLDS}_accuracy"),
+        "validation_accuracy": scores.get(f"{VALIDATION}_accuracy"),
+        "test_accuracy": scores.get(f"{TEST}_accuracy"),
+        "folder": str(folder) if folder else None,
+        "model": version.model,
+    }

@@ -20,20 +20,20 @@ from tl_pipeline.evaluation.averaging import aligned
 from tl_pipeline.inputs import modalities
 from tl_pipeline.inputs.images import RefusedImage
 from tl_pipeline.inputs.modalities import Input
-from tl_pipeline.registry.index import Model
+from tl_pipeline.registry.model import Model
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one file; ``refused`` tells why it says nothing.
+    """What a model says of one input; ``refused`` tells why it says nothing.
 
     ``confidence`` is calibrated. ``labels`` are those that it may be, the most probable
     first: the right one is missing at most at the error rate of the model's operating
     point. ``accepted`` tells whether it is sure enough to keep to that rate. Models of
-    older versions have neither.
+    older versions have neither. ``file`` is None where contents were given.
     """
 
-    file: Path
+    file: Path | None
     label: str | None = None
     confidence: float | None = None
     labels: list[str] | None = None
@@ -41,19 +41,31 @@ class Prediction:
     refused: str | None = None
 
 
-def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
-    """Classify ``files`` in their order; one that is no input is refused alone.
+class Predictor:
+    """A model whose networks are loaded, for any number of calls.
 
     Raises:
         WeightsError: the weights of one of the model's encoders are gone or changed.
     """
-    device = devices()[0]
-    networks = [Forward(group, device) for group in sharing(model.encoders)]
-    found: list[Prediction] = []
-    size = BATCH[device.type]
-    for start in range(0, len(files), size):
-        found += _batch(model, networks, files[start : start + size])
-    return found
+
+    def __init__(self, model: Model) -> None:
+        device = devices()[0]
+        self._model = model
+        self._networks = [Forward(group, device) for group in sharing(model.encoders)]
+        self._size = BATCH[device.type]
+
+    def predict(self, inputs: Sequence[Path | bytes]) -> list[Prediction]:
+        """Classify files, or contents, in their order; one that is none is refused."""
+        found: list[Prediction] = []
+        for start in range(0, len(inputs), self._size):
+            some = inputs[start : start + self._size]
+            found += _batch(self._model, self._networks, some)
+        return found
+
+
+def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
+    """Classify ``files`` once; see ``Predictor``."""
+    return Predictor(model).predict(files)
 
 
 def probabilities(
@@ -74,36 +86,34 @@ def probabilities(
 
 
 def _batch(
-    model: Model, networks: Sequence[Forward], files: Sequence[Path]
+    model: Model, networks: Sequence[Forward], inputs: Sequence[Path | bytes]
 ) -> list[Prediction]:
     ways = list(dict.fromkeys(encoder.preprocess for encoder in model.encoders))
-    prepared: dict[Path, dict[Input, Any]] = {}
-    refused: dict[Path, str] = {}
-    for file in files:
+    files = [given if isinstance(given, Path) else None for given in inputs]
+    prepared: dict[int, dict[Input, Any]] = {}
+    found: dict[int, Prediction] = {}
+    for at, given in enumerate(inputs):
         try:
-            prepared[file] = _prepared(file, ways)
+            prepared[at] = _prepared(given, ways)
         except (RefusedImage, OSError) as error:
-            refused[file] = str(error)
-    said: dict[Path, Prediction] = {}
+            found[at] = Prediction(files[at], refused=str(error))
     if prepared:
         vectors: dict[str, np.ndarray] = {}
         for network in networks:
             how = network.encoders[0].preprocess
             rows = [fed[how] for fed in prepared.values()]
-            given = network(modalities.collate(rows, how))
+            embedded = network(modalities.collate(rows, how))
             vectors |= {
-                encoder.key: found
-                for encoder, found in zip(network.encoders, given, strict=True)
+                encoder.key: block
+                for encoder, block in zip(network.encoders, embedded, strict=True)
             }
-        found = probabilities(model, vectors, [str(file) for file in prepared])
-        said = {one.file: one for one in _said(model, list(prepared), found)}
-    return [
-        Prediction(file, refused=refused[file]) if file in refused else said[file]
-        for file in files
-    ]
+        said = probabilities(model, vectors, [str(at) for at in prepared])
+        named = [files[at] for at in prepared]
+        found |= zip(prepared, _said(model, named, said), strict=True)
+    return [found[at] for at in range(len(inputs))]
 
 
-def _prepared(file: Path, ways: Sequence[Input]) -> dict[Input, Any]:
+def _prepared(given: Path | bytes, ways: Sequence[Input]) -> dict[Input, Any]:
     """What networks are fed with, by the way of feeding them.
 
     Raises:
@@ -111,12 +121,13 @@ def _prepared(file: Path, ways: Sequence[Input]) -> dict[Input, Any]:
         OSError: it cannot be read.
     """
     modality = modalities.of(ways[0])
-    decoded = modality.decode(file.read_bytes(), ways[0])
+    data = given if isinstance(given, bytes) else given.read_bytes()
+    decoded = modality.decode(data, ways[0])
     return {how: modality.prepare(decoded, how) for how in ways}
 
 
 def _said(
-    model: Model, files: Sequence[Path], probabilities: np.ndarray
+    model: Model, files: Sequence[Path | None], probabilities: np.ndarray
 ) -> list[Prediction]:
     """What ``probabilities`` (n, K), before calibration, mean for ``files``."""
     classes, point = np.array(model.classes), model.operating_point

@@ -58,13 +58,17 @@ class JointEncoder(BaseModel):
 
 
 class Registered(BaseModel):
-    """The model that the run's best result stands for."""
+    """What the registry says of the model that the run's best result stands for.
+
+    It is not ``comparable`` where the champion stayed as nothing could be compared.
+    """
 
     name: str
     version: int
     model: str
     champion: bool
     reason: str
+    comparable: bool = True
 
 
 class RunRecord(BaseModel):

@@ -2,28 +2,23 @@
 
 Reads the evaluations. Writes ``models/<key>/``, one complete folder (``model.json`` and
 the head's files, those of several in ``members/<number>/``), gives it a version in the
-registry, and the alias ``champion`` if it earns it. Controls are compared with, never
-registered. What is the best, ``choice`` decides.
+registry, and the alias ``champion`` if it earns it: that is decided by every run, also
+where the model is cached. Controls are compared with, never registered. What is the
+best, ``choice`` decides.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tl_pipeline import heads
-from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.data.splits import FOLDS, VALIDATION
-from tl_pipeline.encoders.concat import AnyEncoder, members_of
-from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice
 from tl_pipeline.evaluation.choice import Candidate, Tally
-from tl_pipeline.registry import versions
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.registry import model_folder, registration
+from tl_pipeline.registry.registration import Registration, Submission
 from tl_pipeline.runs.planning import Outcome, Step, Workspace
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -36,11 +31,15 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Best:
-    """The registered model, its evaluation, and by what it was chosen, in words."""
+    """The best evaluation, its model, and by what it was chosen, in words.
+
+    ``registration`` is None while planning what is not registered.
+    """
 
     model: Artifact
     evaluation: Artifact
     chosen: str
+    registration: Registration | None = None
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,19 @@ class Register:
     """The best of ``evaluations`` as a model of ``dataset``.
 
     ``encoders[i]`` is the encoder of ``evaluations[i]``, None of averaged heads.
+    ``params`` are those of the run, for people.
     """
 
     at: Workspace
     dataset: str
+    manifest: Manifest
     evaluations: tuple[Artifact, ...]
     encoders: tuple[AnyEncoder | None, ...]
+    params: Mapping[str, str]
 
     @property
     def title(self) -> str:
+        """See ``Stage``."""
         return f"register {self.dataset}"
 
     def plan(self) -> Outcome[Best | None]:
@@ -80,36 +83,56 @@ class Register:
         best, chosen = _best(store, self.evaluations)
         document = _document(self.dataset, best)
         key = digest(document)
-        whole = store.find("models", key) is not None
-        registered = versions.is_registered(store, key)
-        reason = "the best candidate is registered"
-        if not (whole and registered):
-            reason = self.at.why_not_cached("models", self.dataset, "model", document)
+        model, known = store.find("models", key), None
+        if model:
+            known = registration.expected(store, self._submission(best, model))
+        reason = (
+            f"the best candidate is version {known.version}"
+            if known
+            else self.at.why_not_cached("models", self.dataset, "model", document)
+        )
         step = Step(
             stage="register",
             subject=self.dataset,
-            cached=whole and registered,
+            cached=known is not None,
             reason=reason,
             keys={"model": key},
             seconds=time.perf_counter() - started,
         )
-        return Outcome(Best(Artifact("models", key, key), best, chosen), (step,))
+        found = Best(Artifact("models", key, key), best, chosen, known)
+        return Outcome(found, (step,))
 
     def run(self) -> Outcome[Best | None]:
-        """Build the model folder of the best candidate and register it."""
+        """Build the model folder of the best, register it, decide who is champion."""
         started, store, planned = time.perf_counter(), self.at.store, self.plan()
-        if planned.step.cached:
-            return planned
-        # MLflow is imported only when there is something to register
-        from tl_pipeline.registry import index  # noqa: PLC0415
-
         best, chosen = _best(store, self.evaluations)
         document = _document(self.dataset, best)
         pairs = zip(self.evaluations, self.encoders, strict=True)
         used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
-        write = partial(_write, store, best, chosen, used, self.dataset)
-        index.register(store, store.build("models", document, write))
-        return planned.ran(time.perf_counter() - started)
+
+        def write(folder: Path) -> str:
+            model_folder.write(store, self.dataset, best, chosen, used, folder)
+            return digest(document)
+
+        model = store.find("models", digest(document))
+        model = model or store.build("models", document, write)
+        made = registration.register(store, self._submission(best, model))
+        outcome: Outcome[Best | None]
+        outcome = Outcome(Best(model, best, chosen, made), planned.steps)
+        if planned.step.cached:
+            return outcome
+        return outcome.ran(time.perf_counter() - started)
+
+    def _submission(self, best: Artifact, model: Artifact) -> Submission:
+        return Submission(
+            dataset=self.dataset,
+            manifest=self.manifest.key,
+            images=tables.counts(self.manifest.table["split"]),
+            evaluations=tuple(evaluation.key for evaluation in self.evaluations),
+            best=best,
+            model=model,
+            params=self.params,
+        )
 
 
 def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]:
@@ -148,16 +171,6 @@ def _candidate(
     )
 
 
-def _metrics(store: Store, evaluation: Artifact) -> dict[str, dict[str, Any]]:
-    """Split -> metric -> value, low, high of the chosen configuration."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in tables.read(METRICS, store.path(evaluation)).to_pylist():
-        if row["chosen"]:
-            score = {name: row[name] for name in ("value", "low", "high")}
-            found.setdefault(row["split"], {})[row["metric"]] = score
-    return found
-
-
 def _document(dataset: str, best: Artifact) -> KeyDocument:
     return key_document(
         "register",
@@ -165,101 +178,3 @@ def _document(dataset: str, best: Artifact) -> KeyDocument:
         {"dataset": dataset},
         {"evaluation": best.fingerprint},
     )
-
-
-def _write(
-    store: Store,
-    best: Artifact,
-    chosen_by: str,
-    encoders: Mapping[str, AnyEncoder],
-    dataset: str,
-    folder: Path,
-) -> str:
-    """``encoders`` has the encoder of each evaluation of one head, by its key."""
-    from tl_pipeline.registry.index import SEVERAL  # noqa: PLC0415 - see run
-
-    rows = tables.read(METRICS, store.path(best)).to_pylist()
-    shown = next(row for row in rows if row["chosen"])
-    chosen = _chosen(store, best.key)
-    encoder = encoders.get(best.key)
-    _copy_point(store, best.key, folder)
-    if isinstance(encoder, Encoder):
-        model = {
-            "format": 1,
-            "encoder": encoder.model_dump(mode="json"),
-            "encoder_key": encoder.key,
-            "head": chosen["head"],
-            "head_label": _copy_head(store, chosen["head"], folder),
-        }
-    else:
-        rows = chosen.get("members") or [{"evaluation": best.key, "times": 1}]
-        model = {
-            "format": SEVERAL,
-            "members": [
-                _member(store, row, encoders, folder, f"members/{number}")
-                for number, row in enumerate(rows)
-            ],
-            "head_label": shown["head"],
-        }
-        for row, place in zip(rows, model["members"], strict=True):
-            if row["evaluation"] != best.key:  # of several, each is calibrated
-                _copy_point(store, row["evaluation"], folder / place["folder"])
-    model |= {
-        "dataset": dataset,
-        "encoder_label": shown["encoder"],
-        "classes": chosen["classes"],
-        "metrics": _metrics(store, best),
-        "chosen": chosen_by,
-        "evaluation": best.key,
-    }
-    text = json.dumps(model, indent=1, ensure_ascii=False)
-    (folder / "model.json").write_text(text)
-    return digest(_document(dataset, best))
-
-
-def _member(
-    store: Store,
-    row: Mapping[str, Any],
-    encoders: Mapping[str, AnyEncoder],
-    folder: Path,
-    place: str,
-) -> dict[str, Any]:
-    """Copy the head of one member to ``place`` in ``folder``; what the model tells."""
-    encoder = encoders[row["evaluation"]]
-    head = _chosen(store, row["evaluation"])["head"]
-    (folder / place).mkdir(parents=True)
-    return {
-        "folder": place,
-        "times": row["times"],
-        "encoders": [part.model_dump(mode="json") for part in members_of(encoder)],
-        "encoder_keys": [part.key for part in members_of(encoder)],
-        "encoder_label": encoder.label,
-        "head": head,
-        "head_label": _copy_head(store, head, folder / place),
-        "evaluation": row["evaluation"],
-    }
-
-
-def _chosen(store: Store, evaluation: str) -> dict[str, Any]:
-    folder = store.path(Artifact("evaluations", evaluation, ""))
-    return json.loads((folder / "chosen.json").read_text())
-
-
-def _copy_point(store: Store, evaluation: str, folder: Path) -> None:
-    """Copy the operating point of an evaluation into ``folder``."""
-    from tl_pipeline.evaluation import operating_point  # noqa: PLC0415 - imports scipy
-
-    place = store.path(Artifact("evaluations", evaluation, ""))
-    shutil.copyfile(place / operating_point.FILE, folder / operating_point.FILE)
-
-
-def _copy_head(store: Store, key: str, folder: Path) -> str:
-    """Copy the files of a head into ``folder``; its label."""
-    made = store.find("heads", key)
-    if made is None:
-        raise DamagedArtifact(f"the head {key} is not in the store; run again")
-    head = store.path(made)
-    about = json.loads((head / "head.json").read_text())
-    for name in ("head.json", about["file"]):
-        shutil.copyfile(head / name, folder / name)
-    return heads.label(HeadConfig.model_validate(about["config"]))

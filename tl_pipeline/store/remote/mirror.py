@@ -8,7 +8,7 @@ import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tl_pipeline.storage.stamps import ObjectInfo, Stamp
 
@@ -108,6 +108,6 @@ class Mirror:
         """
         yield
 
-    def append(self, file: Path, document: Any) -> bool:
+    def append(self, file: Path, data: bytes) -> bool:
         """Write ``file``, which no one may have written; False if somebody has."""
         raise NotImplementedError

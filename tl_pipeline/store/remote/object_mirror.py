@@ -18,7 +18,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tl_pipeline.errors import StoreError
 from tl_pipeline.storage.objects import Objects, at_once
@@ -192,11 +192,10 @@ class ObjectMirror(Mirror):
             self._objects.remove(self._place(file))
         self.forget(folder)
 
-    def append(self, file: Path, document: Any) -> bool:  # noqa: D102 - see Mirror
-        text = json.dumps(document, indent=1).encode()
-        won = self._objects.create(self._place(file), text)
+    def append(self, file: Path, data: bytes) -> bool:  # noqa: D102 - see Mirror
+        won = self._objects.create(self._place(file), data)
         if won:
-            mirror_folder.write(file, text)
+            mirror_folder.write(file, data)
         self._forget_above(file)
         return won
 
