@@ -25,18 +25,20 @@ def submitted(
     classes: Sequence[str] = CLASSES,
     others: Iterable[str] = (),
     grid: str = "",
+    bad: Sequence[str] = (),
     point: str = "{}",
 ) -> Submission:
     """What a run submits whose best is ``head``.
 
-    ``validation`` tells of which of its images it is right; every image is "good".
+    ``validation`` tells of which of its images it is right; all images are "good", but
+    those in ``bad``.
     ``others`` are heads that are worse. ``grid`` is what the evaluation depends on
     besides, and no prediction does.
     """
     images = [(f"train {n}", "train") for n in range(train)]
     images += [(name, "validation") for name in validation]
     manifest = _manifest(store, dataset, images)
-    best = _evaluation(store, dataset, head, validation, classes, grid)
+    best = _evaluation(store, dataset, head, validation, classes, grid, bad)
     worse = dict.fromkeys(validation, False)
     rest = [_evaluation(store, dataset, one, worse, classes, grid) for one in others]
     model = _model(store, dataset, head, best, classes, point)
@@ -75,9 +77,10 @@ def _evaluation(
     validation: Mapping[str, bool],
     classes: Sequence[str],
     grid: str,
+    bad: Sequence[str] = (),
 ) -> Artifact:
     params = {"encoder": "e", "family": head, "control": False, "grid": grid}
-    rows = digest([dataset, sorted(validation.items()), list(classes)])
+    rows = digest([dataset, sorted(validation.items()), list(classes), list(bad)])
     document = key_document("evaluate", 2, params, {"rows": rows})
     key = digest(document)
     value = sum(validation.values()) / len(validation)
@@ -102,8 +105,8 @@ def _evaluation(
             "evaluation": key,
             "image_id": name,
             "split": "validation",
-            "label": "good",
-            "predicted": "good" if found else "bad",
+            "label": "bad" if name in bad else "good",
+            "predicted": "good" if found != (name in bad) else "bad",
             "confidence": 0.9,
             "probabilities": [0.1, 0.9],
         }
