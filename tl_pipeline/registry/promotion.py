@@ -13,6 +13,7 @@ from tl_pipeline.registry.entries import RegisteredModel, Version
 from tl_pipeline.registry.model_folder import MODEL
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.tables import PREDICTIONS
 
 # Of the champion's validation images, at least so many must have scored the other too.
 OVERLAP = 0.5
@@ -80,7 +81,7 @@ def _compared(store: Store, holder: Version, candidate: Version) -> Decision:
     if mine is None or theirs is None:
         fault = "its evaluation is not in the store any more"
     else:
-        # Today's labels count for both: the champion may have been scored on older ones.
+        # today's labels count for both
         both = compared(store, mine.evaluation, theirs.evaluation, VALIDATION)
         fault = _shrunk(holder, candidate) or _incomparable(mine, theirs, both)
         if fault is None:
