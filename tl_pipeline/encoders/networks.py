@@ -74,7 +74,9 @@ def pretrained(
         InvalidSpec: see ``cuts.FeatureExtractor``.
     """
     network = hollow(backbone, how.crop, state)
+    hint = "Caffe's AlexNet is the backbone caffe_alexnet; "
     complaint = f"{origin} does not hold weights of {backbone.name}: "
+    complaint += hint if origin.suffix == ".npy" else ""
     missing, told = _load(network, state, complaint)
     cut = FeatureExtractor(backbone, network, layers, input_shape(how))
     # A classifier may be missing where no layer needs it.

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,15 @@ from safetensors.torch import load as load_safetensors
 
 from tl_pipeline.errors import WeightsError
 
+_NUMPY = b"\x93NUMPY"
+# What a pickle of arrays names, by module and name.
+_MAKE_ARRAY: Any = np.zeros(1).__reduce__()[0]
+_ARRAY_PARTS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _MAKE_ARRAY,
+    ("numpy._core.multiarray", "_reconstruct"): _MAKE_ARRAY,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 # How training scripts wrap a state dict.
 _WRAPPERS = ("state_dict", "model")
 # What wrappers of modules put before each name: torch.compile, DataParallel and
@@ -50,7 +60,6 @@ _OTHERS: tuple[tuple[re.Pattern[bytes], str], ...] = (
     ),
     (re.compile(rb"\x89HDF"), f"is an HDF5 file (Keras). {_EXPECTED}"),
     (re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ"), "is compressed; unpack it first"),
-    (re.compile(rb"\x93NUMPY"), f"holds arrays of numpy. {_EXPECTED}"),
 )
 
 
@@ -80,6 +89,8 @@ def _read(data: bytes, origin: Path) -> Any:
             raise WeightsError(
                 f"{origin}: not a whole safetensors file: {error}"
             ) from None
+    if data.startswith(_NUMPY):
+        return _layers(data, origin)
     for begin, told in _OTHERS:
         if begin.match(data[:512]):
             raise WeightsError(f"{origin}: {told}")
@@ -89,6 +100,52 @@ def _read(data: bytes, origin: Path) -> Any:
     # torch raises errors of many kinds for damaged files; all mean the same here.
     except Exception as error:  # noqa: BLE001
         raise WeightsError(f"{origin}: {_refusal(data, str(error))}") from None
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads arrays of numbers in dictionaries and lists, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle of arrays names; the file's own words run nothing."""
+        found = _ARRAY_PARTS.get((module, name))
+        if found is None:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return found
+
+
+def _layers(data: bytes, origin: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a ``.npy`` file: a dictionary of (weight, bias) by layer.
+
+    Arrays are in TensorFlow's order, (height, width, in, out) and (in, out).
+    """
+    file = io.BytesIO(data)
+    told = "holds arrays of numpy, but no dictionary with (weight, bias) of each layer"
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        if not read(file)[2].hasobject:
+            raise WeightsError(f"{origin}: {told}")
+        layers = _Arrays(file, encoding="latin1").load().item()
+        return {
+            f"{layer}.{part}": torch.from_numpy(_ordered(np.asarray(array)))
+            for layer, arrays in layers.items()
+            for part, array in zip(("weight", "bias"), arrays, strict=True)
+        }
+    except pickle.UnpicklingError as fault:
+        raise WeightsError(
+            f"{origin}: holds an object of {fault}, whose code would have to run; only "
+            "arrays of numbers are read"
+        ) from None
+    except (ValueError, TypeError, AttributeError, EOFError, IndexError):
+        raise WeightsError(f"{origin}: {told}") from None
+
+
+def _ordered(array: np.ndarray) -> np.ndarray:
+    """From TensorFlow's order of axes to torch's."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, (0,))
+    return np.ascontiguousarray(array.transpose(axes), np.float32)
 
 
 def _refusal(data: bytes, error: str) -> str:

@@ -20,7 +20,7 @@ from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.cache import Cache
 
-_FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
+_FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".npy")
 # The cache of huggingface_hub links to files that are named by their content.
 _NAMED_BY_SHA256 = re.compile("[0-9a-f]{64}")
 

@@ -12,6 +12,7 @@ and planning stay fast.
 import re
 
 from tl_pipeline.encoders.backbones import (
+    caffe_networks,
     classifiers,
     detectors,
     exported,
@@ -60,6 +61,7 @@ PROVIDERS: dict[str, Provider] = {
     "ours": lenet_weights,
     "torchvision": classifiers,
     "torchvision detection": detectors,
+    "caffe": caffe_networks,
     "timm": timm_networks,
 }
 
