@@ -7,6 +7,7 @@ a module stands for its last node. Names of layers are those of the papers: ``fc
 ``penultimate`` is everywhere what the last layer of the classifier sees.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -268,7 +269,7 @@ def _interpolate_positions(
     name = "encoder.pos_embedding"
     given, own = state.get(name), network.encoder.pos_embedding
     if given is not None and given.ndim == own.ndim and given.shape[1] != own.shape[1]:
-        one = {name: given}
+        one = OrderedDict({name: given})
         interpolate_embeddings(network.image_size, network.patch_size, one)
         state[name] = one[name]
 
