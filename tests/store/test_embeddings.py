@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.store import duplicate_rows, part_files
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.files import why
 from tl_pipeline.store.part_index import Scan
 
@@ -47,8 +49,9 @@ def some(ids: str) -> np.ndarray:
 
 
 def files(folder: EmbeddingFolder, pattern: str) -> list[Path]:
-    """The files of that pattern."""
-    return sorted(folder.path.glob(pattern))
+    """The files of that pattern, parts and others."""
+    found = (*folder.path.glob(pattern), *folder.about.glob(pattern))
+    return sorted(found)
 
 
 @st.composite
@@ -122,7 +125,7 @@ def test_large_parts_of_many_row_groups_keep_their_order(parts: EmbeddingFolder)
 
 def test_the_encoder_is_described_once(parts: EmbeddingFolder):
     parts.describe('{"another": 1}')
-    assert (parts.path / "encoder.json").read_text() == "{}"
+    assert (parts.about / "encoder.json").read_text() == "{}"
 
 
 def test_refused_images_keep_reason_and_detail(parts: EmbeddingFolder):
@@ -478,3 +481,34 @@ def test_rows_doubled_inside_one_part_are_found_too(parts: EmbeddingFolder):
     with parts.writing():
         assert rows_in_files(parts) == list("ab")
     assert np.array_equal(parts.load("ab").vectors, some("ab"))
+
+
+def test_any_reader_of_parquet_reads_the_folder(parts: EmbeddingFolder):
+    """Identity, refusals and speed lie elsewhere."""
+    parts.add(list("ab"), some("ab"))
+    parts.refuse([("c", "undecodable", "x")])
+    root = parts.path.parent
+    assert {f.name[:5] for f in parts.path.iterdir()} == {"part-"}
+    for rows in (pd.read_parquet(root), ds.dataset(root).to_table().to_pandas()):
+        assert sorted(rows["image_id"]) == ["a", "b"]
+    assert (parts.about / "encoder.json").exists()
+
+
+def test_what_an_older_version_wrote_is_read_and_then_moved(parts: EmbeddingFolder):
+    parts.add(list("ab"), some("ab"))
+    parts.refuse([("c", "undecodable", "x")])
+    for file in list(parts.about.iterdir()):
+        file.rename(parts.path / file.name)
+    parts.about.rmdir()
+    (parts.path / "speed.json").write_text("{}")
+    store = Store.open(parts.path.parents[1])
+    old = EmbeddingFolder(store, parts.encoder_key)
+    old.describe("another")
+    assert old.description.read_text() == "{}"
+    assert old.refused() == {"c": ("undecodable", "x")}
+    assert list(described(store)) == [parts.encoder_key]
+    with old.writing():
+        assert {f.name[:5] for f in old.path.iterdir()} == {"part-"}
+    assert old.refused() == {"c": ("undecodable", "x")}
+    assert described(store)[parts.encoder_key] == old.about / "encoder.json"
+    assert old.embedded() == set("ab")

@@ -54,6 +54,7 @@ def compact(store: Store, encoder_key: str, rows: int = ROWS) -> Compacted:
         with store.mirror.changing(folder.path):
             for group in groups(parts, _rows(parts, rows)):
                 _replace(group, _merge(group))
+        with store.mirror.changing(folder.about):
             _merge_refusals(folder)
         after = _counts(folder)
     return Compacted(encoder_key, before[0], after[0], before[1], after[1])
@@ -102,11 +103,12 @@ def _merge(group: Sequence[Path]) -> Path:
 
 def _merge_refusals(folder: EmbeddingFolder) -> None:
     """One table of the refusals that still count."""
-    files = list(folder.refusal_files().whole)
+    found = folder.refusal_files().whole
+    files = [file for file in found if file.parent == folder.about]
     if len(files) > 1:
         rows = sorted(folder.refusals().values(), key=lambda row: row["image_id"])
         table = pa.Table.from_pylist(rows, schema=REFUSALS)
-        _replace(files, part_files.write_refusals(folder.path, table))
+        _replace(files, part_files.write_refusals(folder.about, table))
 
 
 def _replace(sources: Sequence[Path], merged: Path) -> None:

@@ -34,6 +34,7 @@ from tl_pipeline.storage.objects import at_once
 from tl_pipeline.store import checks, part_index
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.checks import PROVENANCE
+from tl_pipeline.store.embeddings import ABOUT
 from tl_pipeline.store.files import reason, why
 from tl_pipeline.store.in_use import LOCK
 from tl_pipeline.store.part_files import PART, REFUSED
@@ -148,8 +149,9 @@ def _remove(store: Store, item: Item) -> bool:
     with store.lock_if_free(f"encoder-{item.key}") as ours:
         if not ours or not _take(store, item):
             return False
-    for prefix in (PART, REFUSED):
-        part_index.cache_file(store, item.path.name, prefix).unlink(missing_ok=True)
+    for name in (item.path.name, item.key):
+        for prefix in (PART, REFUSED):
+            part_index.cache_file(store, name, prefix).unlink(missing_ok=True)
     return True
 
 
@@ -164,6 +166,10 @@ def _take(store: Store, item: Item) -> bool:
         reason(item.path).unlink(missing_ok=True)
     trash = store.root / ".trash"
     trash.mkdir(exist_ok=True)
+    if item.kind == EMBEDDINGS:
+        with suppress(FileNotFoundError):
+            about = store.root / ABOUT / item.key
+            about.rename(trash / uuid.uuid4().hex)
     try:
         item.path.rename(trash / uuid.uuid4().hex)
     except FileNotFoundError:
@@ -177,7 +183,7 @@ def _order(name: str) -> int:
     """Which of the objects of one item goes before which."""
     if name.endswith(f"/{PROVENANCE}"):
         return 0
-    of_embeddings = name.startswith(f"{EMBEDDINGS}/")
+    of_embeddings = name.startswith((f"{EMBEDDINGS}/", f"{ABOUT}/"))
     return 2 if of_embeddings and not name.endswith(".parquet") else 1
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from tl_pipeline.registry import index
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.checks import read_json
+from tl_pipeline.store.embeddings import described
 from tl_pipeline.store.keys import keys_in
 
 _DAY = 86_400
@@ -112,10 +113,8 @@ def _add_models(store: Store, roots: Roots) -> None:
 
 def _add_weights(store: Store, roots: Roots) -> None:
     """Name the weights of encoders that are used."""
-    folder = store.root / "embeddings"
-    store.mirror.fetch_each(folder, "encoder.json")
-    for file in folder.glob("encoder=*/encoder.json"):
-        for user in list(roots.users.get(file.parent.name.partition("=")[2], ())):
+    for key, file in described(store).items():
+        for user in list(roots.users.get(key, ())):
             _add(roots, keys_in(file.read_text()), user)
 
 

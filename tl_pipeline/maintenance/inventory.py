@@ -21,7 +21,7 @@ from tl_pipeline.maintenance.listing import (
     Item,
 )
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.files import why
 
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ def take(store: Store) -> Inventory:
 def label(store: Store, encoder_key: str) -> str:
     """The name of an encoder for people; its key if it was never described."""
     try:
-        text = (EmbeddingFolder(store, encoder_key).path / "encoder.json").read_text()
+        text = EmbeddingFolder(store, encoder_key).description.read_text()
     except FileNotFoundError:
         return encoder_key
     return Encoder.model_validate(json.loads(text)).label
@@ -96,8 +96,7 @@ def _is_unused(item: Item, roots: Roots) -> bool:
 
 
 def _encoders(store: Store, sizes: dict[str, int], roots: Roots) -> Iterator[Row]:
-    for file in sorted((store.root / EMBEDDINGS).glob("encoder=*/encoder.json")):
-        key = file.parent.name.removeprefix("encoder=")
+    for key in described(store):
         folder = EmbeddingFolder(store, key)
         parts = folder.parts().whole
         ids, refused = _ids(parts), _ids(folder.refusal_files().whole)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tl_pipeline.storage.stamps import ObjectInfo
 from tl_pipeline.store import in_use, weights
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import ABOUT
 
 ARTIFACTS = ("manifests", "heads", "trials", "searches", "evaluations", "models")
 EMBEDDINGS, WEIGHTS, IN_USE = "embeddings", weights.FOLDER, in_use.FOLDER
@@ -108,6 +109,8 @@ def _place(name: str) -> tuple[str, str]:
     kind = parts[0]
     if kind == ".building":
         return UNFINISHED, "/".join(parts[:2])
+    if kind == ABOUT and len(parts) > 1:  # goes and stays with the embeddings
+        kind, parts = EMBEDDINGS, [EMBEDDINGS, f"encoder={parts[1]}"]
     if kind in _FOLDERS:
         return kind, "/".join(parts[:2])
     if len(parts) == 1:

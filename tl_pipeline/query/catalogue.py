@@ -21,7 +21,7 @@ from tl_pipeline.errors import InvalidSpec, StoreError
 from tl_pipeline.query import computed, views
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.embeddings import EmbeddingFolder, described
 
 FILE = "catalog.duckdb"
 # A query that reads them, or may: then they are brought to a mirror.
@@ -78,7 +78,7 @@ def ask(store: Store, sql: str) -> pa.Table:
     with connect(store) as connection:
         try:
             if store.mirror.url and _EMBEDDINGS.search(sql):
-                for key in computed.encoder_keys(store):
+                for key in described(store):
                     EmbeddingFolder(store, key).gather()
             found = connection.sql(sql)
             if found is not None:

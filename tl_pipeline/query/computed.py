@@ -13,7 +13,7 @@ from tl_pipeline.registry import index
 from tl_pipeline.runs.records import JointEncoder, RunRecord
 from tl_pipeline.store import duplicate_rows
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.embeddings import EmbeddingFolder, described
 
 Row = Mapping[str, Any]
 _TEXT, _NUMBER, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -35,7 +35,7 @@ def tables(
     ``latest`` has the last record of each dataset, ``joints`` are those of all records,
     each once.
     """
-    keys = encoder_keys(store)
+    files = described(store)
     return {
         "datasets": Computed(
             (
@@ -61,7 +61,7 @@ def tables(
             "One row per registered model version; aliases may hold champion.",
         ),
         "encoders": Computed(
-            _named([*_encoders(store, keys), *_joined(store, keys, joints)]),
+            _named([*_encoders(files), *_joined(files, joints)]),
             pa.schema(
                 [
                     *_schema(_TEXT, "encoder_key", "encoder", "label", "backbone"),
@@ -74,7 +74,7 @@ def tables(
             "beginning of its key where labels are equal. control: it is untrained.",
         ),
         "refused": Computed(
-            _refused(store, keys),
+            _refused(store, files),
             pa.schema(
                 [
                     *_schema(_TEXT, "encoder_key", "image_id", "reason", "detail"),
@@ -84,7 +84,7 @@ def tables(
             "One row per encoder and image that could not be decoded. Times are UTC.",
         ),
         "doubled_embeddings": Computed(
-            _doubled(store, keys),
+            _doubled(store, files),
             pa.schema([*_schema(_TEXT, "encoder_key", "file"), ("row", _NUMBER)]),
             "One row per embedding that another part file gives too; the view "
             "embeddings leaves it out.",
@@ -108,14 +108,7 @@ def _model(row: Row) -> Row:
     return {**row, "encoder_key": about.get("encoder_key", several), "control": False}
 
 
-def encoder_keys(store: Store) -> list[str]:
-    """The keys of all encoders that have embeddings in ``store``."""
-    folders = sorted((store.root / "embeddings").glob("encoder=*/encoder.json"))
-    return [file.parent.name.removeprefix("encoder=") for file in folders]
-
-
-def _encoder(store: Store, key: str) -> Encoder:
-    file = EmbeddingFolder(store, key).path / "encoder.json"
+def _encoder(file: Path) -> Encoder:
     return Encoder.model_validate(json.loads(file.read_text()))
 
 
@@ -125,9 +118,9 @@ def _named(rows: list[Row]) -> list[Row]:
     return [{**row, "encoder": names[row["encoder_key"]]} for row in rows]
 
 
-def _encoders(store: Store, keys: Iterable[str]) -> Iterator[Row]:
-    for key in keys:
-        encoder = _encoder(store, key)
+def _encoders(files: Mapping[str, Path]) -> Iterator[Row]:
+    for key, file in files.items():
+        encoder = _encoder(file)
         yield {
             "encoder_key": key,
             "label": encoder.label,
@@ -140,10 +133,8 @@ def _encoders(store: Store, keys: Iterable[str]) -> Iterator[Row]:
         }
 
 
-def _joined(
-    store: Store, keys: Iterable[str], joints: Iterable[JointEncoder]
-) -> Iterator[Row]:
-    known = {row["encoder_key"]: row for row in _encoders(store, keys)}
+def _joined(files: Mapping[str, Path], joints: Iterable[JointEncoder]) -> Iterator[Row]:
+    known = {row["encoder_key"]: row for row in _encoders(files)}
     for joint in joints:
         members = [known[key] for key in joint.members if key in known]
         told = {

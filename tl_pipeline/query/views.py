@@ -11,11 +11,10 @@ import duckdb
 import pyarrow as pa
 
 from tl_pipeline import progress
-from tl_pipeline.query import computed
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import JointEncoder, RunRecord
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.tables import (
     DUPLICATES,
     MANIFEST,
@@ -96,7 +95,6 @@ def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
     """
     if store.mirror.url is None:
         return
-    store.mirror.fetch_each(store.root / "embeddings", "encoder.json")
     for record in latest:
         store.find("manifests", record.manifest)
     every = records.every(store)
@@ -105,7 +103,7 @@ def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
     for step in (step for record in every for step in record.steps):
         if step.stage == "search":
             store.find("searches", step.keys["search"])
-    for key in computed.encoder_keys(store):
+    for key in described(store):
         if not any((store.root / "embeddings").glob("encoder=*/part-*.parquet")):
             EmbeddingFolder(store, key).gather(1)
 

@@ -1,9 +1,11 @@
 """Per-image embeddings of one encoder: a folder of immutable part files.
 
 ``embeddings/encoder=<key>/part-*.parquet`` holds one row per image, shared by every
-dataset that has the image; ``refused-*.parquet`` holds the images that could not be
-decoded. What is missing is an anti-join of ids, so a lost part costs only its images.
-A part counts only once all of it was read and found whole.
+dataset that has the image. Nothing else is written there, so that any reader of
+Parquet reads the folder. The rest lies in ``encoders/<key>/``: ``encoder.json``, the
+identity, and ``refused-*.parquet``, the images that could not be decoded. What is
+missing is an anti-join of ids, so a lost part costs only its images. A part counts only
+once all of it was read and found whole.
 """
 
 import contextlib
@@ -24,6 +26,9 @@ from tl_pipeline.store.files import make_folder, set_aside, write_atomically
 from tl_pipeline.store.part_files import IDS, PART, REFUSALS, REFUSED, DamagedPartError
 from tl_pipeline.store.part_index import PartIndex, Scan
 
+# What is no embedding; in stores of older versions it lies between the parts.
+ABOUT = "encoders"
+DESCRIPTION = "encoder.json"
 # Reasons that say nothing about the image, so that it is tried again.
 RETRIED = ("unreadable", "changed")
 
@@ -55,6 +60,7 @@ class EmbeddingFolder:
         self._store = store
         self.encoder_key = encoder_key
         self.path = store.root / "embeddings" / f"encoder={encoder_key}"
+        self.about = store.root / ABOUT / encoder_key
         place = (store, self.path)
         self._parts = PartIndex(
             *place,
@@ -64,18 +70,29 @@ class EmbeddingFolder:
             read_away=part_files.read_ids,
             trust=trust,
         )
-        self._refused = PartIndex(
-            *place, REFUSED, REFUSALS, part_files.read_refusals, trust=trust
-        )
+        self._refused = [
+            PartIndex(
+                store, folder, REFUSED, REFUSALS, part_files.read_refusals, trust=trust
+            )
+            for folder in (self.about, self.path)
+        ]
 
     def describe(self, identity: str) -> None:
-        """Write the encoder's identity (JSON) beside the parts, once."""
-        file = self.path / "encoder.json"
-        self._store.mirror.listing(self.path)  # what is gone there goes here, too
-        if not file.exists():
+        """Write the encoder's identity (JSON), once."""
+        for folder in (self.about, self.path):
+            self._store.mirror.listing(folder)  # what is gone there goes here, too
+        if not self.description.exists():
             make_folder(self.path)
+            make_folder(self.about)
+            file = self.about / DESCRIPTION
             with self._store.mirror.sending(file):
                 write_atomically(file, identity)
+
+    @property
+    def description(self) -> Path:
+        """The file of the encoder's identity, if there is one."""
+        older = self.path / DESCRIPTION
+        return older if older.exists() else self.about / DESCRIPTION
 
     def begun(self) -> bool:
         """Whether any part was ever published here."""
@@ -105,7 +122,7 @@ class EmbeddingFolder:
         counts, and none if it was embedded later.
         """
         rows: list[dict[str, Any]] = []
-        for table in self._refused.scan().whole.values():
+        for table in self.refusal_files().whole.values():
             rows += table.to_pylist()
         rows.sort(key=lambda row: (row["first_seen"] is not None, row["first_seen"]))
         # All ids are read only where a second try may have gone well.
@@ -115,7 +132,11 @@ class EmbeddingFolder:
 
     def refusal_files(self) -> Scan:
         """The rows of every whole table of refused images, and what is wrong."""
-        return self._refused.scan()
+        scans = [index.scan() for index in self._refused]
+        return Scan(
+            {file: rows for scan in scans for file, rows in scan.whole.items()},
+            {file: why for scan in scans for file, why in scan.damaged.items()},
+        )
 
     def add(self, image_ids: list[str], vectors: np.ndarray) -> None:
         """Publish one part: ``vectors`` is float32 of shape (len(image_ids), width)."""
@@ -134,9 +155,9 @@ class EmbeddingFolder:
             records.append(dict(zip(REFUSALS.names, values, strict=True)))
         table = pa.Table.from_pylist(records, schema=REFUSALS)
         ids = table["image_id"].to_pylist()
-        file = part_files.named(self.path, REFUSED, ids)
+        file = part_files.named(self.about, REFUSED, ids)
         with self._store.mirror.sending(file):
-            part_files.write_refusals(self.path, table)
+            part_files.write_refusals(self.about, table)
 
     def gather(self, most: int | None = None) -> None:
         """Bring the parts to this machine, for those who read files themselves.
@@ -213,7 +234,10 @@ class EmbeddingFolder:
 
     def _set_aside(self, damaged: Mapping[Path, str]) -> list[Path]:
         self._store.mirror.fetch(damaged)
-        with self._store.mirror.changing(self.path):
+        with (
+            self._store.mirror.changing(self.path),
+            self._store.mirror.changing(self.about),
+        ):
             return [set_aside(file, why) for file, why in damaged.items()]
 
     @contextlib.contextmanager
@@ -226,8 +250,8 @@ class EmbeddingFolder:
         waits_for = f"another process that writes embeddings of {self._name()} to end"
         with self._store.lock(f"encoder-{self.encoder_key}", waits_for):
             self.sweep()
-            for index in (self._parts, self._refused):
-                if damaged := index.scan().damaged:
+            for scan in (self.parts, self.refusal_files):
+                if damaged := scan().damaged:
                     self._set_aside(damaged)
             if twice := duplicate_rows.find(self._parts.scan().whole):
                 self._store.mirror.fetch(twice)
@@ -240,15 +264,36 @@ class EmbeddingFolder:
 
         In an object store, also look again at what other machines wrote.
         """
-        self._store.mirror.forget(self.path)
-        for left in self.path.glob(".writing-*"):
-            left.unlink(missing_ok=True)
+        for folder in (self.path, self.about):
+            self._store.mirror.forget(folder)
+            for left in folder.glob(".writing-*"):
+                left.unlink(missing_ok=True)
+        if self._store.mirror.url is None:
+            self._move_what_is_no_part()
+
+    def _move_what_is_no_part(self) -> None:
+        """Put what an older version wrote between the parts where it belongs."""
+        for file in (*self.path.glob(f"{REFUSED}-*"), self.path / DESCRIPTION):
+            if file.exists():
+                make_folder(self.about)
+                file.rename(self.about / file.name)
+        (self.path / "speed.json").unlink(missing_ok=True)
 
     def _name(self) -> str:
         """The name of the encoder for people, as far as it is known here."""
-        about = read_json(self.path / "encoder.json") or {}
+        about = read_json(self.description) or {}
         names = [str(about[name]) for name in ("backbone", "layer") if name in about]
         return "/".join(names) or self.encoder_key
+
+
+def described(store: Store) -> dict[str, Path]:
+    """Encoder key -> the file of its identity, of all encoders of ``store``."""
+    found: dict[str, Path] = {}
+    for folder in (store.root / ABOUT, store.root / "embeddings"):
+        store.mirror.fetch_each(folder, DESCRIPTION)
+        for file in folder.glob(f"[!.]*/{DESCRIPTION}"):
+            found[file.parent.name.removeprefix("encoder=")] = file
+    return dict(sorted(found.items()))
 
 
 def _ids(rows: pa.Table) -> list[str]:

@@ -12,7 +12,7 @@ of floats.
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +29,7 @@ from tl_pipeline.runs.planning import Outcome, Step, Workspace, field_changes
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder
+from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder, described
 from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.keys import digest
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
@@ -357,10 +357,8 @@ def _fingerprint(encoder: Encoder, ids: pa.ChunkedArray) -> str:
 
 
 def _encoder_changes(store: Store, used: str, encoder: Encoder) -> str:
-    file = EmbeddingFolder(store, used).path / "encoder.json"
-    with suppress(FileNotFoundError):
-        store.mirror.fetch([file])
-    if not file.exists():
+    file = described(store).get(used)
+    if file is None:
         return "another encoder"
     before = json.loads(file.read_text())
     now = encoder.model_dump(mode="json")
@@ -372,7 +370,7 @@ def _encoder_changes(store: Store, used: str, encoder: Encoder) -> str:
 def known_speed(folder: EmbeddingFolder) -> Speed | None:
     """What was last measured with this encoder, on whatever dataset."""
     try:
-        known = json.loads((folder.path / "speed.json").read_text())
+        known = json.loads((folder.about / "speed.json").read_text())
         return Speed(known["images_per_second"], known["width"])
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
@@ -383,4 +381,4 @@ def _remember_speed(folder: EmbeddingFolder, speed: Speed) -> None:
         "images_per_second": round(speed.images_per_second, 2),
         "width": speed.width,
     }
-    write_atomically(folder.path / "speed.json", json.dumps(known))
+    write_atomically(folder.about / "speed.json", json.dumps(known))
