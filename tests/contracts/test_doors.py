@@ -76,9 +76,9 @@ def test_a_door_names_what_exists_and_says_what_it_is_for(package: str):
 
 
 def test_a_step_past_a_door_is_seen():
-    tree = ast.parse("from tl_pipeline.evaluation.conformal import x")
+    tree = ast.parse("from tl_pipeline.evaluation.calibration import x")
     assert list(steps("tl_pipeline.heads.fitted", tree)) == [
-        ("tl_pipeline.evaluation", "conformal"),
+        ("tl_pipeline.evaluation", "calibration"),
         # no package of that name: nothing further to look at
     ]
     assert list(steps("tl_pipeline.evaluation.metrics", tree)) == []

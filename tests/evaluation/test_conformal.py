@@ -1,9 +1,13 @@
-"""Sets of labels: their quantile by hand, their promise by simulation."""
+"""Prediction sets: their quantile by hand, their promise by simulation."""
 
 import numpy as np
 import pytest
 
-from tl_pipeline.evaluation.conformal import least_probability, members, units_needed
+from tl_pipeline.evaluation.operating_point import (
+    least_probability,
+    members,
+    units_for_sets,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +28,7 @@ def test_the_threshold_is_the_right_order_statistic(n: int, error: float, rank):
     given = np.random.default_rng(n).permutation(np.linspace(0.1, 0.9, n))
     found = least_probability(given, np.arange(n), error)
     assert found == (0 if rank is None else np.sort(given)[::-1][rank - 1])
-    assert (n >= units_needed(error)) == (rank is not None)
+    assert (n >= units_for_sets(error)) == (rank is not None)
 
 
 def test_rows_of_a_unit_count_together_as_one():

@@ -22,6 +22,7 @@ from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
 from tl_pipeline.registry.model import open_model
 from tl_pipeline.registry.prediction import predict
+from tl_pipeline.report import page
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
@@ -102,9 +103,11 @@ def test_validation_scores_are_of_probabilities_that_never_saw_their_row():
     head = fitting.fit(config, 0, embeddings, labels)
     labels[:3] = "stranger"
     rows = HeldOut("validation", embeddings, labels, np.arange(80) // 2)
-    found = scoring.validate(head, rows, "isotonic", seed=0)
+    found = scoring.validate(head, rows, "temperature", seed=0)
     targets = np.select([labels == "a", labels == "b"], [0, 1], -1)
-    crossed = calibration.cross_fitted("isotonic", found.raw_proba, targets, rows.units)
+    crossed = calibration.cross_fitted(
+        "temperature", found.raw_proba, targets, rows.units
+    )
     assert np.array_equal(found.probabilities, crossed)
     given = np.where(targets < 0, 1e-9, crossed[np.arange(80), targets])
     floor = float(np.finfo(np.float32).eps)
@@ -121,7 +124,7 @@ def test_another_rate_or_calibration_trains_nothing(folder: Path, store: Store):
 
     assert ran() == []
     assert ran(error=0.3) == ["evaluate", "register"]
-    assert ran(calibration="sigmoid") == ["evaluate", "register"]
+    assert ran(calibration="none") == ["evaluate", "register"]
 
 
 def test_groups_of_validation_images_change_the_evaluation_alone(
@@ -187,21 +190,35 @@ def test_a_run_that_can_promise_nothing_says_so(
     record = run(folder, store, error=0.01)
     console.summarise(record, {})
     said = " ".join(capsys.readouterr().out.split())
-    assert "at an error rate of 1 %: 0.0 % of test images accepted; label sets" in said
-    assert "label sets hold all labels: an error rate of 1 % needs 99" in said
-    assert "every prediction is rejected" in said
-    page = report.render(store, record)
-    assert "Too little is known." in page
+    start = "at an error rate of 1 %: 0.0 % of test images accepted; prediction sets"
+    assert start in said
+    assert "prediction sets hold all labels: an error rate of 1 % needs 99" in said
+    assert "every prediction is rejected: to show an error rate of 1 % takes" in said
+    shown = report.render(store, record)
+    assert "Not promised:" in shown
+
+
+def test_after_a_refit_nothing_is_promised_and_that_is_said(folder: Path, store: Store):
+    """The thresholds are those of the head before, to the last bit."""
+    plain, refit = (
+        run(folder, store, search=f"validation:refit={value}")
+        for value in ("false", "true")
+    )
+    assert point_of(store, plain) == point_of(store, refit)
+    assert decided(plain).shortage != decided(refit).shortage
+    assert decisions.REFITTED in decided(refit).shortage
+    assert "Not promised:" in report.render(store, refit)
+    assert decisions.REFITTED in report.render(store, refit)
 
 
 def test_the_page_shows_the_sentence_and_the_diagram(folder: Path, store: Store):
     record = run(folder, store)
-    page = report.render(store, record)
+    shown = report.render(store, record)
     sentence = decided(record).sentence
     assert sentence.startswith("at an error rate of 60 %: ")
-    assert sentence[1:] in page
-    assert "Calibration by temperature: log loss" in page
-    assert page.count("<circle") == len(
+    assert sentence[1:] in shown
+    assert "Calibration by temperature: log loss" in shown
+    assert shown.count("<circle") == len(
         {
             min(int(row["confidence"] * 10), 9)
             for row in tables.read(PREDICTIONS, folder_of(store, record)).to_pylist()
@@ -213,7 +230,7 @@ def test_the_page_shows_the_sentence_and_the_diagram(folder: Path, store: Store)
 def test_bins_of_the_diagram():
     told = [(0.52, "a"), (0.58, "b"), (1.0, "a"), (0.95, "a")]
     rows = [{"confidence": c, "label": label, "predicted": "a"} for c, label in told]
-    first, second = report.reliability(rows)
+    first, second = page.reliability(rows)
     assert first == (2, pytest.approx(0.55), 0.5)
     assert second == (2, pytest.approx(0.975), 1.0)
 
@@ -232,7 +249,7 @@ def test_models_records_and_tables_of_older_versions(folder: Path, store: Store)
     assert (found.labels, found.accepted) == (None, None)
 
     (evaluated / FILE).unlink()
-    assert decisions.of(evaluated) is None
+    assert decisions.of(evaluated, refitted=False) is None
     document = json.loads(record.model_dump_json())
     del document["decisions"], document["spec"]["error"]
     del document["spec"]["calibration"]
@@ -284,9 +301,9 @@ def test_a_rate_that_is_none_is_refused(error: float, tmp_path: Path):
 
 
 def test_a_request_becomes_parameters_of_the_flow():
-    request = Request(dataset="digits", error=0.02, calibration="isotonic")
+    request = Request(dataset="digits", error=0.02, calibration="none")
     told = request.parameters(request.spec())
-    assert (told["error"], told["calibration"]) == (0.02, "isotonic")
+    assert (told["error"], told["calibration"]) == (0.02, "none")
     plain = Request(dataset="digits")
     told = plain.parameters(plain.spec())
     assert (told["error"], told["calibration"]) == (0.05, "temperature")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.evaluation import operating_point
 from tl_pipeline.evaluation.calibration import METHODS, cross_fitted
 from tl_pipeline.evaluation.operating_point import FILE, OperatingPoint
@@ -81,11 +81,56 @@ def test_too_few_rows_promise_nothing_and_say_so():
     assert found.sets(probabilities).all()
     assert not found.accepted(probabilities).any()
     assert found.shortage == (
-        "label sets hold all labels: an error rate of 5 % needs 19 validation images "
-        "(or groups), there are 15; every prediction is rejected: 15 validation images "
-        "(or groups) do not show any confidence to keep to it; that takes 86 sure ones "
-        "without an error, or more"
+        "prediction sets hold all labels: an error rate of 5 % needs 19 validation "
+        "images (or groups), there are 15; every prediction is rejected: to show an "
+        "error rate of 5 % takes 86 validation images (or groups) without an error, "
+        "there are 15"
     )
+
+
+def test_enough_rows_that_are_too_often_wrong_are_not_called_too_few():
+    probabilities, targets = rows(860)
+    chance = np.random.default_rng(1)
+    targets = np.where(chance.random(860) < 0.3, (targets + 1) % 4, targets)
+    found, crossed = learned(
+        "temperature", probabilities, targets, np.arange(860), 0.05
+    )
+    assert found.least_confidence is None
+    order = np.argsort(-crossed.max(axis=1), kind="stable")
+    wrong = (crossed.argmax(axis=1) != targets)[order]
+    shares = np.cumsum(wrong) / np.arange(1, 861)
+    assert found.surest_error == pytest.approx(shares[85:].min())
+    assert found.shortage == (
+        "every prediction is rejected: at no confidence is it shown that fewer than "
+        f"5 % of them are wrong; at best {100 * found.surest_error:.1f} % of the "
+        f"{found.surest:,} surest of the validation images are"
+    )
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        {"method": "sigmoid", "slope": 1.0, "intercept": 0.0},
+        {"method": "isotonic", "x": [0.0], "y": [0.5]},
+    ],
+)
+def test_a_calibration_that_is_no_more_is_said(tmp_path: Path, older: dict):
+    probabilities, targets = rows(300)
+    made, _ = learned("temperature", probabilities, targets, np.arange(300), 0.05)
+    document = {**json.loads(made.model_dump_json()), "calibration": older}
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=f"by {older['method']}.* --calibration temp"):
+        OperatingPoint.read(tmp_path)
+
+
+def test_an_operating_point_of_version_0_1_is_read(tmp_path: Path):
+    probabilities, targets = rows(300)
+    made, _ = learned("temperature", probabilities, targets, np.arange(300), 0.05)
+    document = json.loads(made.model_dump_json())
+    del document["surest"], document["surest_error"]
+    (tmp_path / FILE).write_text(json.dumps(document))
+    found = OperatingPoint.read(tmp_path)
+    assert found == made.model_copy(update={"surest": None, "surest_error": None})
 
 
 def test_groups_count_as_one():

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_pipeline.evaluation.selective import STARTS, least_confidence, units_needed
+from tl_pipeline.evaluation import operating_point
+from tl_pipeline.evaluation.operating_point import STARTS, units_to_accept
 
 LEVEL = 0.05 / STARTS
+
+
+def least_confidence(
+    confidence: np.ndarray, wrong: np.ndarray, units: np.ndarray, error: float
+) -> float | None:
+    return operating_point.least_confidence(confidence, wrong, units, error).threshold
 
 
 def alone(rows: int) -> np.ndarray:
@@ -44,7 +51,7 @@ def test_too_few_rows_show_nothing(rows: int):
 def test_86_rows_without_an_error_show_a_rate_of_5_percent():
     """0.95 ** 86 is below 5 % in four parts, 0.95 ** 85 is not."""
     assert 0.95**86 <= LEVEL < 0.95**85
-    assert units_needed(0.05) == 86
+    assert units_to_accept(0.05) == 86
     confidence = np.linspace(0.5, 1, 86)
     assert least_confidence(confidence, np.zeros(86, bool), alone(86), 0.05) == 0.5
 
@@ -102,3 +109,13 @@ def test_the_rate_among_the_accepted_is_kept_in_19_of_20_cases(together: int):
         broken += found is not None and (1 - found) / 4 > error
     assert broken / cases <= 0.05
     assert found_any / cases > 0.5
+
+
+def test_where_nothing_passes_the_surest_rows_tell_how_wrong_they_are():
+    """Of 1,000 rows a fifth is wrong, and of the surest 200 a tenth."""
+    confidence = np.linspace(1, 0, 1000, endpoint=False)
+    wrong = np.arange(1000) % 5 == 0
+    wrong[:200] = np.arange(200) % 10 == 9
+    found = operating_point.least_confidence(confidence, wrong, alone(1000), 0.05)
+    assert found.threshold is None
+    assert (found.surest, found.surest_error) == (89, 8 / 89)

@@ -77,7 +77,7 @@ class Request:
     """Of probabilities, by the validation images. Default: temperature."""
 
     error: float | None = None
-    """How often label sets may miss, and accepted predictions be wrong: 0.05."""
+    """How often prediction sets may miss, and accepted predictions be wrong: 0.05."""
 
     weights: str | None = None
     """Weights of the one backbone: a file, a torchvision name, or random:SEED."""

@@ -120,7 +120,7 @@ def _head(value: Any) -> Any:
     return parsed(HeadSpec.parse, value)
 
 
-Method = Literal["none", "temperature", "sigmoid", "isotonic"]
+Method = Literal["none", "temperature"]
 ErrorRate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -131,8 +131,8 @@ class RunSpec(Spec):
     head is scored: without them a number says nothing about transfer.
 
     ``calibration`` is learned from the validation images; so are the thresholds at
-    which label sets leave out the right label, and accepted predictions are wrong, at
-    most at the rate ``error``.
+    which prediction sets leave out the right label, and accepted predictions are wrong,
+    at most at the rate ``error``.
     """
 
     dataset: str

@@ -10,6 +10,13 @@ from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.tables import METRICS
 
+# The thresholds are of validation rows, which a refitted head has learned.
+REFITTED = (
+    "calibration and thresholds were learned with the head before the refit; of the "
+    "refitted one, which learned from validation too, nothing is promised: test shows "
+    "what they come to"
+)
+
 
 class Decisions(BaseModel):
     """The scores of one evaluation on test at the error rate of its operating point.
@@ -17,7 +24,7 @@ class Decisions(BaseModel):
     A label is in a set from ``least_probability`` on, a prediction is accepted from
     ``least_confidence`` on, or never where that is None.
     ``error_of_accepted`` is None where nothing was accepted, what was ``before``
-    calibration where there was none. ``shortage`` tells what could not be promised.
+    calibration where there was none. ``shortage`` tells what is not promised, and why.
     """
 
     error: float
@@ -41,9 +48,9 @@ class Decisions(BaseModel):
         kept = f", {_percent(wrong.value)} of them wrong" if wrong else ""
         return (
             f"at an error rate of {100 * self.error:.4g} %: "
-            f"{_percent(self.accepted.value)} of test images accepted{kept}; label "
-            f"sets hold {self.set_size.value:.2f} labels on average, and the right one "
-            f"in {_percent(self.set_coverage.value)}"
+            f"{_percent(self.accepted.value)} of test images accepted{kept}; "
+            f"prediction sets hold {self.set_size.value:.2f} labels on average, and "
+            f"the right one in {_percent(self.set_coverage.value)}"
         )
 
     @property
@@ -59,8 +66,10 @@ class Decisions(BaseModel):
         )
 
 
-def of(folder: Path) -> Decisions | None:
+def of(folder: Path, *, refitted: bool) -> Decisions | None:
     """Those of the evaluation in ``folder``; None where an older version left none.
+
+    ``refitted``: its head learned from validation too, after the operating point.
 
     Raises:
         DamagedArtifact: see ``OperatingPoint.read`` and ``tables.read``.
@@ -76,6 +85,7 @@ def of(folder: Path) -> Decisions | None:
         for row in tables.read(METRICS, folder).to_pylist()
         if row["chosen"] and row["split"] == TEST
     }
+    faults = [fault for fault in (point.shortage, refitted and REFITTED) if fault]
     wanted = ("accepted", "set_size", "set_coverage", "log_loss", "ece")
     if missing := [name for name in wanted if name not in found]:
         raise DamagedArtifact(f"{folder}: no {', '.join(missing)} of test; run again")
@@ -87,7 +97,7 @@ def of(folder: Path) -> Decisions | None:
         error_of_accepted=found.get("error_of_accepted"),
         log_loss_before=found.get(f"log_loss{BEFORE}"),
         ece_before=found.get(f"ece{BEFORE}"),
-        shortage=point.shortage,
+        shortage="; ".join(faults) or None,
         **{name: found[name] for name in wanted},
     )
 

@@ -254,7 +254,9 @@ def _recorded(
         results=found,
         joints=_joints(work),
         gain=controls.gain(store, found[0], work.spec.seed),
-        decisions=decisions.of(store.path(best.evaluation)),
+        decisions=decisions.of(
+            store.path(best.evaluation), refitted=work.spec.search.refit
+        ),
         registered=_registered(dataset, best),
         chosen=best.chosen,
         source=source(work.dataset),
