@@ -101,7 +101,7 @@ def _show(found: "FewShots") -> None:
             "shots": row.shots,
             "images": row.images,
             "accuracy": f"{100 * row.accuracy:.1f} %",
-            "95 % over draws": ""
+            "95 % interval": ""
             if row.low is None or row.high is None
             else f"[{100 * row.low:.1f}, {100 * row.high:.1f}]",
             "deviation": "" if row.deviation is None else f"{100 * row.deviation:.1f}",
