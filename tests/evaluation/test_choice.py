@@ -10,7 +10,7 @@ import pytest
 from tl_pipeline import query, report
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.evaluation import choice
-from tl_pipeline.evaluation.choice import Candidate, Tally
+from tl_pipeline.evaluation.choice import Candidate, HeldOutScore
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.stages import register
 from tl_pipeline.registry import index
@@ -26,12 +26,15 @@ def single(
 ) -> Candidate:
     """One that was right in so many of 200 images in folds, and of 50 of validation."""
     return Candidate(
-        name, Tally(50, validation / 50, loss), Tally(200, folds / 200, loss), rows
+        name,
+        HeldOutScore(50, validation / 50, loss),
+        HeldOutScore(200, folds / 200, loss),
+        rows,
     )
 
 
 def ensemble(validation: int, loss: float = 0.5) -> Candidate:
-    return Candidate("greedy", Tally(50, validation / 50, loss))
+    return Candidate("greedy", HeldOutScore(50, validation / 50, loss))
 
 
 def chosen(*candidates: Candidate) -> str:
@@ -51,7 +54,7 @@ def test_a_tie_goes_to_the_better_log_loss_and_then_to_the_first():
 
 
 def test_log_loss_is_summed_over_rows_too():
-    tally = Tally(200, 0.9, 0.2) + Tally(50, 0.8, 0.7)
+    tally = HeldOutScore(200, 0.9, 0.2) + HeldOutScore(50, 0.8, 0.7)
     assert (tally.rows, tally.right) == (250, 220)
     assert tally.log_loss == pytest.approx(0.3)
 
@@ -61,7 +64,7 @@ def test_what_only_validation_scored_must_be_right_more_often_there():
     assert chosen(best, other, ensemble(45, loss=0.1)) == "best"
     assert chosen(best, other, ensemble(46)) == "greedy"
     found = choice.best([best, other, ensemble(46)])
-    assert found.words == (
+    assert found.reason == (
         "by validation alone, right in 46 of 50 images, as folds have not scored it; "
         "best, the best by folds of train and validation, is right in 45 of 50"
     )
@@ -74,7 +77,7 @@ def test_other_rows_in_folds_leave_the_choice_to_validation():
     candidates = [single("a", 190, 44), single("b", 150, 46, rows="fewer")]
     found = choice.best(candidates)
     assert candidates[found.at].name == "b"
-    assert found.words == (
+    assert found.reason == (
         "by validation alone, right in 46 of 50 images; folds have no say, as not all "
         "were scored on the same images"
     )

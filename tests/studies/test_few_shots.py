@@ -12,7 +12,7 @@ from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.studies.few_shots import drawn
+from tl_pipeline.studies.few_shots import sampled
 
 IDS = [f"{i:03d}" for i in range(90)]
 
@@ -25,22 +25,22 @@ def rows(groups: dict[str, str] | None = None) -> Rows:
 
 
 def test_a_draw_has_as_many_of_each_class_and_more_shots_hold_fewer():
-    few, many = drawn(rows(), 2, 0, 0), drawn(rows(), 5, 0, 0)
+    few, many = sampled(rows(), 2, 0, 0), sampled(rows(), 5, 0, 0)
     for part, shots in ((few, 2), (many, 5)):
         assert part.classes == dict.fromkeys("abc", shots)
     assert set(few.ids) < set(many.ids)
-    assert drawn(rows(), 5, 0, 0).ids == many.ids
-    assert drawn(rows(), 5, 0, 1).ids != many.ids
-    assert drawn(rows(), 5, 1, 0).ids != many.ids
+    assert sampled(rows(), 5, 0, 0).ids == many.ids
+    assert sampled(rows(), 5, 0, 1).ids != many.ids
+    assert sampled(rows(), 5, 1, 0).ids != many.ids
 
 
 def test_a_class_gives_what_it_has():
-    assert len(drawn(rows(), 1000, 0, 0)) == 90
+    assert len(sampled(rows(), 1000, 0, 0)) == 90
 
 
 def test_different_groups_come_first():
     groups = {f"{i:03d}": f"group {i // 9}" for i in range(90)}
-    part = drawn(rows(groups), 10, 0, 0)
+    part = sampled(rows(groups), 10, 0, 0)
     for name in "abc":
         pairs = zip(part.ids, part.labels, strict=True)
         own = [groups[i] for i, label in pairs if label == name]

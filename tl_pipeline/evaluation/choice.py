@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True)
-class Tally:
+class HeldOutScore:
     """How a head did on rows that it did not learn from; both scores are means."""
 
     rows: int
@@ -30,14 +30,14 @@ class Tally:
         return self.accuracy, -self.log_loss
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """``45 of 49``."""
         return f"{self.right:,} of {self.rows:,}"
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "HeldOutScore") -> "HeldOutScore":
         rows = self.rows + other.rows
         loss = self.log_loss * self.rows + other.log_loss * other.rows
-        return Tally(rows, (self.right + other.right) / rows, loss / rows)
+        return HeldOutScore(rows, (self.right + other.right) / rows, loss / rows)
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Candidate:
     """
 
     name: str
-    validation: Tally
-    folds: Tally | None = None
+    validation: HeldOutScore
+    folds: HeldOutScore | None = None
     rows: str = ""
 
     @property
-    def held_out(self) -> Tally:
+    def held_out(self) -> HeldOutScore:
         """On all images that scored it."""
         return self.folds + self.validation if self.folds else self.validation
 
@@ -63,7 +63,7 @@ class Choice(NamedTuple):
     """The number of the best candidate, and by what it was chosen, in words."""
 
     at: int
-    words: str
+    reason: str
 
 
 def best(candidates: Sequence[Candidate]) -> Choice:
@@ -79,28 +79,27 @@ def best(candidates: Sequence[Candidate]) -> Choice:
     crossed = [at for at in numbers if candidates[at].folds]
     if len({candidates[at].rows for at in crossed}) != 1:
         found = max(numbers, key=validation.__getitem__)
-        words = _by_validation(candidates[found])
+        reason = _by_validation(candidates[found])
         if crossed:
-            words += "; folds have no say, as not all were scored on the same images"
-        return Choice(found, words)
+            reason += "; folds have no say, as not all were scored on the same images"
+        return Choice(found, reason)
     single = max(crossed, key=lambda at: candidates[at].held_out.merit)
     rival = max(numbers, key=lambda at: (at not in crossed, validation[at]))
     mine, other = candidates[single], candidates[rival]
     if other.folds or other.validation.accuracy <= mine.validation.accuracy:
         return Choice(single, _by_folds(mine))
-    words = (
+    reason = (
         f"{_by_validation(other)}, as folds have not scored it; {mine.name}, the best "
-        f"by folds of train and validation, is right in {mine.validation.told}"
+        f"by folds of train and validation, is right in {mine.validation.summary}"
     )
-    return Choice(rival, words)
+    return Choice(rival, reason)
 
 
 def _by_validation(one: Candidate) -> str:
-    return f"by validation alone, right in {one.validation.told} images"
+    return f"by validation alone, right in {one.validation.summary} images"
 
 
 def _by_folds(one: Candidate) -> str:
-    parts = f" ({one.folds.told} and {one.validation.told})" if one.folds else ""
-    return (
-        f"by folds of train and validation, right in {one.held_out.told} images{parts}"
-    )
+    parts = f" ({one.folds.summary} and {one.validation.summary})" if one.folds else ""
+    right = one.held_out.summary
+    return f"by folds of train and validation, right in {right} images{parts}"

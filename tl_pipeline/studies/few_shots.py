@@ -1,6 +1,6 @@
 """How heads do that learn from a few images of each class: n draws of k.
 
-Training images are drawn, validation images score; test is not looked at. The
+Training images are sampled, validation images score; test is not looked at. The
 embeddings are the ordinary ones, and each draw of each configuration is a trial: asking
 for more draws or another k computes only what is new.
 """
@@ -106,7 +106,7 @@ def few_shots(
             )
             for head in wanted:
                 for k in shots:
-                    parts = [drawn(rows, k, study.seed, at) for at in range(draws)]
+                    parts = [sampled(rows, k, study.seed, at) for at in range(draws)]
                     found.append(_row(trials, encoder, head, k, parts))
                     progress.advance(draws)
     return FewShots(
@@ -119,7 +119,7 @@ def few_shots(
     )
 
 
-def drawn(rows: Rows, shots: int, seed: int, number: int) -> Rows:
+def sampled(rows: Rows, shots: int, seed: int, number: int) -> Rows:
     """``shots`` images of each class, or all that it has; the draw ``number``.
 
     Of different groups, as long as there are some.

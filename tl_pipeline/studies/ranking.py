@@ -111,7 +111,7 @@ def _seconds(row: Ranked) -> float:
     return math.inf if each is None else each
 
 
-class _Looked(NamedTuple):
+class _ProbeResult(NamedTuple):
     encoder: Encoder
     width: int
     logme: LogME
@@ -158,7 +158,7 @@ def rank(study: Study, encoders: Sequence[Encoder], images: int) -> Ranking:
     with track("probe", len(wanted)) as progress:
         found = []
         for key, encoder in wanted.items():
-            found.append(_look(study, encoder, judged, cut, costs[key]))
+            found.append(_probe(study, encoder, judged, cut, costs[key]))
             progress.advance()
     return Ranking(
         dataset=study.dataset.name,
@@ -214,23 +214,23 @@ def _check(
     raise DatasetError(f"{said}. Add images, or see the quarantine table")
 
 
-def _look(
+def _probe(
     study: Study,
     encoder: Encoder,
     judged: Sequence[Drawable],
     cut: probe.ProbeSplit,
     cost: Cost,
-) -> _Looked:
+) -> _ProbeResult:
     ids = [image.image_id for image in judged]
     found = EmbeddingFolder(study.at.store, encoder.key).load(ids)
     assert found.image_ids == ids  # noqa: S101 - both are sorted, all are embedded
     score = logme(found.vectors, cut.labels)
     right = probe.judge(found.vectors, cut)
-    return _Looked(encoder, found.vectors.shape[1], score, right, cost)
+    return _ProbeResult(encoder, found.vectors.shape[1], score, right, cost)
 
 
 def _sorted(
-    found: Sequence[_Looked], cut: probe.ProbeSplit, seed: int
+    found: Sequence[_ProbeResult], cut: probe.ProbeSplit, seed: int
 ) -> tuple[Ranked, ...]:
     """By accuracy in the probe; LogME decides between equal ones."""
     order = sorted(found, key=lambda f: (f.right.sum(), f.logme.score), reverse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tl_pipeline.data.splits import FOLDS, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice
-from tl_pipeline.evaluation.choice import Candidate, Tally
+from tl_pipeline.evaluation.choice import Candidate, HeldOutScore
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.registry import model_folder, registration
 from tl_pipeline.registry.registration import Registration, Submission
@@ -142,7 +142,7 @@ def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]
     found = choice.best(
         [_candidate(store, e, about[e.key]["inputs"]) for e in candidates]
     )
-    return candidates[found.at], found.words
+    return candidates[found.at], found.reason
 
 
 def _candidate(
@@ -152,19 +152,19 @@ def _candidate(
     rows = tables.read(METRICS, store.path(evaluation)).to_pylist()
     chosen = [row for row in rows if row["chosen"]]
 
-    def tally(split: str) -> Tally | None:
+    def score(split: str) -> HeldOutScore | None:
         found = {row["metric"]: row for row in chosen if row["split"] == split}
         if not found:
             return None
         accuracy, loss = found["accuracy"], found["log_loss"]
-        return Tally(accuracy["images"], accuracy["value"], loss["value"])
+        return HeldOutScore(accuracy["images"], accuracy["value"], loss["value"])
 
-    validation = tally(VALIDATION)
+    validation = score(VALIDATION)
     assert validation  # noqa: S101 - every evaluation has it
     return Candidate(
         name=f"{chosen[0]['head']} on {chosen[0]['encoder']}",
         validation=validation,
-        folds=tally(FOLDS),
+        folds=score(FOLDS),
         rows=digest(
             [inputs.get(name) for name in ("rows of folds", "validation rows")]
         ),
