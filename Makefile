@@ -7,7 +7,11 @@ EXTRAS := dask,http,huggingface,onnx,ray,s3,text,timm
 FOUND_BY := pyproject.toml constraints.txt scripts/install.sh
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-exhaustive snapshots reference lint check bench clean
+FLOOR := .venv-floor
+FLOOR_TESTS := tests/config tests/contracts tests/embedding tests/inputs tests/store/test_tables.py \
+	tests/journeys/test_flow.py tests/journeys/test_incremental.py tests/journeys/test_registry_and_query.py
+
+.PHONY: demo test test-all test-exhaustive test-floor snapshots reference lint check bench clean
 
 demo: $(VENV)/demo  ## run the whole pipeline on embedded data and print where to look
 	$(BIN)/tl run digits
@@ -20,6 +24,11 @@ test-exhaustive: $(VENV)/dev  ## the tests that `make test` leaves out
 
 test-all: $(VENV)/dev  ## every test
 	$(PYTEST) -m ""
+
+test-floor:  ## some tests on the oldest versions that pyproject.toml allows; needs uv
+	$(INSTALL) $(FLOOR) --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	$(INSTALL) $(FLOOR) --group test
+	$(FLOOR)/bin/pytest -W default $(FLOOR_TESTS)
 
 snapshots: $(VENV)/dev  ## write anew what `tl` prints, to be read in `git diff`
 	$(BIN)/pytest -q tests/journeys/test_snapshots.py --update-snapshots
@@ -40,7 +49,7 @@ bench: $(VENV)/dev  ## measure; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/ingest.py
 
 clean:  ## forget the environments, not the store
-	rm -rf $(VENV) .uv
+	rm -rf $(VENV) $(FLOOR) .uv
 
 $(VENV)/demo: $(FOUND_BY)
 	$(INSTALL) $(VENV) --constraint constraints.txt --editable .
