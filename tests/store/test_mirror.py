@@ -88,7 +88,10 @@ def test_the_second_machine_computes_nothing_and_asks_everything(
     record = run(at("B"), folder)
     assert ran(record) == []
     assert record.results == first.results
-    assert record.registered == first.registered
+    told = {"reason"}
+    assert record.registered.model_dump(exclude=told) == first.registered.model_dump(
+        exclude=told
+    )
 
     second = at("B")
     (row,) = query.ask(second, "SELECT count(*) AS n FROM images").to_pylist()

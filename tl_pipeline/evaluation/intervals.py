@@ -181,7 +181,9 @@ def _wilson(value: float, rows: float, quantile: float) -> Score:
     centre = (value + square / (2 * rows)) / (1 + square / rows)
     spread = value * (1 - value) / rows + square / (4 * rows**2)
     half = quantile * spread**0.5 / (1 + square / rows)
-    return Score(value=value, low=max(centre - half, 0.0), high=min(centre + half, 1.0))
+    # it holds the value, which rounding may put beside it at 0 and at 1
+    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
+    return Score(value=value, low=min(low, value), high=max(high, value))
 
 
 def _tails() -> list[float]:
