@@ -39,7 +39,7 @@ AFTER = {
     "plan-of-one-more-head": "plan photos --head logistic --head lda",
     "runs": "runs",
     "runs-show": "runs show",
-    "models": "models",
+    "models": "models --json",  # a table is cut where the folder has a long path
     "predict": "predict photos photos/flower/000.jpg photos/china/000.jpg",
     "sql-contents": "sql",
     "sql": "sql 'SELECT split, label, images FROM class_counts ORDER BY ALL'",
