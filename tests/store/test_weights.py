@@ -17,6 +17,7 @@ from tl_pipeline.encoders import resolution, weight_store
 from tl_pipeline.errors import WeightsError
 from tl_pipeline.pipeline import partitions, wiring
 from tl_pipeline.registry import index, prediction
+from tl_pipeline.registry.model import open_model
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import weights
 from tl_pipeline.store.artifacts import Store
@@ -81,7 +82,7 @@ def test_a_store_that_was_moved_predicts_with_the_weights_that_it_keeps(
     mine.unlink()
     model = index.load_model(store, "photos").folder
     moved = Path(shutil.move(store.root, tmp_path / "moved"))
-    opened = index.open_model(moved / model.relative_to(store.root))
+    opened = open_model(moved / model.relative_to(store.root))
     photos = [folder / "china" / "000.jpg", folder / "flower" / "001.jpg"]
     found = prediction.predict(opened, photos)
     assert [(p.label, p.confidence) for p in found] == before

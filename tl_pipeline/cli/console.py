@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -45,6 +46,8 @@ def print_json(document: Any) -> None:
 def _finite(document: Any) -> Any:
     if isinstance(document, float):
         return document if math.isfinite(document) else None
+    if isinstance(document, BaseModel):
+        document = document.model_dump(mode="json")
     if isinstance(document, Mapping):
         return {name: _finite(value) for name, value in document.items()}
     if isinstance(document, list | tuple):
