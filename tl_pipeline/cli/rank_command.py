@@ -124,7 +124,7 @@ def _row(place: int, row: "Ranked") -> dict[str, Any]:
 def _points(row: "Ranked") -> str:
     """``-0.4 [-1.2, +0.3]``."""
     behind = row.behind
-    if behind is None:
+    if behind is None or behind.low is None or behind.high is None:
         return ""
     low, high = 100 * behind.low, 100 * behind.high
     return f"{100 * behind.value:+.1f} [{low:+.1f}, {high:+.1f}]"
