@@ -224,7 +224,7 @@ def folder(tmp_path: Path, crops: Callable[[str, int], Image.Image]) -> Path:
     return root
 
 
-# Seen green as a whole since modules moved into packages. The others run as well, but do
+# Seen green since modules moved into packages. The others run as well, but do
 # not stop CI until each file was read again and its entry added here.
 SEEN_GREEN = (
     "tests/contracts",
