@@ -23,7 +23,6 @@ from tl_pipeline.inputs.images import AS_IS, RefusedImage
 from tl_pipeline.inputs.modalities import MODALITIES
 from tl_pipeline.inputs.vectors import as_npy
 from tl_pipeline.pipeline import wiring, work
-from tl_pipeline.pipeline.work import Study
 from tl_pipeline.registry import index, prediction
 from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.sources import open_source
@@ -32,6 +31,7 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import MANIFEST
 from tl_pipeline.studies import ranking
+from tl_pipeline.studies.study import Study
 
 TEXTS = [("one\ntext, quoted", "a"), ("ÿ other", "b"), ("", "a"), ("third", "")]
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring, work
-from tl_pipeline.pipeline.work import Study
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.tables import MANIFEST
 from tl_pipeline.studies import few_shots, ranking
+from tl_pipeline.studies.study import Study, prepare
 
 LETTERS = EncoderSpec.parse("lenet5")
 TINTS = {"dark": 0, "grey": 128, "light": 255}
@@ -50,7 +50,7 @@ def catalog_file(tmp_path: Path) -> Path:
 
 
 def study(store: Store, catalog_file: Path) -> Study:
-    return work.prepare_study(
+    return prepare(
         "photos", [LETTERS], store, catalog_file=catalog_file, seed=0, verify=False
     )
 

@@ -19,7 +19,6 @@ from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.pipeline import wiring, work
 from tl_pipeline.pipeline.stages import embed
-from tl_pipeline.pipeline.work import Study
 from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
@@ -27,6 +26,7 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.studies import ranking
 from tl_pipeline.studies.ranking import Cost, Ranked, Ranking
+from tl_pipeline.studies.study import Study
 from tl_pipeline.studies.transferability import LogME
 
 LETTERS, TWIN = (

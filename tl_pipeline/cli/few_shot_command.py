@@ -57,8 +57,8 @@ def few_shot(
     from tl_pipeline import heads, progress
     from tl_pipeline.cli import console
     from tl_pipeline.heads import search
-    from tl_pipeline.pipeline import work
     from tl_pipeline.store.artifacts import Store
+    from tl_pipeline.studies import study
 
     named = [HeadSpec.parse(text) for text in head or _USUAL]
     wanted = [heads.complete(one) for given in named for one in heads.expanded(given)]
@@ -66,7 +66,7 @@ def few_shot(
         search.candidates(one, SearchSpec(), seed)  # refuses ranges
     wishes = parse_backbones(backbone, concat) or RunSpec(dataset="-").backbones
     opened = Store.open(store)
-    study = work.prepare_study(
+    asked = study.prepare(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
 
@@ -74,8 +74,8 @@ def few_shot(
         few_shots,  # scikit-learn: after what may be refused at once
     )
 
-    with console.LiveProgress() as live, progress.reporting(live), study.in_use():
-        found = few_shots.few_shots(study, wanted, counts, draws)
+    with console.LiveProgress() as live, progress.reporting(live), asked.in_use():
+        found = few_shots.few_shots(asked, wanted, counts, draws)
     if json:
         console.print_json(asdict(found))
         return

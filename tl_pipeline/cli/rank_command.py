@@ -46,21 +46,21 @@ def rank(
     from tl_pipeline import progress
     from tl_pipeline.cli import console
     from tl_pipeline.encoders import concat
-    from tl_pipeline.pipeline import work
     from tl_pipeline.store.artifacts import Store
+    from tl_pipeline.studies import study
 
     opened = Store.open(store)
-    study = work.prepare_study(
+    asked = study.prepare(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
-    encoders = concat.unique_members(study.encoders)
+    encoders = concat.unique_members(asked.encoders)
 
     from tl_pipeline.studies import (
         ranking,  # scikit-learn: after what may be refused at once
     )
 
-    with console.LiveProgress() as live, progress.reporting(live), study.in_use():
-        ranked = ranking.rank(study, encoders, images)
+    with console.LiveProgress() as live, progress.reporting(live), asked.in_use():
+        ranked = ranking.rank(asked, encoders, images)
     if json:
         console.print_json(_document(ranked))
         return

@@ -1,7 +1,6 @@
 """A run with every name resolved, before anything is computed or written."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +21,6 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.search import candidates
 from tl_pipeline.inputs.images import AS_IS
-from tl_pipeline.pipeline.manifest import Manifest
-from tl_pipeline.pipeline.stages.audit import Audit
-from tl_pipeline.pipeline.stages.embed import Embed
-from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
@@ -88,7 +83,7 @@ def prepare(
     """Resolve every name in ``spec``.
 
     With ``download`` missing named weights are fetched by torchvision, and weights that
-    were never used in this store are tried on; with ``verify`` no memo of unchanged
+    were never used in this store are tried on; with ``verify`` no cache of unchanged
     files is trusted.
 
     Raises:
@@ -159,71 +154,6 @@ def _check_source(spec: RunSpec, dataset: DatasetSpec, last: RunRecord | None) -
             "name of its own in data_catalog.yaml (type: image_folder, path: ...) "
             "and run that, or use another --store"
         )
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a command needs that embeds and is no run.
-
-    ``duplicate_encoder`` is set where near duplicates are to be kept together.
-    """
-
-    at: Workspace
-    dataset: DatasetSpec
-    encoders: list[AnyEncoder]
-    seed: int
-    verify: bool = False
-    duplicate_encoder: AnyEncoder | None = None
-
-    def ingested(self) -> Manifest:
-        """The manifest of the dataset, with the splits that a run has.
-
-        Near duplicates are kept together as in a run: all images are embedded under
-        the encoder that compares them.
-        """
-        manifest = Ingest(self.at, self.dataset, self.verify).run().output
-        encoder = self.duplicate_encoder
-        if encoder is None:
-            return manifest
-        members = concat.members_of(encoder)
-        embedded = Embed(self.at, self.dataset, manifest, members).run().output
-        embeddings = concat.embeddings_of(embedded, encoder)
-        audit = Audit(self.at, self.dataset, manifest, embeddings, encoder)
-        return audit.run().output
-
-    def in_use(self) -> AbstractContextManager[None]:
-        """Keep the embeddings that it needs from being collected in the block."""
-        used = [*self.encoders]
-        used += [self.duplicate_encoder] if self.duplicate_encoder else []
-        keys = [encoder.key for encoder in concat.unique_members(used)]
-        return self.at.store.in_use(keys)
-
-
-def prepare_study(
-    dataset: str,
-    asked: Sequence[BackboneSpec],
-    store: Store,
-    *,
-    catalog_file: Path | None,
-    seed: int,
-    verify: bool,
-) -> Study:
-    """Resolve the names of a study; weights are downloaded.
-
-    Raises:
-        CatalogError, UnknownName, InvalidSpec, WeightsError: see ``prepare``.
-    """
-    entry = catalog.find(dataset, catalog_file)
-    near = entry.near_duplicates
-    together = near.action == "keep_together"
-    wanted = [*asked]
-    if together:
-        compares = EncoderSpec.parse(near.backbone) if near.backbone else asked[0]
-        wanted.append(compares)
-    check_modality(entry, wanted)
-    found = resolve(wanted, store, how=entry.pixels, verify=verify, download=True)
-    duplicates = found.pop() if together else None
-    return Study(Workspace(store), entry, found, seed, verify, duplicates)
 
 
 def _complete(spec: RunSpec) -> list[HeadSpec]:

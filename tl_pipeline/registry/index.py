@@ -71,8 +71,6 @@ def load_model(store: Store, name: str, alias: str = CHAMPION) -> "Model":
 def find(store: Store, name: str) -> RegisteredModel:
     """The registered model of that name.
 
-    Its weights are those that ``store``, by default the one around ``folder``, keeps.
-
     Raises:
         UnknownName: there is none.
         StoreError: see ``registered``.

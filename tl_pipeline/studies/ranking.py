@@ -18,11 +18,11 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.intervals import paired_difference, share
 from tl_pipeline.pipeline.stages import embed
-from tl_pipeline.pipeline.work import Study
 from tl_pipeline.progress import track
 from tl_pipeline.score import Score
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.studies import probe
+from tl_pipeline.studies.study import Study
 from tl_pipeline.studies.transferability import LogME, logme
 
 IMAGES = 1000
