@@ -120,7 +120,7 @@ def _await_server() -> None:
             if time.monotonic() > until:
                 raise ServerError(
                     f"the Prefect server at {PREFECT_API_URL.value()} does not answer "
-                    f"({fault or type(fault).__name__}): {_CURE}"
+                    f"({str(fault) or type(fault).__name__}): {_CURE}"
                 )
             if not told:
                 progress.notice(f"waiting for Prefect at {PREFECT_API_URL.value()}")

@@ -191,9 +191,7 @@ def test_error_inside_the_flow_is_the_same_one_message(tl_process: Tl, tmp_path:
     done = tl_process("run", tmp_path / "empty")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("DatasetError: ")
-    head, *named = done.stderr.strip().splitlines()
-    assert head.endswith("The first of them:")
-    assert ["not an image" in line for line in named] == [True] * 5
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_too_many_refused_inputs_exit_3(tl: Tl, folder: Path):

@@ -23,8 +23,9 @@ from tl_pipeline.pipeline import fits
 from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.trials import Trials
+from tl_pipeline.pipeline.work import check_weights
 from tl_pipeline.progress import track
-from tl_pipeline.studies.study import Study, check_weights
+from tl_pipeline.studies.study import Study
 
 
 @dataclass(frozen=True)
