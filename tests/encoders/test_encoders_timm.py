@@ -333,6 +333,18 @@ def test_weights_of_another_network_are_told_by_names(store: Store, tmp_path: Pa
         loading.load(resolved(store, f"timm:resnet10t:weights={file}"))
 
 
+def test_a_layer_that_is_missing_is_never_drawn_at_random(store: Store, tmp_path: Path):
+    state = timm.create_model("resnet10t").state_dict()
+    late = {name: t for name, t in state.items() if not name.startswith("layer4")}
+    early = {name: t for name, t in state.items() if not name.startswith("layer1")}
+    for part, name in ((late, "late"), (early, "early")):
+        save_file(part, tmp_path / f"{name}.safetensors")
+    small = f"timm:resnet10t:resize=64,crop=64,weights={tmp_path}"
+    for name in ("late", "early"):
+        with pytest.raises(WeightsError, match=r"\d+ missing \(layer"):
+            loading.load(resolved(store, f"{small}/{name}.safetensors"))
+
+
 def test_a_seed_draws_the_same_network_again(store: Store):
     same, again, other = (
         resolved(store, f"timm:resnet10t:weights=random:{seed},resize=64,crop=64")

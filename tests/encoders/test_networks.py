@@ -456,20 +456,6 @@ def test_what_does_not_fit_is_refused_with_the_shape(
     assert capfd.readouterr().err == ""  # torch.fx prints faults by itself
 
 
-def test_weights_trained_at_another_size_say_so(store: Store, tmp_path: Path):
-    file = tmp_path / "vit.pth"
-    torch.save(likely_state(BACKBONES["vit_b_32"], 64), file)
-    wish = EncoderSpec(backbone="vit_b_32", weights=str(file))
-    with pytest.raises(
-        InvalidSpec, match=r"224x224.*Expected 64 .*Set resize and crop"
-    ):
-        loading.load(resolution.resolve(wish, store))
-    wish = wish.model_copy(update={"resize": 64, "crop": 64})
-    assert (
-        loading.load(resolution.resolve(wish, store))(noise(1, 3, 64)).shape[1] == 768
-    )
-
-
 def resolved(wish: str, store: Store) -> Encoder:
     """The encoder of ``wish`` with random weights."""
     spec = EncoderSpec.parse(wish).model_copy(update={"weights": "random:0"})

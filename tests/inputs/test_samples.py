@@ -314,6 +314,32 @@ def test_pages_are_told_apart_and_one_may_be_named():
     assert "there are 3" in refused(data, PixelSpec(page=4))
 
 
+@pytest.mark.parametrize(
+    ("values", "options"), [(COLOUR, RGB), (RAMP, GREY)], ids=["RGB", "grey"]
+)
+@pytest.mark.parametrize("lost", ["tag", "value"])
+def test_bits_per_sample_that_are_lost_do_not_become_one_bit(
+    values: np.ndarray, options: dict[str, Any], lost: str
+):
+    data = bytearray(tiff(integers(values, 8), **options))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = file.pages[0].tags["BitsPerSample"]
+    if lost == "tag":
+        struct.pack_into("<H", data, tag.offset, 60000)
+    else:  # of an unknown type
+        struct.pack_into("<H", data, tag.offset + 2, 99)
+    assert refused(bytes(data)) == (
+        "undecodable: it does not say how many bits a sample has"
+    )
+
+
+def test_black_and_white_need_not_say_their_bits():
+    data = tiff(RAMP > 0.5, **GREY)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        assert "BitsPerSample" not in file.pages[0].tags
+    near(shown(data), eight((RAMP > 0.5).astype(float)))
+
+
 def test_a_thumbnail_and_a_mask_are_no_pages():
     out = io.BytesIO()
     with tifffile.TiffWriter(out) as writer:

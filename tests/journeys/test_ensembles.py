@@ -164,8 +164,10 @@ def test_sql_tells_joints_and_members(folder: Path, store: Store):
         {"backbone": "lenet5 + lenet5", "layer": "c5 + f6", "weights_sha256": None}
     ]
     told = query.ask(store, "FROM members ORDER BY member").to_pylist()
+    keys = {r.evaluation: r.encoder_key for r in record.results}
     expected = [
         {"evaluation": greedy.evaluation, "member": m.evaluation, "encoder": m.encoder}
+        | {"encoder_key": keys[m.evaluation], "control": False}
         | {"head": m.head, "times": m.times}
         for m in sorted(greedy.members, key=lambda m: m.evaluation)
     ]

@@ -33,7 +33,7 @@ def done(folder: EmbeddingFolder, monkeypatch: pytest.MonkeyPatch) -> Done:
     fsync, replace, unlink = os.fsync, Path.replace, Path.unlink
 
     def note(what: str, path: Path) -> None:
-        if folder.path in (path, path.parent):
+        if {folder.path, folder.about} & {path, path.parent}:
             found.append((what, path))
 
     def synced(handle: int) -> None:
@@ -55,21 +55,26 @@ def done(folder: EmbeddingFolder, monkeypatch: pytest.MonkeyPatch) -> Done:
     return found
 
 
+def files(folder: EmbeddingFolder) -> set[Path]:
+    """Its parts, and its tables of refusals."""
+    return {*folder.path.glob("*.parquet"), *folder.about.glob("*.parquet")}
+
+
 def test_a_merged_file_is_on_the_disk_and_listed_before_its_sources_go(
     store: Store, folder: EmbeddingFolder, done: Done
 ):
     """Of parts and of refusals: bytes, name, folder, the time of a listing, removal."""
-    sources = set(folder.path.glob("*.parquet"))
+    sources = files(folder)
     assert len(sources) == 4
     compaction.compact(store, KEY)
-    merged = set(folder.path.glob("*.parquet"))
+    merged = files(folder)
     assert len(merged) == 2
     assert merged.isdisjoint(sources)
     for new in merged:
         kind = new.name.partition("-")[0]
         named = next(i for i, (_, path) in enumerate(done) if path == new)
         written = done[named][0].removeprefix("rename ")
-        assert ("sync", folder.path / written) in done[:named]
+        assert ("sync", new.parent / written) in done[:named]
         removed = [
             i
             for i, (what, path) in enumerate(done)
@@ -79,4 +84,4 @@ def test_a_merged_file_is_on_the_disk_and_listed_before_its_sources_go(
             file for file in sources if file.name.startswith(kind)
         }
         between = done[named + 1 : removed[0]]
-        assert between.index(("sync", folder.path)) < between.index(("wait", 0.1))
+        assert between.index(("sync", new.parent)) < between.index(("wait", 0.1))

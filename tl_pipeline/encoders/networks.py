@@ -223,6 +223,9 @@ def _load(network: nn.Module, state: State, complaint: str) -> tuple[bool, str]:
     told = _difference(expected, given)
     if _foreign(unknown, missing, expected):
         raise WeightsError(complaint + told)
+    # Where the network came with values (timm's do), those drawn at random go.
+    empty = {name: own[name].to("meta") for name in missing}
+    network.load_state_dict(empty, strict=False, assign=True)
     return bool(missing), told
 
 

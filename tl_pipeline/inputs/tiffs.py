@@ -26,11 +26,12 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 _NAMED = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 _OF_SAMPLES = {0: 1, 1: 1, 2: 3, 5: 4}  # those that ``samples`` knows
 _RAW = (32803, 34892)  # colour filter array, linear raw
-_DNG_VERSION, _SUB_IFDS = 50706, 330
+_BITS_PER_SAMPLE, _DNG_VERSION, _SUB_IFDS = 258, 50706, 330
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _ALPHA = {1: "premultiplied", 2: "straight"}  # ExtraSamples
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # SampleFormat
 _RANGES = ((340, 341), (280, 281))  # SMin- and SMaxSampleValue, Min- and MaxSampleValue
+_UNCOMPRESSED = 1
 _MOST_BYTES = 1 << 31  # of samples in memory
 _LYING = (5, 6, 7, 8)
 
@@ -86,7 +87,9 @@ def _opened(data: bytes, how: PixelSpec) -> Iterator[_Found]:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-            yield _image(data, tiff, how)
+            found = _image(data, tiff, how)
+            _check_bits(found.page)
+            yield found
     except RefusedImage:
         raise
     # Decoders of damaged data raise what they please; each is this image's fault.
@@ -117,6 +120,21 @@ def _image(data: bytes, tiff: Any, how: PixelSpec) -> _Found:
             f"there are {len(whole)}, and the entry asks for page: {how.page}",
         )
     return whole[place]
+
+
+def _check_bits(page: Any) -> None:
+    """Refuse bits per sample that are lost; their default, 1, is for black and white.
+
+    Raises:
+        RefusedImage: the tag is missing or damaged.
+    """
+    row = -(-page.imagewidth // 8)
+    bilevel = page.samplesperpixel == 1 and (
+        int(page.compression) != _UNCOMPRESSED
+        or sum(page.databytecounts) <= row * page.imagelength
+    )
+    if _BITS_PER_SAMPLE not in page.tags and not bilevel:
+        raise RefusedImage("undecodable", "it does not say how many bits a sample has")
 
 
 def _is_raw(data: bytes, tiff: Any) -> bool:
