@@ -207,6 +207,11 @@ def test_too_many_refused_inputs_exit_3(tl: Tl, folder: Path):
     done = tl("run", folder, "--head", "logistic:C=1", "--runner", "direct")
     assert done.returncode == 3
     assert "10 of 70 inputs were refused (9 empty" in done.stderr
+    asked = "SELECT reason, count(*) AS n FROM quarantine GROUP BY reason ORDER BY n"
+    assert json.loads(tl("sql", asked, "--json").stdout) == [
+        {"reason": "not an image", "n": 1},
+        {"reason": "empty", "n": 9},
+    ]
 
 
 def test_all_faults_of_a_catalogue_are_told_at_once(tl: Tl, tmp_path: Path):

@@ -14,6 +14,7 @@ from tl_pipeline import query, report
 from tl_pipeline.config.specs import HeadSpec
 from tl_pipeline.encoders import concat, weight_store
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
+from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
 from tl_pipeline.pipeline.manifest import Manifest
@@ -204,12 +205,25 @@ def run(
         return outcome.output
 
     with _begun(work):
-        wired = wire(work, perform, executor)
+        try:
+            wired = wire(work, perform, executor)
+        except DatasetError:
+            _keep_refused(work, steps)
+            raise
         record = _recorded(work, started, steps, wired)
         records.write(work.at.store, record)
     query.build(work.at.store)
     report.write(work.at.store, record)
     return record
+
+
+def _keep_refused(work: Work, steps: Sequence[Step]) -> None:
+    """Let the quarantine of a refused run be read; ``steps`` are those it took."""
+    store = work.at.store
+    if steps:  # else ingest has noted it
+        records.note_refused(store, work.dataset.name, steps[0].keys["manifest"])
+    if any((store.root / "refused").glob("*/*.json")):
+        query.build(store)
 
 
 @contextmanager

@@ -48,8 +48,9 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
         StoreError: no run has finished; or another program has it open for writing.
     """
     file = store.root / FILE
-    store.mirror.fetch_folder(store.root / "runs")
-    if not file.exists() and not _record_files(store):
+    for folder in ("runs", "refused"):
+        store.mirror.fetch_folder(store.root / folder)
+    if not (file.exists() or _record_files(store) or _record_files(store, "refused")):
         raise StoreError(f"{file} does not exist yet; `tl run DATASET` builds it")
     log = _log(file).exists()
     opened = _open(file)
@@ -120,13 +121,14 @@ def _write(store: Store, beside: Path, home: Path) -> None:
         if (record := records.latest(store, folder.name))
     )
     views.fetch(store, latest.values())
+    last = records.last_manifests(store, latest.values())
     with duckdb.connect() as connection:
         # The oldest format, so that an older DuckDB on an analyst's laptop reads it.
         connection.execute(
             f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
         )
         connection.execute("USE written")
-        made = computed.tables(store, latest, listed.joints.values())
+        made = computed.tables(store, latest, last, listed.joints.values())
         for name, table in made.items():
             rows = pa.Table.from_pylist(list(table.rows), table.schema)
             connection.register("rows", rows)
@@ -135,7 +137,8 @@ def _write(store: Store, beside: Path, home: Path) -> None:
             comment = views.quoted(table.comment)
             connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
         connection.execute(f"CREATE TABLE built AS SELECT '{state}' AS state")
-        for statement in views.statements(store, latest.values(), listed.files, home):
+        read = views.Read(list(latest.values()), set(last.values()), listed.files)
+        for statement in views.statements(store, read, home):
             connection.execute(statement)
         connection.execute("USE memory")
         connection.execute("DETACH written")
@@ -178,15 +181,15 @@ def _log(file: Path) -> Path:
     return file.with_name(f"{file.name}.wal")
 
 
-def _record_files(store: Store) -> list[Path]:
-    found = (store.root / "runs").glob("*/[!.]*.json")
+def _record_files(store: Store, folder: str = "runs") -> list[Path]:
+    found = (store.root / folder).glob("*/[!.]*.json")
     return sorted(found, key=lambda file: (file.name, file.parent.name))
 
 
 def _state(store: Store, home: Path) -> str:
     """What a catalogue depends on that anybody may have changed since it was built."""
-    root = store.root / "runs"
-    names = [str(file.relative_to(root)) for file in _record_files(store)]
+    files = _record_files(store) + _record_files(store, "refused")
+    names = [str(file.relative_to(store.root)) for file in files]
     text = "\n".join([str(home), str(store.root), views.text(), *names])
     return hashlib.sha256(text.encode()).hexdigest()
 

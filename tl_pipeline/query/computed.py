@@ -28,22 +28,31 @@ class Computed(NamedTuple):
 
 
 def tables(
-    store: Store, latest: Mapping[str, RunRecord], joints: Iterable[JointEncoder]
+    store: Store,
+    latest: Mapping[str, RunRecord],
+    last: Mapping[str, str],
+    joints: Iterable[JointEncoder],
 ) -> dict[str, Computed]:
     """Every computed table by its name.
 
-    ``latest`` has the last record of each dataset, ``joints`` are those of all records,
-    each once.
+    ``latest`` has the last record of each dataset, ``last`` the manifest of its
+    last run, be it refused; ``joints`` are those of all records, each once.
     """
     files = described(store)
     return {
         "datasets": Computed(
             (
-                {"dataset": name, "run_id": record.run_id, "manifest": record.manifest}
-                for name, record in latest.items()
+                {
+                    "dataset": name,
+                    "run_id": latest[name].run_id if name in latest else None,
+                    "manifest": latest[name].manifest if name in latest else None,
+                    "last_manifest": last[name],
+                }
+                for name in sorted(last)
             ),
-            _schema(_TEXT, "dataset", "run_id", "manifest"),
-            "One row per dataset: its latest run, and the manifest of that.",
+            _schema(_TEXT, "dataset", "run_id", "manifest", "last_manifest"),
+            "One row per dataset: its latest finished run and the manifest of that; "
+            "last_manifest is of a later run if that was refused.",
         ),
         "models": Computed(
             map(_model, index.models(store)),

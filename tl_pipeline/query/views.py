@@ -1,7 +1,7 @@
 """``views.sql`` with the files of one store put in."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -44,25 +44,31 @@ class Listed(NamedTuple):
     joints: dict[str, JointEncoder]
 
 
+class Read(NamedTuple):
+    """What the views read.
+
+    ``latest`` has the last record of each dataset, ``manifests`` the keys of their last
+    manifests, ``records`` are the files of all readable records.
+    """
+
+    latest: Sequence[RunRecord]
+    manifests: Collection[str]
+    records: Sequence[Path]
+
+
 @cache
 def text() -> str:
     """``views.sql`` as it was written."""
     return (resources.files("tl_pipeline.query") / "views.sql").read_text()
 
 
-def statements(
-    store: Store, latest: Iterable[RunRecord], listed: Sequence[Path], home: Path
-) -> Iterator[str]:
-    """The statements that make the views of ``store``.
+def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
+    """The statements that make the views of ``store``, of what is ``read`` there.
 
-    Args:
-        store: whose files are read.
-        latest: the last record of each dataset.
-        listed: the files of all readable records.
-        home: where the catalogue will lie when it is opened.
+    ``home`` is where the catalogue will lie when it is opened.
     """
     code = "\n".join(line for line in text().splitlines() if line[:2] != "--")
-    for name, source in _sources(store, list(latest), listed).items():
+    for name, source in _sources(store, read).items():
         code = code.replace(f"{{files of {name}}}", source)
     code = code.replace("{here}", _here(home)).replace("{busy}", str(BUSY))
     return (part for part in code.split(";\n") if part.strip())
@@ -113,13 +119,12 @@ def quoted(value: object) -> str:
     return str(value).replace("'", "''")
 
 
-def _sources(
-    store: Store, latest: Sequence[RunRecord], listed: Sequence[Path]
-) -> dict[str, str]:
+def _sources(store: Store, read: Read) -> dict[str, str]:
     """What stands in FROM for the tables that ``views.sql`` names."""
     root = store.root
-    manifests = [root / "manifests" / record.manifest for record in latest]
-    current = sorted({r.evaluation for record in latest for r in record.results})
+    keys = {*read.manifests, *(record.manifest for record in read.latest)}
+    manifests = [root / "manifests" / key for key in sorted(keys)]
+    current = sorted({r.evaluation for record in read.latest for r in record.results})
     found = {
         name: _parquet(table.schema, [folder / table.file for folder in manifests])
         for name, table in (
@@ -145,8 +150,8 @@ def _sources(
             else _empty(_EMBEDDINGS)
         ),
         "records": (
-            f"read_text({_list(listed)})"
-            if listed
+            f"read_text({_list(read.records)})"
+            if read.records
             else _empty(pa.schema({"content": pa.string()}))
         ),
     }

@@ -197,18 +197,20 @@ SELECT
     NULL AS encoder_key, false AS control, make_timestamp(epoch_us(q.first_seen))
         AS first_seen
 FROM {files of quarantines} AS q
-JOIN datasets AS d ON parse_path(q.filename)[-2] = d.manifest
+JOIN datasets AS d ON parse_path(q.filename)[-2] = d.last_manifest
 WHERE {here}
 UNION ALL
 SELECT
-    i.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder, e.encoder_key,
+    d.dataset, i.uri, i.image_id, r.reason, r.detail, e.encoder, e.encoder_key,
     e.control, r.first_seen
 FROM refused AS r
-JOIN images AS i USING (image_id)
-JOIN encoders AS e USING (encoder_key);
+JOIN {files of manifests} AS i USING (image_id)
+JOIN datasets AS d ON parse_path(i.filename)[-2] = d.last_manifest
+JOIN encoders AS e USING (encoder_key)
+WHERE {here};
 COMMENT ON VIEW quarantine IS
-'One row per input that was refused, by ingest or (with encoder) when it was decoded,
-and since when (UTC) for that reason.';
+'One row per input that the latest run refused, even if it was refused as a whole: by
+ingest or (with encoder) when it was decoded; and since when (UTC) for that reason.';
 
 CREATE VIEW duplicates AS
 SELECT d.dataset, f.* EXCLUDE (filename)

@@ -1,5 +1,6 @@
 """The record of every finished run: which artifacts it used, and what it found."""
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from tl_pipeline.evaluation.decisions import Decisions
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.score import Score
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.checks import read_json
 from tl_pipeline.store.files import write_atomically
 
 
@@ -126,6 +128,34 @@ def write(store: Store, record: RunRecord) -> Path:
     with store.mirror.sending(file):
         write_atomically(file, text)
     return file
+
+
+def note_refused(store: Store, dataset: str, manifest: str) -> None:
+    """Note the manifest of a run that was refused, and so leaves no record.
+
+    Its quarantine can be read until a later run is finished or refused.
+    """
+    folder = store.root / "refused" / dataset
+    store.mirror.remove_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{new_run_id()}.json"
+    with store.mirror.sending(file):
+        write_atomically(file, json.dumps({"manifest": manifest}))
+
+
+def last_manifests(store: Store, finished: Iterable[RunRecord]) -> dict[str, str]:
+    """Dataset -> key of the manifest of its last run, finished or refused.
+
+    ``finished`` has the last record of each dataset.
+    """
+    store.mirror.fetch_folder(store.root / "refused")
+    last = {record.dataset: (record.run_id, record.manifest) for record in finished}
+    for file in sorted((store.root / "refused").glob("*/[!.]*.json")):
+        name, about = file.parent.name, read_json(file)
+        later = name not in last or file.stem > last[name][0]
+        if about and later and store.find("manifests", about["manifest"]):
+            last[name] = (file.stem, about["manifest"])
+    return {name: manifest for name, (_, manifest) in last.items()}
 
 
 def latest(store: Store, dataset: str) -> RunRecord | None:

@@ -26,6 +26,7 @@ from tl_pipeline.data.scan import scan as look
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Unit
+from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import LOST, Outcome
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
@@ -75,13 +76,22 @@ class Ingest(Unit[Manifest]):
         """Scan the source into the overlay of the store: it is cheap enough."""
         return replace(self, dataset=self.dataset.offline()).run()
 
+    def run(self) -> Outcome[Manifest]:
+        """Write the tables, then check them: of a refused dataset they can be read."""
+        outcome = super().run()
+        try:
+            _check(self.dataset, self.scan)
+        except DatasetError:
+            if not self.at.store.planning:
+                records.note_refused(self.at.store, self.dataset.name, self.key)
+            raise
+        return outcome
+
     @cached_property
     def scan(self) -> Scan:
         """What the source holds."""
         memo = Memo(self.at.store, self.dataset.name, trust=not self.verify)
-        found = look(open_source(self.dataset), self.dataset, memo)
-        _check(self.dataset, found)
-        return found
+        return look(open_source(self.dataset), self.dataset, memo)
 
     @cached_property
     def fingerprint(self) -> str:
