@@ -187,7 +187,7 @@ def test_an_input_that_makes_no_sense_is_refused(store: Store, wish: str, said: 
         ("resnet18:resize=9999", "less than or equal to 2048"),
         ("resnet18:crop=big", "valid integer"),
         ("resnet18:interpolation=lanczos", "'bilinear', 'bicubic' or 'nearest'"),
-        ("resnet18:pool=max", "'gap', 'gem', 'flatten', 'cls' or 'cls"),
+        ("resnet18:pool=max", "'gap', 'avg.max', 'grid2', 'grid3', 'gem', "),
     ],
 )
 def test_values_out_of_range_are_refused_where_they_are_parsed(wish: str, said: str):

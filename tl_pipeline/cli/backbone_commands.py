@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from tl_pipeline.encoders.backbones import Backbone, Published
 
 _MOST_AXES = 3  # of an output that some pooling makes a vector
+_POOLS = (
+    "pool=gap, avg+max, grid2, grid3, gem or flatten makes a vector of a map or of "
+    "tokens, cls or cls+mean of tokens with a class token"
+)
 
 app = App(name="backbones", help="The pretrained networks: list, look into one.")
 
@@ -83,7 +87,7 @@ def show(name: str, /, *, json: Json = False) -> None:
         if node.shape and len(node.shape) <= _MOST_AXES
     ]
     console.print_rows(tree, ["layer", "kind", "output"])
-    console.out.print()
+    console.out.print(f"\n{_POOLS}\n")
     for weights in _published(row):
         disk = f"on disk: {weights.file}" if weights.file.exists() else "not on disk"
         console.out.print(f"{_scored(weights)}, {weights.megabytes:.0f} MB, {disk}")

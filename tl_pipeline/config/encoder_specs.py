@@ -37,6 +37,7 @@ def _numbers(value: Any) -> Any:
     return value.split("/") if isinstance(value, str) else value
 
 
+Pool = Literal["gap", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"]
 _Side = Annotated[int, Field(ge=8, le=2048)]
 _Channels = Field(min_length=1, max_length=4)
 _Means = Annotated[
@@ -55,8 +56,10 @@ class EncoderSpec(Spec):
     """Which embedding is wanted: backbone, layer, pooling, weights, input, precision.
 
     ``layer`` is a name that the backbone lists or any node of its graph (``node:NAME``
-    where a listed name would be taken for it), ``pool`` how a spatial one becomes a
-    vector. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of another kind.
+    where a listed name would be taken for it). ``pool`` is how a map or tokens become a
+    vector: by the mean over places (``gap``), by that and the maximum (``avg+max``), by
+    the means of 2 x 2 or 3 x 3 cells (``grid2``, ``grid3``), which tell where things
+    are. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of another kind.
     ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
     path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
     ``std`` of values in [0, 1], one per channel. ``precision`` is that of the network's
@@ -66,7 +69,7 @@ class EncoderSpec(Spec):
 
     backbone: str
     layer: str | None = None
-    pool: Literal["gap", "gem", "flatten", "cls", "cls+mean"] | None = None
+    pool: Pool | None = None
     weights: str | None = None
     resize: _Side | None = None
     crop: _Side | None = None

@@ -58,6 +58,7 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
+        self._nodes = frozenset(layer.node for layer in layers)
         if isinstance(network, Outputs):
             backbone = replace(backbone, class_tokens=network.class_tokens)
         body = _extractor(network, [layer.node for layer in layers])
@@ -82,9 +83,10 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Embed a batch under every layer, pooled in float32."""
-        values = self.body(batch)
+        found = self.body(batch)
+        values = {node: found[node].float() for node in self._nodes}
         return tuple(
-            pool(values[layer.node].float())
+            pool(values[layer.node])
             for layer, pool in zip(self.layers, self.poolings, strict=True)
         )
 
@@ -190,9 +192,9 @@ def _of_one_image(backbone: Backbone, layer: Layer, shape: Shape) -> Shape:
 
 
 def _spatial(layers: Sequence[Layer], found: Mapping[str, Shape]) -> bool:
-    """Whether any of ``layers`` takes the mean of a map."""
+    """Whether the pooling of any of ``layers`` must tell places from channels."""
     return any(
-        len(found[layer.node]) == 4 and layer.pooling in {"mean", "gem"}
+        len(found[layer.node]) == 4 and layer.pooling not in {"none", "flatten"}
         for layer in layers
     )
 

@@ -1,8 +1,9 @@
 """How the output of a layer becomes one vector an image. Imports torch."""
 
-from functools import partial
+from math import isqrt
 
 import torch
+from torch.nn import functional
 
 from tl_pipeline.encoders.backbones import Backbone, Layer, Pooling
 from tl_pipeline.errors import InvalidSpec
@@ -10,13 +11,15 @@ from tl_pipeline.errors import InvalidSpec
 Shape = tuple[int, ...]
 
 _GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
+_CELLS: dict[Pooling, int] = {"grid2": 2, "grid3": 3}  # on each side
 
 
 class PooledLayer:
     """The pooling of one layer, whose output for one image has ``shape``.
 
     ``grown`` is that for a larger image: the axis of a map that does not grow with its
-    input is that of the channels, the last one in Swin and the first elsewhere.
+    input is that of the channels, the last one in Swin and the first elsewhere. Tokens
+    after those of the class are the places of a square map, row by row.
 
     Raises:
         InvalidSpec: it does not suit the layer; says which poolings do.
@@ -25,47 +28,46 @@ class PooledLayer:
     def __init__(
         self, backbone: Backbone, layer: Layer, shape: Shape, grown: Shape
     ) -> None:
-        self._pooling, self._tokens = layer.pooling, backbone.class_tokens
-        fits = _fitting(len(shape), backbone.class_tokens)
+        self._pooling: Pooling = layer.pooling
+        self._tokens = backbone.class_tokens
+        moved = [length != now for length, now in zip(grown, shape, strict=False)]
+        self._channels_last = moved == [True, True, False]
+        height, width = self._size(shape)
+        fits = _fitting(len(shape), backbone.class_tokens, min(height, width))
         if layer.pooling not in fits:
-            unclassed = "" if backbone.class_tokens else " and has no class token"
+            raise InvalidSpec(_unfit(backbone, layer, shape, fits))
+        if height != width and layer.pooling != "flatten":
             raise InvalidSpec(
-                f"{_spelt(layer.pooling)} does not fit layer {layer.node!r} of "
-                f"{backbone.name}, which gives {_told(shape)} for an "
-                f"image{unclassed}. Fits: {', '.join(map(_spelt, fits))}"
+                f"{backbone.name} layer {layer.node!r} gives {_told(shape)} "
+                "for a square image, which is no map of it"
             )
-        self._axes: tuple[int, ...] = (1,)
-        if len(shape) == 3 and layer.pooling != "flatten":
-            moved = [axis for axis in (0, 1, 2) if grown and grown[axis] != shape[axis]]
-            self._axes = (1, 2) if moved == [0, 1] else (2, 3)  # those of a batch
-            height, width = (shape[axis - 1] for axis in self._axes)
-            if height != width:
-                raise InvalidSpec(
-                    f"{backbone.name} layer {layer.node!r} gives {_told(shape)} "
-                    "for a square image, which is no map of it"
-                )
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """(n, ...) to (n, width)."""
         match self._pooling:
-            case "none":
-                return values
-            case "flatten":
+            case "none" | "flatten":
                 return values.flatten(1)
             case "cls":
                 return values[:, 0]
             case "cls+mean":
                 mean = values[:, self._tokens :].mean(dim=1)
                 return torch.cat([values[:, 0], mean], dim=1)
-        if values.ndim == 3:
-            values = values[:, self._tokens :]
-        average = (
-            partial(gem, axes=self._axes) if self._pooling == "gem" else self._mean
-        )
-        return average(values)
+        return _over_places(self._places(values), self._pooling)
 
-    def _mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values.mean(dim=self._axes)
+    def _places(self, values: torch.Tensor) -> torch.Tensor:
+        """(n, channels, height, width) of a map, (n, channels, tokens) of tokens."""
+        if values.ndim == 3:
+            return values[:, self._tokens :].transpose(1, 2)
+        return values.permute(0, 3, 1, 2) if self._channels_last else values
+
+    def _size(self, shape: Shape) -> tuple[int, int]:
+        """Height and width of the map; zeros where the places form none."""
+        if len(shape) == 3:
+            first = 0 if self._channels_last else 1
+            return shape[first], shape[first + 1]
+        tokens = shape[0] - self._tokens if len(shape) == 2 else 0
+        side = isqrt(max(tokens, 0))
+        return (side, side) if side**2 == tokens else (0, 0)
 
 
 def usual_pooling(backbone: Backbone, layer: str, shape: Shape | None) -> Pooling:
@@ -87,6 +89,27 @@ def usual_pooling(backbone: Backbone, layer: str, shape: Shape | None) -> Poolin
     )
 
 
+def _over_places(places: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """(n, channels, height, width) or (n, channels, tokens) to (n, width).
+
+    Of a grid come all cells of the first channel, row by row, then those of the next.
+    Neighbouring cells share a row where their number does not divide the height, as
+    torch's adaptive average has it, and so with columns.
+    """
+    axes = tuple(range(2, places.ndim))
+    match pooling:
+        case "mean":
+            return places.mean(dim=axes)
+        case "gem":
+            return gem(places, axes)
+        case "avg+max":
+            return torch.cat([places.mean(dim=axes), places.amax(dim=axes)], dim=1)
+    if places.ndim == 3:
+        side = isqrt(places.shape[2])
+        places = places.unflatten(2, (side, side))
+    return functional.adaptive_avg_pool2d(places, _CELLS[pooling]).flatten(1)
+
+
 def gem(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     """Generalised mean over ``axes`` with p = 3; negative values count as none.
 
@@ -97,11 +120,33 @@ def gem(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     return powers.mean(dim=axes).pow(1 / _GEM_POWER)
 
 
-def _fitting(axes: int, class_tokens: int) -> tuple[Pooling, ...]:
-    """The poolings of an output that has so many axes for one image."""
-    maps: tuple[Pooling, ...] = ("mean", "gem", "flatten")
+def _fitting(axes: int, class_tokens: int, side: int) -> tuple[Pooling, ...]:
+    """The poolings of an output that has so many axes for one image.
+
+    ``side`` is the shorter one of its map: no cell of a grid may be without a place.
+    """
+    grids: list[Pooling] = [grid for grid, cells in _CELLS.items() if cells <= side]
+    maps: tuple[Pooling, ...] = ("mean", "avg+max", *grids, "gem", "flatten")
     classed: tuple[Pooling, ...] = ("cls", "cls+mean") if class_tokens else ()
     return {1: ("none", "flatten"), 2: (*maps, *classed), 3: maps}.get(axes, ())
+
+
+def _unfit(
+    backbone: Backbone, layer: Layer, shape: Shape, fits: tuple[Pooling, ...]
+) -> str:
+    """That the pooling of ``layer`` does not suit it, and which ones do."""
+    classed = layer.pooling in {"cls", "cls+mean"} and not backbone.class_tokens
+    said = (
+        f"{_spelt(layer.pooling)} does not fit layer {layer.node!r} of "
+        f"{backbone.name}, which gives {_told(shape)} for an image"
+        f"{' and has no class token' * classed}. Fits: {', '.join(map(_spelt, fits))}"
+    )
+    if len(shape) > 1 or classed:
+        return said
+    return (
+        f"{said}. A layer that gives a map takes others; "
+        f"`tl backbones show {backbone.name}` lists layers"
+    )
 
 
 def _spelt(pooling: Pooling) -> str:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from tl_pipeline.encoders.backbones.outputs import Outputs
 
-Pooling = Literal["none", "mean", "gem", "flatten", "cls", "cls+mean"]
+Pooling = Literal[
+    "none", "mean", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"
+]
 
 
 @dataclass(frozen=True)
