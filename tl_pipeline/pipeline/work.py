@@ -25,6 +25,7 @@ from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
 from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.storage import downloads
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -285,7 +286,8 @@ def resolve(
 
     def one(wish: EncoderSpec) -> Encoder:
         if download:
-            resolution.fetch(wish, store)
+            with downloads.watched():
+                resolution.fetch(wish, store)
         encoder = resolution.resolve(wish, store, trust=not verify).reading(how)
         if download and not EmbeddingFolder(store, encoder.key).begun():
             from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch

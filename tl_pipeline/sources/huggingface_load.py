@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tl_pipeline import progress
 from tl_pipeline.config.datasets import HuggingFaceSpec
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.storage import downloads
 
 _settings = threading.Lock()  # the library's are those of the whole process
 ALL = "all"  # the name given to the rows of a dataset without splits
@@ -31,11 +33,14 @@ def load(spec: HuggingFaceSpec) -> tuple[dict[str, Any], list[Path]]:
     except Exception as error:  # noqa: BLE001 - the library's and Arrow's are many
         if not spec.download:
             raise _explained(spec, error) from None
-    try:
-        with _settled(offline=False):
-            return _opened(spec)
-    except Exception as error:  # noqa: BLE001
-        raise _explained(spec, error) from None
+    address = importlib.import_module("huggingface_hub.constants").ENDPOINT
+    progress.notice(f"downloading {spec.dataset} from {address}")
+    with downloads.watched():
+        try:
+            with _settled(offline=False):
+                return _opened(spec)
+        except Exception as error:  # noqa: BLE001
+            raise _explained(spec, error) from None
 
 
 def _opened(spec: HuggingFaceSpec) -> tuple[dict[str, Any], list[Path]]:

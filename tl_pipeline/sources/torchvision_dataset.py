@@ -18,6 +18,7 @@ from tl_pipeline.errors import DatasetError, InvalidSpec, UnknownName
 from tl_pipeline.inputs.images import RefusedImage, as_ppm, decode, probe
 from tl_pipeline.sources.entry import Entry, Source
 from tl_pipeline.sources.torchvision_rows import DATASETS, Find, Row
+from tl_pipeline.storage import downloads
 
 Part = tuple[list[str | None], list[Path], Callable[[int], np.ndarray] | None]
 
@@ -103,7 +104,8 @@ class TorchvisionDataset(Source):
     def _part(self, split: str) -> Part:
         with self._lock:
             if split not in self._parts:
-                self._parts[split] = _construct(self._row, split, self._spec)
+                with downloads.watched():
+                    self._parts[split] = _construct(self._row, split, self._spec)
             return self._parts[split]
 
 

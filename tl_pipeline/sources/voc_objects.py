@@ -17,6 +17,7 @@ from tl_pipeline.sources.crops import (
     labelled,
 )
 from tl_pipeline.sources.entry import Entry, Source, refused
+from tl_pipeline.storage import downloads
 
 _ENDS = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1 << 24  # bytes of an annotation; VOC's own have 2 kB
@@ -87,7 +88,8 @@ class VocObjects(Source):
     def _names(self, official: str) -> list[str]:
         file = self._base / "ImageSets" / "Main" / f"{official}.txt"
         if not file.is_file() and self._spec.download:
-            self._fetch(official)
+            with downloads.watched():
+                self._fetch(official)
         try:
             lines = file.read_text("utf-8").splitlines()
         except (OSError, ValueError) as error:
