@@ -78,6 +78,40 @@ def test_what_the_store_holds_decides(
 
 
 @pytest.mark.usefixtures("hardware")
+@pytest.mark.parametrize("good", [True, False])
+def test_grids_take_the_precision_of_the_mean_of_their_map(
+    store: Store, good: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Else pools of one layer would need a forward pass each."""
+    store.create()
+    probed = []
+
+    def probe(encoder: Encoder, _: Encoder) -> dict[str, bool]:
+        probed.append(encoder.pooling)
+        return {"good": good}
+
+    monkeypatch.setattr(precision, "_probe", probe)
+    wish = "squeezenet1_1:weights=random:0,pool={}"
+    texts = [wish.format(pool) for pool in ("grid3", "gap", "avg+max", "grid2")]
+    found = [
+        precision.choose(resolution.resolve(EncoderSpec.parse(text), store), store)
+        for text in texts
+    ]
+    assert probed == ["mean"]
+    assert {encoder.precision for encoder in found} == {"bf16" if good else "fp32"}
+    assert [encoder.pooling for encoder in found] == [
+        "grid3",
+        "mean",
+        "avg+max",
+        "grid2",
+    ]
+    held = found[1].model_copy(update={"precision": "fp32"})
+    EmbeddingFolder(store, held.key).add(["0" * 32], np.zeros((1, 512), np.float32))
+    exact = found[0].model_copy(update={"precision": "fp32"})
+    assert precision.choose(exact, store) == exact
+
+
+@pytest.mark.usefixtures("hardware")
 def test_a_small_network_stays_in_float32(store: Store):
     lenet = resolution.resolve(EncoderSpec(backbone="lenet5"), store)
     assert precision.choose(lenet, store) == lenet

@@ -99,6 +99,18 @@ def test_each_encoder_has_a_step_of_its_own(
     assert planned.output == second.output
 
 
+def test_a_plan_says_beforehand_what_each_encoder_stores(
+    store: Store, wanted: list[Encoder], folder: Path
+):
+    at, dataset = Workspace(store), catalog.find(str(folder))
+    manifest = Ingest(at, dataset).run().output
+    steps = embed.Embed(at, dataset, manifest, tuple(wanted)).plan().steps
+    assert [step.width for step in steps] == [120, 84, 120, 512]
+    assert [step.estimated_bytes for step in steps] == [
+        4 * 60 * width for width in (120, 84, 120, 512)
+    ]
+
+
 def test_shared_seconds_are_split_and_own_seconds_are_not():
     clock = Clock()
     clock.add("decode", 6.0)

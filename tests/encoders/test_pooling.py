@@ -11,10 +11,11 @@ from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import engine
 from tl_pipeline.embedding.forward import Forward
-from tl_pipeline.encoders import resolution
+from tl_pipeline.encoders import loading, resolution
 from tl_pipeline.encoders.backbones import Backbone, Layer, Pooling
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.feature_extractor import FeatureExtractor
+from tl_pipeline.encoders.lenet import LeNet5
 from tl_pipeline.encoders.pooling import PooledLayer
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
@@ -156,6 +157,22 @@ def test_pools_of_one_pass_are_those_of_the_map_in_float32(
         np.testing.assert_allclose(
             vectors, expected, atol=2e-6 * np.abs(maps).max(), rtol=0
         )
+
+
+def test_the_width_is_known_before_anything_is_computed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store.create()
+    given = encoders("squeezenet1_1:resize=64,crop=64", store, *POOLS)
+    assert [resolution.width(one, store) for one in given] == [512, 1024, 2048, 4608]
+    file = tmp_path / "three classes.pth"
+    torch.save(LeNet5(3).state_dict(), file)
+    spec = EncoderSpec(backbone="lenet5", weights=str(file), layer="output")
+    given.append(resolution.resolve(spec, store))
+    assert resolution.width(given[-1], store) == 3
+    monkeypatch.setattr(loading, "width", lambda _: pytest.fail("looked again"))
+    half = given[-1].model_copy(update={"precision": "bf16"})
+    assert resolution.width(half, store) == 3
 
 
 def test_four_pools_of_a_layer_cost_the_forward_passes_of_one(

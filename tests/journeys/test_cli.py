@@ -49,6 +49,27 @@ def test_help_imports_nothing_heavy():
         assert command in done.stdout
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("wish", "fits"),
+    [
+        ("lenet5:pool=grid2", "no pool at all, pool=flatten. A layer that gives a map"),
+        ("lenet5:layer=c5_relu,pool=grid3", "pool=gap, pool=avg+max, pool=gem"),
+    ],
+)
+def test_a_grid_that_a_layer_has_no_places_for_is_refused_at_once(
+    tl: Tl, folder: Path, place: Path, verb: str, wish: str, fits: str
+):
+    done = tl(
+        verb, folder, "--backbone", wish, *["--runner", "direct"][: 2 * (verb == "run")]
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"InvalidSpec: pool={wish[-5:]} does not fit layer ")
+    assert f"Fits: {fits}" in done.stderr
+    assert not (place / "tl_store" / "embeddings").exists()
+
+
 def test_run_twice_then_ask(tl: Tl, folder: Path, tmp_path: Path):
     """Run, look, run again: everything cached; the tables answer."""
     request = (folder, "--head", "logistic:C=0.1", "--runner", "direct")

@@ -180,7 +180,7 @@ def _layers(row: "Backbone") -> list[dict[str, Any]]:
     from tl_pipeline.encoders import backbones, networks
 
     how = backbones.named_weights(row, row.weights).preprocess
-    widths = networks.widths(row, how)
+    widths = networks.widths(row, how, list(row.layers.values()))
     return [
         {
             "layer": name,

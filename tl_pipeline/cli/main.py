@@ -34,6 +34,7 @@ from tl_pipeline.errors import InvalidSpec, MachineError, TransferLearningError
 
 if TYPE_CHECKING:
     from tl_pipeline.pipeline.wiring import Work
+    from tl_pipeline.runs.planning import Step
     from tl_pipeline.store.artifacts import Store
 
 app = App(
@@ -134,7 +135,7 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
             "stage": step.stage,
             "subject": step.subject,
             "would": console.would(step),
-            "estimate": _estimate(step.estimated_seconds, step.estimated_bytes),
+            "estimate": _estimate(step),
             "why": step.reason,
         }
         for step in steps
@@ -245,8 +246,15 @@ def _cluster(runner: str, address: str | None) -> dict[str, str | None]:
     }
 
 
-def _estimate(seconds: float | None, size: int | None) -> str:
-    if seconds is None or size is None or not seconds:
-        return ""
-    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"~{time}, {size / 1e6:.1f} MB"
+def _estimate(step: "Step") -> str:
+    """Time, room in the store, and the values of an embedding, where known."""
+    said = []
+    if seconds := step.estimated_seconds:
+        said.append(
+            f"~{seconds:.0f} s" if seconds < 120 else f"~{seconds / 60:.0f} min"
+        )
+    if step.estimated_bytes:
+        said.append(f"{step.estimated_bytes / 1e6:.1f} MB")
+    if step.width:
+        said.append(f"{step.width:,} values an image")
+    return ", ".join(said)

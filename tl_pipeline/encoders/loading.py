@@ -66,6 +66,20 @@ def load_together(encoders: Sequence[Encoder]) -> FeatureExtractor:
     return FeatureExtractor(backbone, network, layers, networks.input_shape(how))
 
 
+def width(encoder: Encoder) -> int:
+    """How many values the embedding of an image has; nothing is computed.
+
+    Raises:
+        WeightsError, InvalidSpec: see ``load``.
+    """
+    if encoder.weights.seed is None:
+        return load_together([encoder]).widths[0]
+    assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - only they are drawn
+    backbone = backbones.find_backbone(encoder.backbone)
+    layers = [Layer(encoder.node, encoder.pooling)]
+    return networks.widths(backbone, encoder.preprocess, layers)[0]
+
+
 def weight_bytes(encoder: Encoder) -> int:
     """About how much memory the weights of ``encoder`` take, before they are loaded."""
     file = encoder.weights.file

@@ -167,10 +167,11 @@ def _kind(name: str, nodes: Sequence[str], kinds: Mapping[str, str]) -> str:
     return f"{kind}, call {int(number) + 1 if repeated else 1} of {calls + 1}"
 
 
-def widths(backbone: Backbone, how: Preprocess) -> tuple[int, ...]:
-    """How many values each listed layer gives for an image, in their order."""
+def widths(
+    backbone: Backbone, how: Preprocess, layers: Sequence[Layer]
+) -> tuple[int, ...]:
+    """How many values each of ``layers`` gives for an image, in their order."""
     network = _for_shapes(backbone, how)
-    layers = list(backbone.layers.values())
     return FeatureExtractor(backbone, network, layers, input_shape(how)).widths
 
 

@@ -5,6 +5,7 @@ graph node, and the hash of an unchanged weights file, are remembered.
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.encoders import backbones, weight_names
@@ -106,6 +107,35 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
     _layer(spec, described, memo)
     memo.save()
     return backbone
+
+
+def width(encoder: Encoder, store: Store) -> int | None:
+    """How many values the embedding of an image has; remembered in ``store``.
+
+    None where the input is no image. A network that was not seen before is loaded.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+        InvalidSpec: the input or the pooling does not suit it.
+    """
+    if not isinstance(encoder.preprocess, Preprocess):
+        return None
+    memo = Cache(store)
+    exact = encoder.model_copy(update={"precision": "fp32"})
+    known = memo.get(f"width {exact.key}")
+    if known is None:
+        # pyright does not see that frozen models have a hash
+        known = {"width": _width(exact)}  # pyright: ignore[reportArgumentType]
+        memo.put(f"width {exact.key}", known)
+        memo.save()
+    return known["width"]
+
+
+@lru_cache(maxsize=64)  # where there is no store yet
+def _width(encoder: Encoder) -> int:
+    from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch
+
+    return loading.width(encoder)
 
 
 def fetch(spec: EncoderSpec, store: Store) -> None:

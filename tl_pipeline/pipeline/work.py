@@ -83,8 +83,8 @@ def prepare(
 ) -> Work:
     """Resolve every name in ``spec``.
 
-    With ``download`` missing named weights are fetched by torchvision, and weights that
-    were never used in this store are tried on; with ``verify`` no cache of unchanged
+    Weights that were never used in this store are tried on. With ``download`` missing
+    named weights are fetched by torchvision; with ``verify`` no cache of unchanged
     files is trusted.
 
     Raises:
@@ -289,10 +289,12 @@ def resolve(
             with downloads.watched():
                 resolution.fetch(wish, store)
         encoder = resolution.resolve(wish, store, trust=not verify).reading(how)
-        if download and not EmbeddingFolder(store, encoder.key).begun():
-            from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch
+        if not EmbeddingFolder(store, encoder.key).begun():
+            known = resolution.width(encoder, store)  # refuses what does not fit
+            if known is None and download:
+                from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch
 
-            loading.load(encoder)
+                loading.load(encoder)
         if wish.precision == "auto":
             return precision.choose(encoder, store)
         return encoder

@@ -23,7 +23,8 @@ class Step:
     """One stage at work on one subject: what came, or would come, of it.
 
     ``keys`` maps the label of each thing it stands for to its key. ``units`` counts the
-    images to embed or heads to train; the estimates are None where nothing is known.
+    images to embed or heads to train; the estimates are None where nothing is known,
+    and so is ``width``, the values of an embedding (4 bytes each).
     What is ``skipped`` cannot be done at all, and the reason says why. ``timings`` tell
     where the time of embedding went.
     """
@@ -37,6 +38,7 @@ class Step:
     seconds: float = 0.0
     estimated_seconds: float | None = None
     estimated_bytes: int | None = None
+    width: int | None = None
     skipped: bool = False
     timings: Timings | None = None
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import refusals
 from tl_pipeline.embedding.result import EmbedStats
+from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.progress import Track, track
@@ -161,6 +162,9 @@ class Embed:
         speed = known_speed(folder)
         embedded = ids.filter(pc.invert(_in(ids, folder.refused().keys())))
         count = len(missing)
+        width = speed.width if speed else None
+        if count and width is None:
+            width = resolution.width(encoder, self.at.store)
         step = Step(
             stage="embed",
             subject=encoder.label,
@@ -170,7 +174,8 @@ class Embed:
             units=count,
             seconds=time.perf_counter() - started,
             estimated_seconds=count / speed.images_per_second if speed else None,
-            estimated_bytes=count * speed.width * 4 if speed else None,
+            estimated_bytes=count * width * 4 if width else None,
+            width=width,
         )
         fingerprint = _fingerprint(encoder, embedded)
         return Artifact("embeddings", encoder.key, fingerprint), step
