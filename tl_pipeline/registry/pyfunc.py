@@ -6,7 +6,8 @@ with one column: files, their contents as bytes, or contents as data URLs
 """
 
 import base64
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.registry.model import open_model
-from tl_pipeline.registry.prediction import Predictor
+from tl_pipeline.registry.prediction import Prediction, Predictor
 from tl_pipeline.store.artifacts import Store
 
 
@@ -27,14 +28,16 @@ class Classifier:
     def predict(self, inputs: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ARG002
         """One row for each of ``inputs``, with what ``tl predict`` says of it.
 
+        A file that is not there, or no image, has no label and a reason in ``refused``.
+
         Raises:
-            InvalidSpec: a value is neither a file nor bytes.
+            InvalidSpec: a value is neither a file nor bytes; the message names its row.
         """
-        given = [_input(value) for value in inputs.iloc[:, 0]]
+        given = [_input(value, row) for row, value in inputs.iloc[:, 0].items()]
         rows = [asdict(found) for found in self._predictor.predict(given)]
+        columns = [field.name for field in fields(Prediction) if field.name != "file"]
         # As objects, so that what is missing stays None and becomes null in JSON.
-        table = pd.DataFrame(rows, index=inputs.index, dtype=object)
-        return table.drop(columns="file")
+        return pd.DataFrame(rows, inputs.index, columns, dtype=object)
 
 
 def _load_pyfunc(data_path: str) -> Classifier:
@@ -49,16 +52,17 @@ def _store_around(folder: Path) -> Store | None:
     return Store(root) if root else None
 
 
-def _input(value: Any) -> Path | bytes:
+def _input(value: Any, row: Any) -> Path | bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str) and value.startswith("data:"):
         head, _, body = value.partition(",")
         if head.endswith(";base64"):
-            return base64.b64decode(body)
-    elif isinstance(value, str | Path):
+            with suppress(ValueError):
+                return base64.b64decode(body, validate=True)
+    elif isinstance(value, Path) or (isinstance(value, str) and value):
         return Path(value)
     raise InvalidSpec(
-        f"{str(value)[:80]!r} is no input: give one column of file names, of bytes, or "
-        "of data URLs such as data:image/jpeg;base64,..."
+        f"row {row}: {str(value)[:80]!r} is no input: give one column of file names, "
+        "of bytes, or of data URLs such as data:image/jpeg;base64,..."
     )
