@@ -105,6 +105,7 @@ def test_a_photo_that_shrinks_a_lot_is_1_off_at_most_and_hardly_anywhere():
         ((2, 60_000_000), {}),  # refused elsewhere: it would be too wide
         ((90, 60), {"resize": 20}),  # smaller than the crop: to be padded
         ((90, 60), {"interpolation": "nearest"}),
+        ((90, 60), {"resize": 32, "pad": True}),
     ],
 )
 def test_what_is_not_resized_by_products_is_told(

@@ -586,6 +586,21 @@ def test_a_side_that_patches_do_not_divide_is_refused(store: Store):
 
 
 @pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("alexnet:side=32", "no inputs of 32x32 .*too small. Sides that fit: 64, 224$"),
+        ("vit_b_32:side=200", "200 x 200: .*patch size. Sides that fit: 192, 224$"),
+        ("maxvit_t:side=200", "not divisible.*input size. Sides that fit: 224$"),
+    ],
+)
+def test_a_side_that_a_network_cannot_take_is_refused_with_those_that_it_can(
+    store: Store, wish: str, said: str
+):
+    with pytest.raises(InvalidSpec, match=said):
+        resolution.width(resolved(wish, store), store)
+
+
+@pytest.mark.parametrize(
     ("wish", "gives"),
     [
         ("fasterrcnn_resnet50_fpn:layer=backbone.fpn", "nothing"),

@@ -140,6 +140,74 @@ def test_an_override_changes_its_field_the_key_and_the_label(
     assert f"{next(iter(change))}=" in other.label
 
 
+@pytest.mark.parametrize(
+    ("backbone", "side", "resize"),
+    [
+        ("resnet18", 128, 146),  # of 256/224
+        ("squeezenet1_0", 160, 183),
+        ("inception_v3", 160, 183),  # of 342/299
+        ("efficientnet_b0", 112, 128),
+        ("vit_b_32", 96, 110),
+        ("lenet5", 48, 48),
+        ("caffe_alexnet", 113, 127),  # of 256/227, which squashes
+    ],
+)
+def test_a_side_keeps_the_proportion_of_the_weights(
+    store: Store, backbone: str, side: int, resize: int
+):
+    short = resolved(store, backbone=backbone, side=side)
+    spelt = resolved(store, backbone=backbone, resize=resize, crop=side)
+    assert (short.preprocess.resize, short.preprocess.crop) == (resize, side)
+    assert short == spelt
+    assert short.key == spelt.key
+    assert f"(@{side})" in short.label
+
+
+def test_the_usual_side_and_fit_are_the_usual_encoder(store: Store):
+    assert resolved(store, side=224) == resolved(store)
+    assert resolved(store, fit="crop") == resolved(store)
+    squashing = resolved(store, backbone="caffe_alexnet")
+    cropping = resolved(store, backbone="caffe_alexnet", fit="crop")
+    assert (squashing.preprocess.squash, cropping.preprocess.squash) == (True, False)
+    assert cropping.key != squashing.key
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+@pytest.mark.parametrize(("side", "label"), [(None, "({})"), (96, "(@96 2x2 {})")])
+def test_the_whole_image_is_a_choice(
+    store: Store, fit: str, side: int | None, label: str
+):
+    pool = {"pool": "grid2", "layer": "layer4"} if side else {}
+    found = resolved(store, fit=fit, side=side, **pool)
+    how = found.preprocess
+    assert (how.resize, how.crop) == (side or 224, side or 224)
+    assert (how.squash, how.pad) == (fit == "squash", fit == "pad")
+    assert label.format(fit) in found.label
+    assert found.key != resolved(store, side=side, **pool).key
+
+
+@pytest.mark.parametrize("size", [(64, 40), (41, 63), (20, 20), (90, 1)])
+def test_squashed_and_padded_images_by_hand(photo: Image.Image, size: tuple[int, int]):
+    """The margin is the mean, which is 0 once normalised; an odd pixel lies behind."""
+    image = photo.crop((0, 0, *size))
+    mean = (0.485, 0.456, 0.406)
+    how = Preprocess(resize=32, crop=32, mean=mean, std=(0.2, 0.2, 0.2), squash=True)
+    squashed = pixels(_png(image), how).astype(int)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.abs(squashed - expected.transpose(2, 0, 1)).max() <= 1
+    padded = pixels(_png(image), how.model_copy(update={"squash": False, "pad": True}))
+    scale = 32 / max(size)
+    width, height = (max(1, round(length * scale)) for length in size)
+    shown = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (32 - height) // 2, (32 - width) // 2
+    inside = padded[:, top : top + height, left : left + width].astype(int)
+    assert np.abs(inside - shown.transpose(2, 0, 1)).max() <= 1
+    margin = np.ones((32, 32), bool)
+    margin[top : top + height, left : left + width] = False
+    assert (padded[:, margin].T == [124, 116, 104]).all()
+    assert padded.shape == (3, 32, 32)
+
+
 def test_what_is_set_to_its_default_changes_nothing(store: Store):
     same = resolved(store, resize=256, crop=224, interpolation="bilinear")
     assert same == resolved(store)
@@ -184,6 +252,10 @@ def test_an_input_that_makes_no_sense_is_refused(store: Store, wish: str, said: 
         ("resnet18:mean=123.7/116.8/103.9", "less than or equal to 1"),
         ("resnet18:std=0/0/0", "greater than 0"),
         ("resnet18:resize=4", "greater than or equal to 8"),
+        ("resnet18:side=7", "^'resnet18:side=7': side: .*greater than or equal to 8"),
+        ("resnet18:side=96,crop=64", "side=96 sets resize and crop; give it or them"),
+        ("resnet18:fit=pad,resize=96", "fit=pad shows the whole image.*give side in"),
+        ("resnet18:fit=fill", "'crop', 'squash' or 'pad'"),
         ("resnet18:resize=9999", "less than or equal to 2048"),
         ("resnet18:crop=big", "valid integer"),
         ("resnet18:interpolation=lanczos", "'bilinear', 'bicubic' or 'nearest'"),

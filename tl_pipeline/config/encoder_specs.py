@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from tl_pipeline.config.short_forms import (
     Spec,
@@ -38,6 +38,7 @@ def _numbers(value: Any) -> Any:
 
 
 Pool = Literal["gap", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"]
+Fit = Literal["crop", "squash", "pad"]
 _Side = Annotated[int, Field(ge=8, le=2048)]
 _Channels = Field(min_length=1, max_length=4)
 _Means = Annotated[
@@ -62,21 +63,42 @@ class EncoderSpec(Spec):
     are. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of another kind.
     ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
     path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
-    ``std`` of values in [0, 1], one per channel. ``precision`` is that of the network's
-    computing: ``auto`` chooses fp32 or bf16 (``precision.choose``). What is left out
-    takes the default of the backbone, layer or weights.
+    ``std`` of values in [0, 1], one per channel. ``side`` is short for resize and crop:
+    the crop is ``side``, resize as much larger as the weights have it (of 256/224, 128
+    makes 146), so that a network sees as much of an image as it was trained to see.
+    ``fit`` is how an image fills the square: ``crop`` cuts its centre out, ``squash``
+    and ``pad`` show all of it, in another aspect or with a margin in the colour of
+    ``mean``. ``precision`` is that of the network's computing: ``auto`` chooses fp32 or
+    bf16 (``precision.choose``). What is left out takes the default of the backbone,
+    layer or weights.
     """
 
     backbone: str
     layer: str | None = None
     pool: Pool | None = None
     weights: str | None = None
+    side: _Side | None = None
+    fit: Fit | None = None
     resize: _Side | None = None
     crop: _Side | None = None
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     mean: _Means | None = None
     std: _Deviations | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        sized = self.resize is not None or self.crop is not None
+        if sized and self.side is not None:
+            raise ValueError(
+                f"side={self.side} sets resize and crop; give it or them, not both"
+            )
+        if sized and self.fit in {"squash", "pad"}:
+            raise ValueError(
+                f"fit={self.fit} shows the whole image, so that nothing is cropped; "
+                "give side in place of resize and crop"
+            )
+        return self
 
     @classmethod
     def parse(cls, text: str) -> Self:

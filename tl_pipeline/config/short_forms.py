@@ -91,8 +91,8 @@ def checked(cls: type[_SpecT], fields: dict[str, Any], text: str) -> _SpecT:
     except ValidationError as fault:
         known = ", ".join(cls.model_fields)
         first = fault.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = "".join(f"{part}: " for part in first["loc"])
         said = first["msg"].removeprefix("Value error, ")
         raise InvalidSpec(
-            f"{text!r}: {where}: {said}. Known parameters: {known}"
+            f"{text!r}: {where}{said}. Known parameters: {known}"
         ) from None

@@ -166,10 +166,9 @@ def _shapes(backbone: Backbone, body: nn.Module, image: Shape) -> dict[str, Shap
         return _trial(body, image)
     except _UNSUITABLE as fault:
         size = "x".join(map(str, image[1:]))
-        reason = str(fault).strip().partition("\n")[0]
+        reason = str(fault).strip().partition("\n")[0].rstrip(".!")
         raise InvalidSpec(
-            f"{backbone.name} takes no inputs of {size} with these weights: {reason}. "
-            "Set resize and crop"
+            f"{backbone.name} takes no inputs of {size} with these weights: {reason}"
         ) from None
 
 

@@ -18,9 +18,11 @@ from tl_pipeline.encoders.backbones import (
 from tl_pipeline.encoders.encoder import Encoder, shares_network
 from tl_pipeline.encoders.feature_extractor import FeatureExtractor, Single
 from tl_pipeline.encoders.weight_files import read_state
-from tl_pipeline.errors import WeightsError
+from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.files import file_sha256
+
+_STEP = 32  # divides the sides that most networks take
 
 
 def load(encoder: Encoder) -> nn.Module:
@@ -70,14 +72,26 @@ def width(encoder: Encoder) -> int:
     """How many values the embedding of an image has; nothing is computed.
 
     Raises:
-        WeightsError, InvalidSpec: see ``load``.
+        WeightsError, InvalidSpec: see ``load``; sides that the network takes are named.
     """
-    if encoder.weights.seed is None:
-        return load_together([encoder]).widths[0]
-    assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - only they are drawn
+    how, layer = encoder.preprocess, Layer(encoder.node, encoder.pooling)
+    assert isinstance(how, Preprocess)  # noqa: S101 - of an image
     backbone = backbones.find_backbone(encoder.backbone)
-    layers = [Layer(encoder.node, encoder.pooling)]
-    return networks.widths(backbone, encoder.preprocess, layers)[0]
+    try:
+        if encoder.weights.seed is None:
+            return load_together([encoder]).widths[0]
+        return networks.widths(backbone, how, [layer])[0]
+    except InvalidSpec as fault:
+        if networks.takes(backbone, layer, how, how.crop):
+            raise  # it is the pooling that does not fit
+        below = how.crop // _STEP * _STEP
+        usual = backbones.named_weights(backbone, backbone.weights).preprocess.crop
+        sides = [
+            str(side)
+            for side in sorted({below, below + _STEP, usual})
+            if side and networks.takes(backbone, layer, how, side)
+        ]
+        raise InvalidSpec(f"{fault}. Sides that fit: {', '.join(sides)}") from None
 
 
 def weight_bytes(encoder: Encoder) -> int:

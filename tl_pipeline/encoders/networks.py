@@ -28,7 +28,7 @@ from tl_pipeline.encoders.backbones import (
 from tl_pipeline.encoders.backbones.outputs import Outputs
 from tl_pipeline.encoders.feature_extractor import FeatureExtractor, node_names, shapes
 from tl_pipeline.encoders.pooling import Shape, usual_pooling
-from tl_pipeline.errors import UnknownName, WeightsError
+from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
 from tl_pipeline.inputs.images import Preprocess
 
 State = Mapping[str, torch.Tensor]
@@ -173,6 +173,15 @@ def widths(
     """How many values each of ``layers`` gives for an image, in their order."""
     network = _for_shapes(backbone, how)
     return FeatureExtractor(backbone, network, layers, input_shape(how)).widths
+
+
+def takes(backbone: Backbone, layer: Layer, how: Preprocess, side: int) -> bool:
+    """Whether ``layer`` has an output for inputs of ``side`` x ``side`` pixels."""
+    how = how.model_copy(update={"crop": side})
+    try:
+        return bool(widths(backbone, how, [Layer(layer.node, "flatten")]))
+    except InvalidSpec:
+        return False
 
 
 @lru_cache(maxsize=16)

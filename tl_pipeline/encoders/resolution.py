@@ -26,6 +26,7 @@ from tl_pipeline.store.cache import Cache
 
 # Names of poolings in a wish, where the identity has another.
 _POOLINGS: dict[str, Pooling] = {"gap": "mean"}
+_SHORT = {"grid2": "2x2", "grid3": "3x3", "avg+max": "avg+max"}  # in labels
 _NODE = "node:"
 
 
@@ -63,7 +64,9 @@ def resolve(
         preprocess=preprocess,
         precision=_precision(spec, fixed=backbone.origin in SELF_CONTAINED),
         control=control,
-        variant=_variant(spec, layer != usual, preprocess != named.preprocess),
+        variant=_variant(
+            spec, pooled=layer != usual, how=preprocess, usual=named.preprocess
+        ),
     )
 
 
@@ -256,7 +259,7 @@ def _overridden(spec: EncoderSpec, usual: Preprocess) -> Preprocess:
         for name in ("resize", "crop", "interpolation", "mean", "std")
         if (value := getattr(spec, name)) is not None
     }
-    found = usual.model_copy(update=given)
+    found = usual.model_copy(update=given | _sized(spec, usual))
     for name in ("mean", "std"):
         if len(getattr(found, name)) != len(usual.mean):
             raise InvalidSpec(
@@ -271,8 +274,42 @@ def _overridden(spec: EncoderSpec, usual: Preprocess) -> Preprocess:
     return found
 
 
-def _variant(spec: EncoderSpec, pooled: bool, fed: bool) -> str:
-    changed = [name for name in ("pool",) if pooled]
-    changed += ["resize", "crop", "interpolation", "mean", "std"] if fed else []
-    given = spec.model_dump(include=set(changed), exclude_none=True)
-    return " ".join(f"{name}={text}" for name, text in EncoderSpec.texts(given).items())
+def _sized(spec: EncoderSpec, usual: Preprocess) -> dict[str, int | bool]:
+    """The fields that ``side`` and ``fit`` set."""
+    side = spec.side or usual.crop
+    if spec.fit in {"squash", "pad"}:
+        shown = {"squash": spec.fit == "squash", "pad": spec.fit == "pad"}
+        return {"resize": side, "crop": side, **shown}
+    fields: dict[str, int | bool] = {"squash": False, "pad": False} if spec.fit else {}
+    if spec.side:
+        fields |= {"resize": _in_proportion(side, usual), "crop": side}
+    return fields
+
+
+def _in_proportion(side: int, usual: Preprocess) -> int:
+    """What an image is resized to before ``side`` pixels are cropped."""
+    return round(side * usual.resize / usual.crop)
+
+
+def _variant(
+    spec: EncoderSpec, *, pooled: bool, how: Preprocess, usual: Preprocess
+) -> str:
+    """In what an encoder differs from the usual: ``@160 2x2 squash``.
+
+    Sides in proportion are told alike, whichever way they were asked for.
+    """
+    told = []
+    whole = spec.fit in {"squash", "pad"}
+    short = how.resize == (how.crop if whole else _in_proportion(how.crop, usual))
+    if short and how.crop != usual.crop:
+        told.append(f"@{how.crop}")
+    if pooled and spec.pool:
+        told.append(_SHORT.get(spec.pool, f"pool={spec.pool}"))
+    if (how.squash, how.pad) != (usual.squash, usual.pad):
+        told.append(str(spec.fit))
+    if how != usual:
+        changed = {"interpolation", "mean", "std"}
+        changed |= set() if short and how.crop != usual.crop else {"resize", "crop"}
+        given = spec.model_dump(include=changed, exclude_none=True)
+        told += [f"{name}={text}" for name, text in EncoderSpec.texts(given).items()]
+    return " ".join(told)

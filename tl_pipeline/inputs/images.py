@@ -48,10 +48,11 @@ MOST_PIXELS = 2 * 89_478_485  # where PIL refuses to decode
 class Preprocess(BaseModel):
     """How an image becomes the input of a network, field by field.
 
-    The shorter side is resized to ``resize`` pixels, or both are if ``squash``; the
-    centre ``crop`` x ``crop`` is cut out, values go to [0, 1] and then to
-    (value - mean) / std per channel. ``pixels`` is what the entry of the dataset says
-    of how its files are read.
+    The shorter side is resized to ``resize`` pixels, both are if ``squash``, the longer
+    one if ``pad``; the centre ``crop`` x ``crop`` is cut out, values go to [0, 1] and
+    then to (value - mean) / std per channel. What is missing around a smaller image is
+    black, and the mean if ``pad``. ``pixels`` is what the entry of the dataset says of
+    how its files are read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,14 +65,16 @@ class Preprocess(BaseModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     squash: bool = False
+    pad: bool = False
     pixels: PixelSpec = AS_IS
 
     @serializer(mode="wrap")
     def _fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The last two only where they are set: keys are older than they."""
+        """The last three only where they are set: keys are older than they."""
         fields = dump(self)
-        if not self.squash:
-            del fields["squash"]
+        for name in ("squash", "pad"):
+            if not fields[name]:
+                del fields[name]
         del fields["pixels"]
         if self.pixels != AS_IS:
             fields["pixels"] = self.pixels.model_dump(exclude_defaults=True)

@@ -57,9 +57,10 @@ def decode(data: bytes, how: PixelSpec = AS_IS) -> torch.Tensor:
 def preprocess(image: torch.Tensor, how: Preprocess) -> np.ndarray:
     """``image`` resized and cropped: uint8 of shape (channels, crop, crop).
 
-    What torchvision's ``ImageClassification`` preset computes from a PIL image before
-    it scales and normalises, to within 1/255: two in a thousand values are rounded the
-    other way, and of bicubic ones two in a million are 2/255 off.
+    Without ``squash`` and ``pad`` it is what torchvision's ``ImageClassification``
+    preset computes of a PIL image before it scales and normalises, to within 1/255: two
+    in a thousand values are rounded the other way, and of bicubic ones two in a million
+    are 2/255 off.
 
     Raises:
         RefusedImage: it is so narrow that its other side would pass the pixel limit.
@@ -67,7 +68,7 @@ def preprocess(image: torch.Tensor, how: Preprocess) -> np.ndarray:
     with _one_large if image[0].numel() > LARGE else nullcontext():
         if how.grey:
             image = _grey(image)
-        return _cropped(_resized(image, how), how.crop).numpy()
+        return _cropped(_resized(image, how), how).numpy()
 
 
 def pixels(data: bytes, how: Preprocess) -> np.ndarray:
@@ -158,6 +159,9 @@ def size_of(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     height, width = size
     if how.squash:
         return how.resize, how.resize
+    if how.pad:
+        scale = how.resize / max(size)
+        return max(1, round(height * scale)), max(1, round(width * scale))
     # As torchvision: the longer side is truncated, not rounded.
     stretched = int(how.resize * max(height, width) / min(height, width))
     if how.resize * stretched > MOST_PIXELS:
@@ -194,8 +198,11 @@ def _nearest(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.stack(resized))
 
 
-def _cropped(image: torch.Tensor, side: int) -> torch.Tensor:
+def _cropped(image: torch.Tensor, how: Preprocess) -> torch.Tensor:
+    side = how.crop
     height, width = image.shape[1:]
+    if how.pad:
+        return _letterboxed(image, how)
     if min(height, width) < side:
         # torchvision pads with zeros, the odd pixel at the right and the bottom.
         left, top = (max(0, side - length) // 2 for length in (width, height))
@@ -207,3 +214,13 @@ def _cropped(image: torch.Tensor, side: int) -> torch.Tensor:
         height, width = image.shape[1:]
     top, left = place_of_crop((height, width), side)
     return image[:, top : top + side, left : left + side]
+
+
+def _letterboxed(image: torch.Tensor, how: Preprocess) -> torch.Tensor:
+    """``image`` in the middle of a square of the mean: nearly 0 once normalised."""
+    mean = torch.tensor(how.mean[: image.shape[0]]).mul(255).round().to(torch.uint8)
+    square = mean[:, None, None].repeat(1, how.crop, how.crop)
+    height, width = image.shape[1:]
+    top, left = (how.crop - height) // 2, (how.crop - width) // 2
+    square[:, top : top + height, left : left + width] = image
+    return square

@@ -223,8 +223,9 @@ def build(
     try:
         network = get_model(backbone.name, weights=None, **options)
     except (ValueError, AssertionError) as fault:
+        reason = str(fault).strip().partition("\n")[0].rstrip(".!")
         raise InvalidSpec(
-            f"{backbone.name} takes no inputs of {side} x {side}: {fault}"
+            f"{backbone.name} takes no inputs of {side} x {side}: {reason}"
         ) from None
     name, last = list(network.named_parameters())[-1]
     given = (state or {}).get(name)
