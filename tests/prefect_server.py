@@ -1,8 +1,8 @@
 """A real Prefect server, for the tests that need one."""
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -79,24 +80,27 @@ class Server:
 
     def kill(self) -> None:
         """What a power cut does: all that was started is gone, runs with it."""
-        for process in self._started:
-            found = subprocess.run(
-                ["ps", "-o", "pid=", "-s", str(process.pid)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            for pid in map(int, found.stdout.split()):
-                os.kill(pid, signal.SIGKILL)
-            process.wait()
+        family = self._family()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=20)
+        for started in self._started:
+            started.wait()
         self._started = []
 
-    def stop(self) -> None:
-        for process in reversed(self._started):
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in self._started:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    def _family(self) -> list[psutil.Process]:
+        """All that was started and all that those started, in whatever session."""
+        found = {}
+        for started in self._started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                top = psutil.Process(started.pid)
+                found |= {p.pid: p for p in [top, *top.children(recursive=True)]}
+        # A child whose parent is gone is nobody's; what runs for this home is ours.
+        home = self.environment["PREFECT_HOME"]
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PREFECT_HOME") == home:
+                    found[process.pid] = process
+        found.pop(os.getpid(), None)
+        return list(found.values())

@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         made.wait_until_up()
         yield made
     finally:
-        made.stop()
+        made.kill()
 
 
 @pytest.fixture(scope="module")

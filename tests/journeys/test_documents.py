@@ -103,7 +103,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     """Where ``tl`` is a fork, and one server stands for those of all runs."""
     server = Server(tmp_path_factory.mktemp("prefect"))
     with ExitStack() as stack:
-        stack.callback(server.stop)
+        stack.callback(server.kill)
         address = ("--host", "127.0.0.1", "--port", str(server.port))
         server.start("server", "start", *address)
         server.wait_until_up()
