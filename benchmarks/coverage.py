@@ -18,7 +18,13 @@ from tl_pipeline.evaluation import intervals, metrics
 from tl_pipeline.score import Score
 
 CORRELATIONS = (0.0, 0.1, 0.3, 0.7)
-FILMS = ((10, 30), (20, 20), (60, 20), (300, 5))  # how many, and frames of each
+FILMS = (
+    (5, 60),
+    (10, 30),
+    (20, 20),
+    (60, 20),
+    (300, 5),
+)  # how many, and frames of each
 CLASSES = 5
 TITLE = "Coverage of 95 % intervals where images come in groups"
 
