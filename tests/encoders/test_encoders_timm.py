@@ -203,6 +203,17 @@ def test_what_cannot_be_expressed_is_refused(store: Store, name: str):
         resolved(store, f"timm:{name}:weights=random:0")
 
 
+def test_a_vision_transformer_takes_sides_and_grids_of_its_patches(store: Store):
+    """6 x 6 patches behind the class token; timm resamples their positions."""
+    text = "timm:vit_tiny_patch16_224:side=96,layer=features,weights=random:0,pool="
+    grid, flat = (resolved(store, f"{text}{pool}") for pool in ("grid3", "flatten"))
+    found, tokens = loading.load_together([grid, flat])(noise(2, 3, 96))
+    patches = tokens.reshape(2, 37, 192)[:, 1:].reshape(2, 3, 2, 3, 2, 192)
+    expected = patches.mean(dim=(2, 4)).permute(0, 3, 1, 2).flatten(1)
+    torch.testing.assert_close(found, expected)
+    assert resolution.width(grid, store) == 9 * 192
+
+
 def test_another_size_is_refused_where_the_network_has_one_only(store: Store):
     text = "timm:mixer_s32_224:weights=random:0,resize=192,crop=192"
     with pytest.raises(InvalidSpec, match="inputs of 224 pixels only, not 192"):

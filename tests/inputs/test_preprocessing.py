@@ -170,6 +170,10 @@ def test_the_usual_side_and_fit_are_the_usual_encoder(store: Store):
     cropping = resolved(store, backbone="caffe_alexnet", fit="crop")
     assert (squashing.preprocess.squash, cropping.preprocess.squash) == (True, False)
     assert cropping.key != squashing.key
+    assert "(crop)" in cropping.label
+    whole = resolved(store, backbone="caffe_alexnet", fit="squash")
+    assert (whole.preprocess.resize, whole.preprocess.crop) == (227, 227)
+    assert "(squash)" in whole.label
 
 
 @pytest.mark.parametrize("fit", ["squash", "pad"])

@@ -305,7 +305,8 @@ def _variant(
         told.append(f"@{how.crop}")
     if pooled and spec.pool:
         told.append(_SHORT.get(spec.pool, f"pool={spec.pool}"))
-    if (how.squash, how.pad) != (usual.squash, usual.pad):
+    uncropped = whole and usual.resize != usual.crop
+    if uncropped or (how.squash, how.pad) != (usual.squash, usual.pad):
         told.append(str(spec.fit))
     if how != usual:
         changed = {"interpolation", "mean", "std"}
