@@ -11,7 +11,7 @@ import pytest
 
 from tests.command_line import in_this_process
 from tl_pipeline.errors import WeightsError
-from tl_pipeline.storage import downloads
+from tl_pipeline.storage import downloads, places
 
 FILE = "resnet18-f37072fd.pth"
 
@@ -87,6 +87,25 @@ def test_images_that_a_silent_server_holds_back_are_one_message(
     assert said.startswith("DatasetError: CIFAR10 (train) in ")
     assert f"nothing came from {silent}/cifar.tar.gz for 0.2 s: " in said
     assert "try again or put its files there" in said
+
+
+def test_a_table_at_a_silent_server_is_one_message(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    url = f"{silent}/rows.csv"
+    (tmp_path / "data_catalog.yaml").write_text(
+        "version: 1\n"
+        "datasets:\n"
+        f"  w: {{type: table, path: {url}, image_column: a, label_column: b}}\n"
+    )
+    monkeypatch.setattr(places, "_WAITS", ())
+    done = in_this_process(tmp_path, monkeypatch)("catalog", "show", "w")
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.strip().splitlines()
+    assert said.startswith(
+        f"DatasetError: {url}: Timeout on reading data from socket; "
+    )
+    assert "nothing came from there for 0.2 s: does a proxy or firewall" in said
 
 
 def test_a_download_that_stops_halfway_is_told_with_its_size(

@@ -12,6 +12,7 @@ import fsspec
 
 from tl_pipeline.config.locations import StorageSpec, on_web, redacted, scheme
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.storage import downloads
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "https": "http", "http": "http"}
 _QUERY = re.compile(r"\?[^\s'\")]*=[^\s'\")]*")
@@ -103,7 +104,9 @@ def _web(
         pair = f"{secrets['user']}:{secrets['password']}".encode()
         headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
     # By default a download of more than five minutes is broken off.
-    times = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+    times = aiohttp.ClientTimeout(
+        total=None, sock_connect=10, sock_read=downloads.SILENCE
+    )
     client = {"headers": headers, "timeout": times, "trace_configs": [redirects]}
     return {"client_kwargs": client}
 
@@ -140,6 +143,8 @@ def fault(
     if status in (404, 410) or isinstance(cause, FileNotFoundError):
         reason = f" ({said})" if " " in said else ""  # or it is the name again
         return FileNotFoundError(f"{url}: nothing is there{reason}")
+    if on_web(url) and downloads.is_timeout(cause):
+        said = f"{said}; {downloads.silence('there')}"
     return OSError(f"{url}: {said}")
 
 

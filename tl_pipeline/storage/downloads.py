@@ -54,22 +54,14 @@ def watched() -> Iterator[None]:
         with redirect_stdout(sys.stderr):  # they print there what nobody asked for
             yield
     except TransferLearningError as error:
-        if not _is_timeout(error):
+        if not is_timeout(error):
             raise
-        what = (
-            f"nothing came from {watch.url} for {SILENCE:g} s"
-            if watch.url
-            else ("the server did not answer in time")
-        )
-        raise type(error)(
-            f"{error}. {what}: does a proxy or firewall hold the connection? "
-            "See that https_proxy is right, or bring the file from another machine"
-        ) from None
+        raise type(error)(f"{error}. {silence(watch.url or 'the server')}") from None
     finally:
         urllib.request.install_opener(before)  # pyright: ignore[reportArgumentType]
 
 
-def _is_timeout(error: BaseException | None) -> bool:
+def is_timeout(error: BaseException | None) -> bool:
     """Whether ``error``, or what it came of, is that nothing came in time."""
     while error is not None:
         reason = getattr(error, "reason", None)  # of urllib's
@@ -77,3 +69,12 @@ def _is_timeout(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def silence(url: str) -> str:
+    """That ``url`` was waited for in vain, and what may help."""
+    return (
+        f"nothing came from {url} for {SILENCE:g} s: does a proxy or firewall hold the "
+        "connection? See that https_proxy is right, or bring the file from another "
+        "machine"
+    )
