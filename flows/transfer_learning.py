@@ -80,10 +80,10 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
             candidate, their embeddings side by side.
         heads: each NAME or NAME:param=value, a slash between the values of a grid;
             or quick or thorough.
-        search: validation or cross_validation, and how, such as
-            cross_validation:folds=5,strategy=halving,refit=true.
+        search: cross_validation or validation, and how, such as
+            cross_validation:folds=5,strategy=halving.
         ensemble: also average heads: the best of each encoder, or greedily chosen.
-        calibration: of probabilities, learned from the validation images.
+        calibration: of probabilities, learned from held-out images.
         error: how often label sets may miss, and accepted predictions be wrong.
         controls: also run untrained twins and the majority class.
         seed: of heads, controls and bootstrap; the split has its own.

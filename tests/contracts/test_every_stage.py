@@ -24,10 +24,12 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.tables import (
     DUPLICATES,
+    HELD_OUT,
     MANIFEST,
     METRICS,
     PREDICTIONS,
     QUARANTINE,
+    SEARCH,
 )
 
 STAGES = {
@@ -76,7 +78,7 @@ def work(photos: Path, store: Store) -> Work:
             "dataset": str(photos),
             "backbones": ["lenet5"],
             "heads": ["logistic:C=0.01/0.1", "nearest_centroid:whiten=false"],
-            "search": "cross_validation:folds=3,refit=true",
+            "search": "cross_validation:folds=3",
             "ensemble": "greedy",
         }
     )
@@ -175,16 +177,17 @@ def test_plan_writes_nothing(ran: Ran, copied: Store, tmp_path: Path, state: str
     assert store.root.exists() == (state != "absent")
 
 
-def artifacts_of(record: RunRecord, stage: str) -> Iterator[str]:
+def artifacts_of(record: RunRecord, stage: str, kind: str = "") -> Iterator[str]:
     for step in record.steps:
         if step.stage == stage:
-            yield from step.keys.values()
+            label = {"heads": "fitted", "searches": "search"}.get(kind)
+            yield from [step.keys[label]] if label else step.keys.values()
 
 
 def contents(store: Store, kind: str, key: str) -> dict[str, Any]:
     """Tables and texts of an artifact, without what tells when it was made."""
     folder, read = store.root / kind / key, {}
-    for table in (MANIFEST, QUARANTINE, DUPLICATES, METRICS, PREDICTIONS):
+    for table in (MANIFEST, QUARANTINE, DUPLICATES, SEARCH, METRICS, PREDICTIONS):
         if (folder / table.file).exists():
             names = [n for n in table.schema.names if n != "first_seen"]
             read[table.file] = tables.read(table, folder, names)
@@ -196,6 +199,7 @@ def contents(store: Store, kind: str, key: str) -> dict[str, Any]:
 
 KINDS = [
     ("ingest", "manifests"),
+    ("train", "searches"),
     ("train", "heads"),
     ("evaluate", "evaluations"),
     ("average", "evaluations"),
@@ -207,7 +211,7 @@ KINDS = [
 def test_a_lost_artifact_makes_exactly_its_stage_run_again(
     ran: Ran, copied: Store, stage: str, kind: str
 ):
-    key = next(artifacts_of(ran.record, stage))
+    key = next(artifacts_of(ran.record, stage, kind))
     whole = contents(copied, kind, key)
     assert whole
     shutil.rmtree(copied.root / kind / key)
@@ -238,6 +242,7 @@ def test_a_lost_artifact_makes_exactly_its_stage_run_again(
     [
         ("ingest", "manifests", MANIFEST.file),
         ("ingest", "manifests", QUARANTINE.file),
+        ("train", "searches", HELD_OUT.file),
         ("train", "heads", "head.safetensors"),
         ("evaluate", "evaluations", METRICS.file),
         ("average", "evaluations", PREDICTIONS.file),
@@ -248,7 +253,7 @@ def test_an_artifact_with_one_short_file_is_made_again(
     ran: Ran, copied: Store, stage: str, kind: str, name: str
 ):
     """Existence is not completeness; and plan must not stumble over what is damaged."""
-    key = next(artifacts_of(ran.record, stage))
+    key = next(artifacts_of(ran.record, stage, kind))
     whole = contents(copied, kind, key)
     file = copied.root / kind / key / name
     file.write_bytes(file.read_bytes()[:-1])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,12 +13,11 @@ from tl_pipeline import query, report
 from tl_pipeline.cli import console
 from tl_pipeline.cli.request import Request
 from tl_pipeline.config import catalog
-from tl_pipeline.config.specs import HeadConfig, Method, RunSpec
+from tl_pipeline.config.specs import Method, RunSpec
 from tl_pipeline.errors import CatalogError, DamagedArtifact, InvalidSpec
-from tl_pipeline.evaluation import calibration, decisions, scoring
+from tl_pipeline.evaluation import calibration, cross_fitting, decisions, scoring
+from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.evaluation.operating_point import FILE, OperatingPoint
-from tl_pipeline.evaluation.scoring import HeldOut
-from tl_pipeline.heads import fitting
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index
 from tl_pipeline.registry.model import open_model
@@ -27,7 +27,6 @@ from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.embeddings import Embeddings
 from tl_pipeline.store.tables import METRICS, PREDICTIONS
 
 
@@ -91,28 +90,24 @@ def test_a_run_tells_what_came_of_its_operating_point(
     assert (found.log_loss_before is None) == (method == "none")
 
 
-def test_validation_scores_are_of_probabilities_that_never_saw_their_row():
+def test_held_out_scores_are_of_probabilities_that_never_saw_their_row():
     chance = np.random.default_rng(0)
-    labels = np.array(["a", "b"] * 40)
-    x = (chance.normal(size=(80, 5)) + (labels == "a")[:, None]).astype(np.float32)
-    ids = [str(i) for i in range(80)]
-    embeddings, config = (
-        Embeddings("e", ids, x),
-        HeadConfig(name="logistic", params={"C": 0.1}),
-    )
-    head = fitting.fit(config, 0, embeddings, labels)
+    labels = np.array(["a", "b"] * 40, dtype="<U8")
+    raw = chance.dirichlet([1, 1], size=80).astype(np.float32)
+    raw[labels == "a"] = np.sort(raw[labels == "a"])[:, ::-1]
     labels[:3] = "stranger"
-    rows = HeldOut("validation", embeddings, labels, np.arange(80) // 2)
-    found = scoring.validate(head, rows, "temperature", seed=0)
+    ids = pa.array([f"{i:02d}" for i in range(80)])
+    said = Predictions(ids, pa.array(labels.tolist()), ["a", "b"], raw)
+    units = np.arange(80) // 2
+    held = cross_fitting.fixed("temperature", said, units)
+    found = scoring.score("folds", held, said, units, "temperature", 0.05, seed=0)
     targets = np.select([labels == "a", labels == "b"], [0, 1], -1)
-    crossed = calibration.cross_fitted(
-        "temperature", found.raw_proba, targets, rows.units
-    )
-    assert np.array_equal(found.probabilities, crossed)
+    crossed = calibration.cross_fitted("temperature", raw, targets, units)
+    assert np.array_equal(found.predictions["folds"].probabilities, crossed)
     given = np.where(targets < 0, 1e-9, crossed[np.arange(80), targets])
     floor = float(np.finfo(np.float32).eps)
     loss = -np.log(np.maximum(given, floor)).mean()
-    assert found.value("log_loss") == pytest.approx(loss)
+    assert found.scores["folds"]["log_loss"].value == pytest.approx(loss)
 
 
 def test_another_rate_or_calibration_trains_nothing(folder: Path, store: Store):
@@ -145,7 +140,7 @@ def test_groups_of_validation_images_change_the_evaluation_alone(
             f"version: 1\ndatasets:\n  films:\n    type: table\n    path: {table}\n"
             "    split_column: split\n" + "    group_column: group\n" * groups
         )
-        return run(Path("films"), store, entry)
+        return run(Path("films"), store, entry, search="validation")
 
     single, grouped = told(groups=False), told(groups=True)
     assert point_of(store, single).units == point_of(store, single).rows == 15

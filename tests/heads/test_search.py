@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig, HeadSpec, RunSpec, SearchSpec
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.heads import HEADS, cross_validation, grids, search
+from tl_pipeline.heads import HEADS, cross_validation, folds, grids, search
 from tl_pipeline.heads.fitting import build
-from tl_pipeline.heads.folds import stratified_group_folds
+from tl_pipeline.heads.folds import divided, stratified_group_folds
 from tl_pipeline.heads.grids import LabelledRows
 from tl_pipeline.heads.search import Rung, candidates, ranked, rungs
 from tl_pipeline.pipeline import wiring
@@ -123,9 +123,9 @@ ALONE = [
 def test_fits_of_a_grid_are_those_of_each_configuration_by_itself(text: str):
     there, configs = rows(), grid(text)
     part = stratified_group_folds(np.unique(there.labels, return_inverse=True)[1], 3, 0)
-    for folds in (None, part):
-        found = {(fit.at, fit.fold): fit for fit in grids.fit(configs, 0, there, folds)}
-        assert len(found) == len(configs) * (1 if folds is None else 3)
+    for parts in (None, part):
+        found = {(fit.at, fit.fold): fit for fit in grids.fit(configs, 0, there, parts)}
+        assert len(found) == len(configs) * (1 if parts is None else 3)
         for (at, fold), fit in found.items():
             learned = there if fold is None else there.take(part != fold)
             model = build(configs[at], 0).fit(learned.x, learned.labels)
@@ -142,8 +142,9 @@ def test_fits_of_a_grid_are_those_of_each_configuration_by_itself(text: str):
 def test_cross_validation_scores_as_scikit_learn_does():
     there = rows(groups=40)
     configs = grid("logistic:C=0.01/1")
-    found = dict(cross_validation.cross_validated(configs, 3, there, 4))
     targets = np.unique(there.labels, return_inverse=True)[1]
+    part = divided(targets, 4, 3, there.groups)
+    found = dict(cross_validation.cross_validated(configs, 3, there, part))
     cuts = StratifiedGroupKFold(4, shuffle=True, random_state=3)
     for at, config in enumerate(configs):
         expected = []
@@ -153,7 +154,19 @@ def test_cross_validation_scores_as_scikit_learn_does():
             )
             model.fit(there.x[learned], there.labels[learned])
             expected.append(model.score(there.x[held], there.labels[held]))
-        assert [score.accuracy for score in found[at]] == pytest.approx(expected)
+        assert [one.score().accuracy for one in found[at]] == pytest.approx(expected)
+        for one in found[at]:
+            assert (part[one.rows] == one.fold).all()
+            assert (there.labels[one.rows] == one.labels).all()
+
+
+def test_few_rows_have_more_folds_and_of_many_one_part_is_held_out():
+    for images, number in ((499, 10), (500, 5), (199_999, 5)):
+        part = divided(np.arange(images) % 7, None, 0)
+        assert set(part.tolist()) == set(range(number))
+    part = divided(np.arange(200_000) % 7, None, 0)
+    assert set(part.tolist()) == {-1, 0}
+    assert (part == 0).sum() == 40_000
 
 
 def test_a_class_that_no_fold_can_learn_is_counted_as_wrong():
@@ -161,15 +174,16 @@ def test_a_class_that_no_fold_can_learn_is_counted_as_wrong():
     held = LabelledRows(
         there.x, np.where(there.labels == "class 0", "unknown", there.labels)
     )
-    ((_, (score,)),) = cross_validation.held_out(grid("logistic:C=1"), 0, there, held)
+    ((_, (one,)),) = cross_validation.held_out(grid("logistic:C=1"), 0, there, held)
+    score = one.score()
     assert score.accuracy < 0.7
     assert score.log_loss > 5  # a third of the rows cost -log of the least number
 
 
 def test_what_cannot_be_divided_says_so():
-    there = rows(3)
+    there, part = rows(3), divided(np.arange(3), 5, 0)
     with pytest.raises(ValueError, match="no class has two images"):
-        list(cross_validation.cross_validated(grid("logistic:C=1"), 0, there, 5))
+        list(cross_validation.cross_validated(grid("logistic:C=1"), 0, there, part))
 
 
 # --- which configurations ------------------------------------------------------------
@@ -244,7 +258,8 @@ def test_a_range_without_a_random_search_is_refused_before_anything_is_done(
     [
         "validation",
         "cross_validation",
-        "cross_validation:folds=3,refit=true",
+        "cross_validation:folds=3",
+        "validation:refit=false",
         "validation:strategy=random,configurations=7",
     ],
 )
@@ -252,9 +267,18 @@ def test_a_search_is_written_as_it_is_read(text: str):
     assert SearchSpec.parse(SearchSpec.parse(text).short()) == SearchSpec.parse(text)
 
 
-@pytest.mark.parametrize("text", ["guess", "validation:folds=1", "validation:k=3"])
-def test_an_impossible_search_is_refused(text: str):
-    with pytest.raises(InvalidSpec, match="Known parameters"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("guess", "Known parameters"),
+        ("cross_validation:folds=1", "Known parameters"),
+        ("validation:k=3", "Known parameters"),
+        ("validation:folds=3", "folds goes with cross_validation"),
+        ("cross_validation:refit=false", "refit=false goes with validation"),
+    ],
+)
+def test_an_impossible_search_is_refused(text: str, said: str):
+    with pytest.raises(InvalidSpec, match=said):
         SearchSpec.parse(text)
 
 
@@ -278,7 +302,7 @@ def steps(record: RunRecord, stage: str) -> list[Step]:
 
 
 def searched(record: RunRecord, root: Path) -> list[dict[str, Any]]:
-    (step,) = steps(record, "search")
+    (step,) = steps(record, "train")
     place = root / "searches" / step.keys["search"]
     return tables.read(SEARCH, place).to_pylist()
 
@@ -291,7 +315,7 @@ def test_a_wider_grid_tries_only_what_is_new(folder: Path, tmp_path: Path):
     assert [row["folds"] for row in found] == [3, 3]
     assert sum(row["chosen"] for row in found) == 1
     wider = work(folder, root, how, "logistic:C=0.01/0.1/1")
-    (planned,) = [step for step in wiring.plan(wider) if step.stage == "search"]
+    (planned,) = [step for step in wiring.plan(wider) if step.stage == "train"]
     assert planned.units == 1
     assert "1 of 3 configurations" in planned.reason
     second = wiring.run(wider)
@@ -299,8 +323,8 @@ def test_a_wider_grid_tries_only_what_is_new(folder: Path, tmp_path: Path):
     again = searched(second, root)
     before = [row["trial"] for row in found]
     assert [row["trial"] for row in again[:2]] == before
-    # what was chosen is fitted once, on all training rows
-    (head,) = {steps(record, "evaluate")[0].keys["head"] for record in (first, second)}
+    # what was chosen is fitted once, on all rows
+    (head,) = {steps(record, "train")[0].keys["fitted"] for record in (first, second)}
     assert [place.name for place in (root / "heads").iterdir()] == [head]
     assert all(step.cached for step in wiring.plan(wider))
 
@@ -347,8 +371,9 @@ def test_refit_learns_from_validation_before_test_and_not_before_validation(
     folder: Path, tmp_path: Path
 ):
     root = tmp_path / "store"
-    plain = wiring.run(work(folder, root, "validation", "logistic:C=0.1"))
-    refit = wiring.run(work(folder, root, "validation:refit=true", "logistic:C=0.1"))
+    without = "validation:refit=false"
+    plain = wiring.run(work(folder, root, without, "logistic:C=0.1"))
+    refit = wiring.run(work(folder, root, "validation", "logistic:C=0.1"))
     store = Store.open(root)
 
     def head(record: RunRecord) -> dict[str, Any]:
@@ -378,8 +403,6 @@ def test_refit_learns_from_validation_before_test_and_not_before_validation(
 def test_images_that_cannot_be_divided_are_said_by_the_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        cross_validation, "stratified_group_folds", lambda *_: np.array([-1])
-    )
+    monkeypatch.setattr(folds, "divided", lambda *_: np.array([-1]))
     with pytest.raises(DatasetError, match="cannot be cross-validated"):
         wiring.run(work(folder, tmp_path / "s", "cross_validation", "logistic:C=1"))

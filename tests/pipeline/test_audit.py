@@ -175,7 +175,7 @@ def test_groups_bring_a_control_that_is_split_image_by_image(
     assert record.split_report is not None
     found = record.split_report.leakage
     assert found is not None
-    assert found.by_image.value == control[0].validation.value
+    assert found.by_image.value == control[0].held_out.value
     assert found.by_image.value > found.by_group.value + 0.25
     assert abs(found.by_group.value - found.test.value) < 0.25
     assert "split image by image" not in record.best.encoder

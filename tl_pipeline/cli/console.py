@@ -145,23 +145,21 @@ def _time(step: Step) -> str:
 
 
 def _print_results(record: RunRecord) -> None:
-    folds = ["folds"] if any(result.folds for result in record.results) else []
+    split = "folds" if any(result.folds for result in record.results) else "validation"
     print_rows(
         [
             {
                 "": {"best": "*", "control": "control"}.get(result.role, ""),
                 "encoder": result.encoder,
                 "head": result.head,
-                "folds": _share(result.folds) if result.folds else "",
-                "validation": _share(result.validation),
+                split: _share(result.held_out),
                 "test [95 % interval]": percent(result.test),
             }
             for result in record.results
         ],
-        ["", "encoder", "head", *folds, "validation", "test [95 % interval]"],
+        ["", "encoder", "head", split, "test [95 % interval]"],
     )
-    if folds:
-        out.print(f"* chosen {_literal(record.chosen or '')}")
+    out.print(f"* chosen {_literal(record.chosen or '')}")
 
 
 def _print_findings(record: RunRecord) -> None:

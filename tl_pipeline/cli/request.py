@@ -68,13 +68,13 @@ class Request:
     Default: logistic and mlp."""
 
     search: str | None = None
-    """validation or cross_validation, :folds=,strategy=,configurations=,refit="""
+    """cross_validation or validation, :folds=,strategy=,configurations=,refit="""
 
     ensemble: Ensemble | None = None
     """Also average the probabilities of heads: one candidate more."""
 
     calibration: Method | None = None
-    """Of probabilities, by the validation images. Default: temperature."""
+    """Of probabilities, by held-out images. Default: temperature."""
 
     error: float | None = None
     """How often prediction sets may miss, and accepted predictions be wrong: 0.05."""

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from tl_pipeline.config.encoder_specs import BackboneField, EncoderSpec
 from tl_pipeline.config.short_forms import (
@@ -74,27 +74,33 @@ class HeadSpec(Spec):
 
 
 class SearchSpec(Spec):
-    """How one configuration of a head is chosen from its grid.
+    """How one configuration of a head is chosen from its grid, and heads compared.
 
-    ``select``: by the validation images, or by cross-validation on the training images
-    with ``folds`` parts (whole groups, where there are some); then folds and validation
-    together compare heads. ``strategy``: the whole grid; ``random``: ``configurations``
-    of it by chance, where ``low..high`` stands for all numbers between; ``halving``:
-    all begin with few training images, and a third goes on with three times as many.
-    With ``refit`` the chosen one learns from training and validation images before it
-    meets test.
+    ``select``: by cross-validation on the training and validation images together with
+    ``folds`` parts (whole groups, where there are some; None: see ``folds.divided``),
+    or by the validation images alone. ``strategy``: the whole grid; ``random``:
+    ``configurations`` of it by chance, where ``low..high`` stands for all numbers
+    between; ``halving``: all begin with few images, and a third goes on with three
+    times as many. The chosen one learns from training and validation images before it
+    meets test; without ``refit``, which is for ``validation``, from training alone.
     """
 
-    select: Literal["validation", "cross_validation"] = "validation"
+    select: Literal["cross_validation", "validation"] = "cross_validation"
     strategy: Literal["grid", "random", "halving"] = "grid"
-    folds: int = Field(default=5, ge=2, le=100)
+    folds: int | None = Field(default=None, ge=2, le=100)
     configurations: int = Field(default=20, ge=1, le=100_000)
-    refit: bool = False
+    refit: bool = True
 
-    @property
-    def trains_all(self) -> bool:
-        """Whether every configuration is fitted on all training images."""
-        return self.select == "validation" and self.strategy != "halving"
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.select == "cross_validation" and not self.refit:
+            raise ValueError(
+                "refit=false goes with validation; in cross_validation no head learned "
+                "from all images before the refit"
+            )
+        if self.select == "validation" and self.folds is not None:
+            raise ValueError("folds goes with cross_validation, not with validation")
+        return self
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -130,9 +136,9 @@ class RunSpec(Spec):
     With ``controls`` every backbone is also run with random weights and a majority
     head is scored: without them a number says nothing about transfer.
 
-    ``calibration`` is learned from the validation images; so are the thresholds at
-    which prediction sets leave out the right label, and accepted predictions are wrong,
-    at most at the rate ``error``.
+    ``calibration`` is learned from what heads say of images that they did not learn
+    from; so are the thresholds at which prediction sets leave out the right label, and
+    accepted predictions are wrong, at most at the rate ``error``.
     """
 
     dataset: str

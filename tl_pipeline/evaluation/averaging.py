@@ -10,6 +10,7 @@ so classes meet by name and rows by image id.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,26 @@ class Predictions:
     labels: pa.Array
     classes: list[str]
     probabilities: np.ndarray
+
+    @classmethod
+    def of_table(cls, rows: pa.Table, classes: list[str]) -> Self:
+        """Those in the columns ``image_id``, ``label``, ``probabilities`` of ``rows``.
+
+        ``rows`` are sorted by image id.
+        """
+        flat = rows["probabilities"].combine_chunks().flatten().to_numpy()
+        return cls(
+            rows["image_id"].combine_chunks(),
+            rows["label"].combine_chunks(),
+            classes,
+            flat.reshape(len(rows), len(classes)),
+        )
+
+    def column(self) -> pa.Array:
+        """The probabilities as a column of lists, (n,)."""
+        ends = np.arange(len(self.image_ids) + 1) * len(self.classes)
+        flat = pa.array(np.ascontiguousarray(self.probabilities).ravel())
+        return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), flat)
 
     def of(self, image_ids: pa.Array) -> "Predictions":
         """Of ``image_ids`` alone, which are sorted and all among these."""

@@ -96,20 +96,6 @@ def decision_scores(
     return found
 
 
-def fold_scores(
-    right: np.ndarray, log_loss: float, units: np.ndarray
-) -> dict[str, Score]:
-    """What is known over the rows of all folds: accuracy of ``right``, bool (n,).
-
-    It takes the units for independent, though the heads of two folds learned from many
-    of the same rows. A mean alone tells no interval of the log loss.
-    """
-    return {
-        "accuracy": intervals.share(right, units),
-        "log_loss": Score(value=log_loss),
-    }
-
-
 def balanced_accuracy(
     right: np.ndarray,
     true: np.ndarray,

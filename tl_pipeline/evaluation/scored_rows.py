@@ -7,14 +7,15 @@ Predictions stay columns of Arrow and numpy: there may be a million of them.
 # pyright: reportAttributeAccessIssue=false
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tl_pipeline.data.splits import TEST, VALIDATION
+from tl_pipeline.data.splits import TEST
 from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
@@ -23,20 +24,23 @@ from tl_pipeline.store.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
     from tl_pipeline.evaluation.operating_point import OperatingPoint
+    from tl_pipeline.evaluation.scoring import Scored
 
 
 class StoredEvaluation(NamedTuple):
     """What the evaluation of one head tells of it.
 
-    A row of METRICS of its chosen configuration; how that did on validation; what it
-    predicted of the images of each split.
+    A row of METRICS; how it did on the images by which heads are compared, which are
+    called ``split``; what it predicted of them and of test.
     """
 
     evaluation: Artifact
     row: dict[str, Any]
+    split: str
     accuracy: float
     log_loss: float
-    predictions: dict[str, Predictions]
+    held_out: Predictions
+    test: Predictions
 
 
 class Compared(NamedTuple):
@@ -102,25 +106,77 @@ def prediction_rows(
     )
 
 
+def write(
+    evaluation: str,
+    about: Mapping[str, Any],
+    found: "Scored",
+    groups: Callable[[list[str]], list[str | None]],
+    folder: Path,
+) -> None:
+    """METRICS, PREDICTIONS and the operating point of one candidate, into ``folder``.
+
+    ``about`` has the columns of METRICS that all of its rows share; ``groups`` gives
+    the group of each of some images, as the source names it.
+    """
+    # one order for both splits: after a refit the head may know more classes
+    classes = found.predictions[TEST].classes
+    metrics = [
+        row
+        for split, said in found.predictions.items()
+        for row in metric_rows(
+            {
+                "evaluation": evaluation,
+                **about,
+                "chosen": True,
+                "split": split,
+                "images": len(said.image_ids),
+            },
+            found.scores[split],
+        )
+    ]
+    rows = [
+        prediction_rows(
+            {"evaluation": evaluation, "split": split},
+            said.image_ids,
+            said.labels,
+            groups(said.image_ids.to_pylist()),
+            classes,
+            said.naming(classes).probabilities,
+            found.point,
+        )
+        for split, said in found.predictions.items()
+    ]
+    tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
+    tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
+    found.point.write(folder)
+
+
 def read(store: Store, evaluation: Artifact) -> StoredEvaluation:
     """What ``evaluation`` wrote of the configuration that it chose."""
     folder = store.path(evaluation)
-    chosen = [row for row in tables.read(METRICS, folder).to_pylist() if row["chosen"]]
-    value = {r["metric"]: r["value"] for r in chosen if r["split"] == VALIDATION}
+    told = tables.read(METRICS, folder).to_pylist()
+    (first, *_) = held = [row for row in told if row["split"] != TEST]
+    value = {row["metric"]: row["value"] for row in held}
     classes = json.loads((folder / "chosen.json").read_text())["classes"]
     columns = ("image_id", "split", "label", "probabilities")
     rows = tables.read(PREDICTIONS, folder, columns).sort_by("image_id")
-    found = {
-        split: _predictions(rows.filter(pc.equal(rows["split"], split)), classes)
-        for split in (VALIDATION, TEST)
-    }
-    accuracy, loss = value["accuracy"], value["log_loss"]
-    return StoredEvaluation(evaluation, chosen[0], accuracy, loss, found)
+    of_test = pc.equal(rows["split"], TEST)
+    return StoredEvaluation(
+        evaluation,
+        first,
+        first["split"],
+        value["accuracy"],
+        value["log_loss"],
+        Predictions.of_table(rows.filter(pc.invert(of_test)), classes),
+        Predictions.of_table(rows.filter(of_test), classes),
+    )
 
 
-def compared(store: Store, first: Artifact, second: Artifact, split: str) -> Compared:
-    """Two evaluations on the images of ``split`` that both scored."""
-    mine, theirs = (_judged(store, one, split) for one in (first, second))
+def compared(
+    store: Store, first: Artifact, second: Artifact, *, on_test: bool
+) -> Compared:
+    """Two evaluations on the images that both scored: of test, or held out of heads."""
+    mine, theirs = (_judged(store, one, on_test=on_test) for one in (first, second))
     place = pc.index_in(mine["image_id"], value_set=theirs["image_id"].combine_chunks())
     both = pc.is_valid(place)
     mine, theirs = mine.filter(both), theirs.take(place.filter(both))
@@ -136,17 +192,8 @@ def compared(store: Store, first: Artifact, second: Artifact, split: str) -> Com
     )
 
 
-def _judged(store: Store, evaluation: Artifact, split: str) -> pa.Table:
+def _judged(store: Store, evaluation: Artifact, *, on_test: bool) -> pa.Table:
     columns = ("image_id", "split", "label", "predicted", "group")
     rows = tables.read(PREDICTIONS, store.path(evaluation), columns)
-    return rows.filter(pc.equal(rows["split"], split)).sort_by("image_id")
-
-
-def _predictions(rows: pa.Table, classes: list[str]) -> Predictions:
-    flat = rows["probabilities"].combine_chunks().flatten().to_numpy()
-    return Predictions(
-        rows["image_id"].combine_chunks(),
-        rows["label"].combine_chunks(),
-        classes,
-        flat.reshape(len(rows), len(classes)),
-    )
+    of_test = pc.equal(rows["split"], TEST)
+    return rows.filter(of_test if on_test else pc.invert(of_test)).sort_by("image_id")

@@ -10,7 +10,6 @@ import numpy as np
 
 from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.heads import grids
-from tl_pipeline.heads.folds import stratified_group_folds
 from tl_pipeline.heads.grids import LabelledRows
 
 
@@ -35,11 +34,12 @@ class FoldScore:
 class FoldPredictions:
     """What a head that did not learn from the rows of ``fold`` says of them.
 
-    ``labels`` (m,) are the true ones, ``probabilities`` float32 (m, K), their columns
-    in the order of ``classes``.
+    ``rows`` (m,) are their numbers, ``labels`` (m,) the true ones, ``probabilities``
+    float32 (m, K), their columns in the order of ``classes``.
     """
 
     fold: int
+    rows: np.ndarray
     labels: np.ndarray
     classes: np.ndarray
     probabilities: np.ndarray
@@ -62,49 +62,49 @@ def out_of_fold(
     """The number of each of ``configs`` with what it says of each fold, as it is done.
 
     ``part`` (n,) is the fold of each of ``rows``, -1 for those that every fit learns
-    from: see ``stratified_group_folds``.
+    from: see ``folds.divided``.
 
     Raises:
         InvalidSpec: there are weights, and a head cannot take them.
     """
     for fit in grids.fit(configs, seed, rows, part):
-        held = rows.take(part == fit.fold)
-        yield fit.at, _predicted(fit, held)
+        numbers = np.flatnonzero(part == fit.fold)
+        yield fit.at, _predicted(fit, numbers, rows.take(numbers))
 
 
 def cross_validated(
-    configs: Sequence[HeadConfig], seed: int, rows: LabelledRows, folds: int
-) -> Iterator[tuple[int, list[FoldScore]]]:
-    """The number of each of ``configs`` with its scores on all folds, as it is done.
+    configs: Sequence[HeadConfig], seed: int, rows: LabelledRows, part: np.ndarray
+) -> Iterator[tuple[int, list[FoldPredictions]]]:
+    """The number of each of ``configs`` with all its folds, as it is done.
 
-    Rows are divided by ``stratified_group_folds``, so whole groups where there are
-    some.
+    ``part`` as for ``out_of_fold``.
 
     Raises:
         ValueError: no row can be left out, because no class has two rows or groups.
         InvalidSpec: there are weights, and a head cannot take them.
     """
-    targets = np.unique(rows.labels, return_inverse=True)[1]
-    part = stratified_group_folds(targets, folds, seed, rows.groups)
     number = len(np.unique(part[part >= 0]))
     if not number:
         raise ValueError("no class has two images, or groups of images, to divide")
-    found: list[list[FoldScore]] = [[] for _ in configs]
+    found: list[list[FoldPredictions]] = [[] for _ in configs]
     for at, predictions in out_of_fold(configs, seed, rows, part):
-        found[at].append(predictions.score())
+        found[at].append(predictions)
         if len(found[at]) == number:
-            yield at, sorted(found[at], key=lambda score: score.fold)
+            yield at, sorted(found[at], key=lambda one: one.fold)
+            found[at] = []  # of many images it is large
 
 
 def held_out(
     configs: Sequence[HeadConfig], seed: int, rows: LabelledRows, held: LabelledRows
-) -> Iterator[tuple[int, list[FoldScore]]]:
+) -> Iterator[tuple[int, list[FoldPredictions]]]:
     """The same for ``held`` as the one fold, learned from ``rows``."""
     for fit in grids.fit(configs, seed, rows):
-        yield fit.at, [_predicted(fit, held).score()]
+        yield fit.at, [_predicted(fit, np.arange(len(held.labels)), held)]
 
 
-def _predicted(fit: grids.Fit, held: LabelledRows) -> FoldPredictions:
+def _predicted(
+    fit: grids.Fit, numbers: np.ndarray, held: LabelledRows
+) -> FoldPredictions:
     found = fit.estimator.predict_proba(held.x).astype(np.float32)
     classes = np.asarray(fit.estimator.classes_)
-    return FoldPredictions(fit.fold or 0, held.labels, classes, found)
+    return FoldPredictions(fit.fold or 0, numbers, held.labels, classes, found)

@@ -6,6 +6,23 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from tl_pipeline.heads.search import FEW, MANY
+
+
+def divided(
+    targets: np.ndarray, folds: int | None, seed: int, groups: Any = None
+) -> np.ndarray:
+    """The part (n,) of each row that is left out in turn; -1: never left out.
+
+    By ``stratified_group_folds``. Without a number of ``folds``: 10 of less than
+    ``FEW`` rows, one of five parts alone of ``MANY`` or more, 5 of those between.
+    """
+    if folds is not None:
+        return stratified_group_folds(targets, folds, seed, groups)
+    number = 10 if len(targets) < FEW else 5
+    part = stratified_group_folds(targets, number, seed, groups)
+    return np.where(part == 0, 0, -1) if len(targets) >= MANY else part
+
 
 def stratified_group_folds(
     targets: np.ndarray, folds: int, seed: int | None, groups: Any = None

@@ -16,6 +16,8 @@ from tl_pipeline.heads.configurations import grid, is_range, label, sampled
 
 # Of the configurations of a rung of ``halving`` one in so many goes on to the next.
 FACTOR = 3
+# Of fewer rows than FEW there are more folds, of MANY or more one part is held out.
+FEW, MANY = 500, 200_000
 # No rung has fewer images than this for each class.
 _LEAST = 10
 

@@ -157,6 +157,10 @@ class Manifest:
         """The rows of ``ids``, in the order of the ids."""
         return Rows(self.table).part(ids)
 
+    def groups_of(self, ids: Iterable[str]) -> list[str | None]:
+        """The group of each of ``ids``, which are sorted, as the source names it."""
+        return self.rows_of(ids).named
+
     def encoded(self, embeddings: Artifact) -> "EncodedImages":
         """The images that the encoder of ``embeddings`` did not refuse."""
         refused = concat.refused(self._store, embeddings)

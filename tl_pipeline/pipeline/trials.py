@@ -1,7 +1,7 @@
 """Trials as artifacts: how a configuration does on images that it did not learn from.
 
 ``trials/<key>/`` (TRIAL) is one configuration that learned from one set of rows, a
-cached unit of its own, whoever asks for it: a search, or few-shot learning.
+cached unit of its own, whoever asks for it: training, or few-shot learning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.encoders import concat
 from tl_pipeline.errors import DatasetError
+from tl_pipeline.evaluation.averaging import Predictions, aligned
 from tl_pipeline.pipeline import fits
 from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.store import tables
@@ -24,10 +26,12 @@ from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import TRIAL
 
 if TYPE_CHECKING:
-    from tl_pipeline.heads.cross_validation import FoldScore
+    from tl_pipeline.heads.cross_validation import FoldPredictions, FoldScore
 
 # Bump when the same inputs must give other scores.
 VERSION = 2
+# What a configuration says of each fold, once it was tried.
+Seen = Callable[[HeadConfig, "list[FoldPredictions]"], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Trials:
     """The trials on the embeddings of one encoder, of images of ``dataset``.
 
     ``held`` are the images that score; without any, the images to learn from are
-    divided into ``folds``.
+    divided into ``folds``: see ``heads.folds.divided``.
     """
 
     store: Store
@@ -71,7 +75,7 @@ class Trials:
     embeddings: Artifact
     seed: int
     held: Rows | None
-    folds: int
+    folds: int | None
 
     def inputs(self, rows: Rows) -> dict[str, str]:
         """The fingerprints of what a trial on ``rows`` depends on."""
@@ -91,9 +95,9 @@ class Trials:
         self,
         configs: Sequence[HeadConfig],
         rows: Rows,
-        done: Callable[[], None] = lambda: None,
+        seen: Seen = lambda config, found: None,  # noqa: ARG005
     ) -> list[Trial]:
-        """``configs`` on ``rows``; what was not tried is tried, then ``done`` called.
+        """``configs`` on ``rows``; what was not tried is tried, then ``seen`` is told.
 
         Raises:
             DatasetError: fewer than two classes have an embedded training image, or no
@@ -107,9 +111,10 @@ class Trials:
             if self.store.find("trials", digest(document)) is None
         ]
         if due:
-            for at, scores in self._try([configs[at] for at in due], rows):
+            for at, found in self._try([configs[at] for at in due], rows):
+                scores = [one.score() for one in found]
                 self.store.build("trials", documents[due[at]], partial(_write, scores))
-                done()
+                seen(configs[due[at]], found)
         return [
             self._read(config, len(rows), digest(document))
             for config, document in zip(configs, documents, strict=True)
@@ -119,24 +124,50 @@ class Trials:
         """What the rows of ``Trial.right`` belong to, numbers (n,), after ``rows``."""
         if self.held:
             return self.held.groups
-        # scikit-learn is imported only when there is something to divide
-        from tl_pipeline.heads.folds import stratified_group_folds  # noqa: PLC0415
-
-        targets = np.unique(rows.labels, return_inverse=True)[1]
-        groups = rows.groups if rows.grouped else None
-        part = stratified_group_folds(targets, self.folds, self.seed, groups)
+        part = self._divided(rows)
         return np.concatenate(
             [rows.groups[part == n] for n in np.unique(part[part >= 0])]
         )
 
+    def predict(self, config: HeadConfig, rows: Rows) -> "list[FoldPredictions]":
+        """What ``config`` says of each fold, tried again whether or not it was.
+
+        Raises:
+            DatasetError, InvalidSpec: see ``of``.
+        """
+        ((_, found),) = self._try([config], rows)
+        return found
+
+    def together(self, found: "Sequence[FoldPredictions]", rows: Rows) -> Predictions:
+        """The predictions of all folds of a trial on ``rows``, by image id."""
+        scored = self.held or rows
+        numbers = np.concatenate([one.rows for one in found])
+        classes = sorted({name for one in found for name in one.classes.tolist()})
+        probabilities = np.concatenate(
+            [aligned(one.probabilities, one.classes.tolist(), classes) for one in found]
+        )
+        order = np.argsort(numbers)  # ids are sorted
+        ids, labels = (pa.array(v) for v in (scored.ids, scored.labels.tolist()))
+        at = pa.array(numbers[order])
+        return Predictions(ids.take(at), labels.take(at), classes, probabilities[order])
+
+    def _divided(self, rows: Rows) -> np.ndarray:
+        """The fold of each of ``rows``, (n,); -1 where it is never left out."""
+        # scikit-learn is imported only when there is something to divide
+        from tl_pipeline.heads.folds import divided  # noqa: PLC0415
+
+        targets = np.unique(rows.labels, return_inverse=True)[1]
+        groups = rows.groups if rows.grouped else None
+        return divided(targets, self.folds, self.seed, groups)
+
     def _document(self, config: HeadConfig, rows: Rows) -> KeyDocument:
         params = {"head": config.name, **config.params, "seed": self.seed}
-        how = {} if self.held else {"folds": self.folds}
+        how = {} if self.held else {"folds": self.folds or "by rows"}
         return key_document("trial", VERSION, {**params, **how}, self.inputs(rows))
 
     def _try(
         self, configs: Sequence[HeadConfig], learned: Rows
-    ) -> "Iterator[tuple[int, list[FoldScore]]]":
+    ) -> "Iterator[tuple[int, list[FoldPredictions]]]":
         # scikit-learn is imported only when there is something to try
         from tl_pipeline.heads import cross_validation, grids  # noqa: PLC0415
 
@@ -153,9 +184,8 @@ class Trials:
             yield from cross_validation.held_out(configs, self.seed, rows, held)
             return
         try:
-            yield from cross_validation.cross_validated(
-                configs, self.seed, rows, self.folds
-            )
+            part = self._divided(there)
+            yield from cross_validation.cross_validated(configs, self.seed, rows, part)
         except ValueError as error:
             raise DatasetError(
                 f"{self.dataset} cannot be cross-validated: {error}; use "

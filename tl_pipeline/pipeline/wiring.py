@@ -25,7 +25,6 @@ from tl_pipeline.pipeline.stages.embed import Embed, EmbeddingsOf, Executor
 from tl_pipeline.pipeline.stages.evaluate import Evaluate
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.register import Best, Register
-from tl_pipeline.pipeline.stages.search import Search
 from tl_pipeline.pipeline.stages.shuffle import Shuffle
 from tl_pipeline.pipeline.stages.train import Train
 from tl_pipeline.pipeline.work import Work, prepare, source
@@ -112,11 +111,8 @@ class _Scored:
         """Train ``head`` on the embeddings of ``encoder``, and evaluate it."""
         at, spec = self._work.at, self._work.spec
         embeddings = concat.embeddings_of(self._embedded, encoder)
-        # a control has nothing to choose
-        all_trained = spec.search.trains_all or HEADS[head.name].control
-        learn = Train if all_trained else Search
         trained = self._perform(
-            learn(at, manifest, embeddings, encoder, head, spec.search, spec.seed)
+            Train(at, manifest, embeddings, encoder, head, spec.search, spec.seed)
         )
         scored = self._perform(
             Evaluate(
@@ -246,6 +242,7 @@ def _recorded(
     work: Work, started: datetime, steps: Sequence[Step], wired: Wired
 ) -> RunRecord:
     store, dataset, manifest = work.at.store, work.dataset.name, wired.manifest
+    spec = work.spec
     best = wired.registered
     assert best is not None  # noqa: S101 - None only while planning
     keys = [evaluation.key for evaluation in wired.evaluations]
@@ -258,7 +255,7 @@ def _recorded(
         dataset=dataset,
         started=started,
         finished=datetime.now(UTC),
-        spec=work.spec,
+        spec=spec,
         steps=[*steps, *work.skipped],
         images=manifest.table.num_rows,
         quarantined=tables.count(QUARANTINE, folder) + _refused(work, manifest),
@@ -267,9 +264,10 @@ def _recorded(
         manifest=manifest.key,
         results=found,
         joints=_joints(work),
-        gain=controls.gain(store, found[0], work.spec.seed),
+        gain=controls.gain(store, found[0], spec.seed),
         decisions=decisions.of(
-            store.path(best.evaluation), refitted=work.spec.search.refit
+            store.path(best.evaluation),
+            refitted=spec.search.select == "validation" and spec.search.refit,
         ),
         registered=_registered(dataset, best),
         chosen=best.chosen,

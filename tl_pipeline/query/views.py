@@ -107,7 +107,7 @@ def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
     for key in {r.evaluation: None for record in every for r in record.results}:
         store.find("evaluations", key)
     for step in (step for record in every for step in record.steps):
-        if step.stage == "search":
+        if "search" in step.keys:
             store.find("searches", step.keys["search"])
     for key in described(store):
         if not any((store.root / "embeddings").glob("encoder=*/part-*.parquet")):

@@ -170,7 +170,7 @@ SELECT
 FROM (
     SELECT DISTINCT run_id, dataset, s->>'$.keys.search' AS search
     FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records)
-    WHERE (s->>'$.stage') = 'search'
+    WHERE (s->>'$.keys.search') IS NOT NULL
 ) AS r
 JOIN {files of searches} AS s USING (search)
 LEFT JOIN (
@@ -180,8 +180,8 @@ LEFT JOIN (
 ) AS k ON k.run_id = r.run_id AND k.encoder = s.encoder
 LEFT JOIN encoders AS e ON e.encoder_key = k.encoder_key;
 COMMENT ON VIEW searches IS
-'One row per run, search, round and configuration: how it did on training images that it
-did not learn from (deviation over the folds), or on validation.';
+'One row per run, search, round and configuration: how it did on images that it did not
+learn from, in folds (deviation over them) or on validation.';
 
 CREATE VIEW images AS
 SELECT d.dataset, i.* EXCLUDE (filename, "group"), i."group" AS group_id
@@ -259,8 +259,9 @@ LEFT JOIN encoders AS n ON n.encoder_key = m.encoder_key
 WHERE {here};
 COMMENT ON VIEW metrics IS
 'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.
-Only the chosen configuration has test rows. Where cross-validation chose it, it has rows
-of the split folds: training images, each scored by a head that did not learn from it.';
+The split folds is of training and validation images, each scored by a head that did not
+learn from it; where validation chooses, there is validation in its place. Of
+configurations that were not chosen the view searches tells.';
 
 CREATE VIEW predictions AS
 SELECT
@@ -271,6 +272,7 @@ FROM {files of predictions} AS p
 JOIN run_evaluations AS r USING (evaluation)
 WHERE r.latest AND {here};
 COMMENT ON VIEW predictions IS
-'One row per encoder, chosen head and validation or test image, as of the latest run.
+'One row per encoder, chosen head and image, as of the latest run: of test, and of folds
+or validation, each by a head that did not learn from it.
 Confidence is calibrated; the label set of an image has set_size labels, in_set tells
 whether the right one is among them.';

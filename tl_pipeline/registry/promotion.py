@@ -7,7 +7,7 @@ which both models were scored. Nothing is predicted again.
 import json
 from dataclasses import dataclass
 
-from tl_pipeline.data.splits import VALIDATION
+from tl_pipeline.data.splits import TEST
 from tl_pipeline.evaluation.scored_rows import Compared, compared
 from tl_pipeline.registry.entries import RegisteredModel, Version
 from tl_pipeline.registry.model_folder import MODEL
@@ -15,7 +15,7 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import PREDICTIONS
 
-# Of the champion's validation images, at least so many must have scored the other too.
+# Of the champion's held-out images, at least so many must have scored the other too.
 OVERLAP = 0.5
 # With fewer images to learn from than this share of the champion's, data are missing.
 REMAINING = 0.9
@@ -36,9 +36,9 @@ class Decision:
 def decide(store: Store, model: RegisteredModel, candidate: Version) -> Decision:
     """Whether ``candidate`` takes over from the champion of ``model``.
 
-    It does if there is none, or if it is right at least as often on the validation
-    images that both were scored on: neither learned from those. ``candidate`` has a
-    number if it is registered.
+    It does if there is none, or if it is right at least as often on the held-out images
+    that both were scored on: no head learned from those that it scored. ``candidate``
+    has a number if it is registered.
     """
     holder = model.champion
     if holder is None:
@@ -82,7 +82,7 @@ def _compared(store: Store, holder: Version, candidate: Version) -> Decision:
         fault = "its evaluation is not in the store any more"
     else:
         # today's labels count for both
-        both = compared(store, mine.evaluation, theirs.evaluation, VALIDATION)
+        both = compared(store, mine.evaluation, theirs.evaluation, on_test=False)
         fault = _shrunk(holder, candidate) or _incomparable(mine, theirs, both)
         if fault is None:
             return _measured(both, holder.number)
@@ -100,7 +100,7 @@ def _measured(both: Compared, number: int) -> Decision:
     difference = paired_difference(both.first, both.second, both.units, seed=0)
     return Decision(
         promote=difference.value >= 0,
-        reason=f"{difference.value:+.2%} on {len(both.units):,} validation images in "
+        reason=f"{difference.value:+.2%} on {len(both.units):,} held-out images in "
         f"common with version {number} [{difference.low:+.2%}, {difference.high:+.2%}]",
     )
 
@@ -120,13 +120,13 @@ def _incomparable(mine: "_Scored", theirs: "_Scored", both: Compared) -> str | N
         return f"{len(lost)} of its {len(theirs.classes)} classes are gone ({named})"
     common, needed = len(both.units), theirs.images
     if not common or common < OVERLAP * needed:
-        return f"only {common:,} of its {needed:,} validation images are still there"
+        return f"only {common:,} of its {needed:,} held-out images are still there"
     return None
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """An evaluation, how many validation images it has, and the classes it knows."""
+    """An evaluation, how many held-out images it has, and the classes it knows."""
 
     evaluation: Artifact
     images: int
@@ -140,7 +140,7 @@ class _Scored:
         if found is None:
             return None
         splits = tables.read(PREDICTIONS, store.path(found), ["split"])["split"]
-        images = tables.counts(splits).get(VALIDATION, 0)
+        images = len(splits) - tables.counts(splits).get(TEST, 0)
         about = json.loads((store.path(found) / "chosen.json").read_text())
         return cls(found, images, frozenset(about["classes"]))
 

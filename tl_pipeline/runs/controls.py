@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tl_pipeline.data.split_report import Leakage
-from tl_pipeline.data.splits import TEST
 from tl_pipeline.evaluation.intervals import paired_difference
 from tl_pipeline.evaluation.scored_rows import compared
 from tl_pipeline.runs.planning import ONE_BY_ONE, UNTRAINED
@@ -80,7 +79,7 @@ def gain(store: Store, best: Result, seed: int) -> Score | None:
     mine, theirs = (
         Artifact("evaluations", key, key) for key in (best.evaluation, best.untrained)
     )
-    both = compared(store, mine, theirs, TEST)
+    both = compared(store, mine, theirs, on_test=True)
     return paired_difference(both.first, both.second, both.units, seed)
 
 
@@ -96,8 +95,8 @@ def leakage(results: Sequence[Result]) -> Leakage | None:
             return Leakage(
                 head=result.head,
                 encoder=result.encoder,
-                by_image=control.validation,
-                by_group=result.validation,
+                by_image=control.held_out,
+                by_group=result.held_out,
                 test=result.test,
             )
     return None

@@ -32,8 +32,9 @@ class Result(BaseModel):
     """The chosen configuration of one head on one encoder, scored by accuracy.
 
     ``members`` are the heads whose probabilities it averages, if it does. ``folds`` is
-    the score on training images that folds left out, if cross-validation chose.
-    ``untrained`` and ``by_image`` are the keys of the evaluations of its controls: see
+    the score on images that folds left out, if cross-validation chose, ``validation``
+    that on validation images, if they did; older records may have both. ``untrained``
+    and ``by_image`` are the keys of the evaluations of its controls: see
     ``controls.Controls``. Older records have neither them nor ``encoder_key``.
     """
 
@@ -45,10 +46,17 @@ class Result(BaseModel):
     untrained: str | None = None
     by_image: str | None = None
     folds: Score | None = None
-    validation: Score
+    validation: Score | None = None
     test: Score
     test_images: int
     members: list[ResultMember] = []
+
+    @property
+    def held_out(self) -> Score:
+        """The score by which it was compared with others."""
+        found = self.folds or self.validation
+        assert found  # noqa: S101 - every result has one
+        return found
 
 
 class JointEncoder(BaseModel):

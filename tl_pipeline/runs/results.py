@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from tl_pipeline.data import split_counts
 from tl_pipeline.data.split_report import NearDuplicateFindings, SplitReport
-from tl_pipeline.data.splits import FOLDS
+from tl_pipeline.data.splits import FOLDS, VALIDATION
 from tl_pipeline.encoders import labels
 from tl_pipeline.runs import records
 from tl_pipeline.runs.controls import Controls
@@ -23,13 +23,13 @@ def results(
     best: str,
     controls: Mapping[str, Controls],
 ) -> list[Result]:
-    """All results: the best, the candidates and the controls, each by validation.
+    """All results: the best, the candidates and the controls, the better first.
 
     ``best`` is the key of the chosen evaluation, ``controls`` are those of ``pair``.
     """
     order = {"best": 0, "candidate": 1, "control": 2}
     found = [_result(store, evaluation, best, controls) for evaluation in evaluations]
-    return sorted(told_apart(found), key=lambda r: (order[r.role], -r.validation.value))
+    return sorted(told_apart(found), key=lambda r: (order[r.role], -r.held_out.value))
 
 
 def told_apart(found: Sequence[Result]) -> list[Result]:
@@ -98,7 +98,7 @@ def _result(
         untrained=paired.untrained,
         by_image=paired.by_image,
         folds=_score(chosen[FOLDS]) if FOLDS in chosen else None,
-        validation=_score(chosen["validation"]),
+        validation=_score(chosen[VALIDATION]) if VALIDATION in chosen else None,
         test=_score(chosen["test"]),
         test_images=chosen["test"]["images"],
         members=provenance.get("members", []),

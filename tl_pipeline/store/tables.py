@@ -97,7 +97,7 @@ NEAR_DUPLICATES = Table(
 )
 PREDICTIONS = Table(
     "predictions.parquet",
-    "One row per evaluation and image of its validation and test splits.",
+    "One row per evaluation and image that scored it: held out of heads, or of test.",
     ("evaluation", "image_id"),
     _columns(
         {
@@ -171,6 +171,18 @@ SEARCH = Table(
         deviation=pa.float64(),
     ),
 )
+HELD_OUT = Table(
+    "held_out.parquet",
+    "One row per image that scored a search: what the chosen configuration said of it.",
+    ("image_id",),
+    _columns(
+        {
+            "image_id": pa.string(),
+            "label": pa.string(),
+            "probabilities": pa.list_(pa.float32()),
+        }
+    ),
+)
 TABLES = (
     MANIFEST,
     QUARANTINE,
@@ -180,6 +192,7 @@ TABLES = (
     METRICS,
     TRIAL,
     SEARCH,
+    HELD_OUT,
 )
 
 

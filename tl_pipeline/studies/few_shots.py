@@ -103,7 +103,7 @@ def few_shots(
             fits.check(rows, dataset.name)
             sizes, scored = rows.classes, len(held)
             trials = Trials(
-                study.at.store, dataset.name, made, study.seed, held, folds=0
+                study.at.store, dataset.name, made, study.seed, held, folds=None
             )
             for head in wanted:
                 for k in shots:

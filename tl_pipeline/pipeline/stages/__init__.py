@@ -11,7 +11,6 @@ __all__ = [
     "evaluate",
     "ingest",
     "register",
-    "search",
     "shuffle",
     "train",
 ]

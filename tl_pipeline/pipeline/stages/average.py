@@ -16,31 +16,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import pyarrow as pa
-
 from tl_pipeline.config.specs import Ensemble, Method
-from tl_pipeline.data.splits import TEST, VALIDATION
+from tl_pipeline.data.splits import TEST
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.averaging import Predictions, averaged, greedy, shared
 from tl_pipeline.evaluation.scored_rows import (
     StoredEvaluation,
-    metric_rows,
-    prediction_rows,
 )
 from tl_pipeline.pipeline.manifest import Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
-from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
-from tl_pipeline.store.tables import METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
     from tl_pipeline.evaluation.cross_fitting import Validated
 
 # Bump when the same inputs must give other rows.
-VERSION = 2
-_HELD = (VALIDATION, TEST)
+VERSION = 3
 _SUBJECTS: dict[Ensemble, str] = {
     "average": "the best head of each encoder",
     "greedy": "heads chosen greedily",
@@ -57,7 +50,8 @@ class _Chosen(NamedTuple):
     """
 
     times: list[int]
-    validation: "Validated"
+    held_out: "Validated"
+    split: str
     alone: str | None = None
 
     @property
@@ -138,9 +132,13 @@ class Average(Unit[Artifact]):
     def extra(self) -> Mapping[str, Any]:
         chosen, members, test, candidates = self._averaged
         every = set[str]().union(
-            *(m.predictions[s].image_ids.to_pylist() for m in members for s in _HELD)
+            *(
+                said.image_ids.to_pylist()
+                for member in members
+                for said in (member.held_out, member.test)
+            )
         )
-        scored = len(chosen.validation.predictions.image_ids) + len(test.image_ids)
+        scored = len(chosen.held_out.predictions.image_ids) + len(test.image_ids)
         return {
             "members": [
                 {
@@ -157,40 +155,20 @@ class Average(Unit[Artifact]):
         }
 
     def write(self, folder: Path) -> str:
-        from tl_pipeline.evaluation.scoring import score_ensemble  # noqa: PLC0415 - scipy
+        from tl_pipeline.evaluation.scoring import score  # noqa: PLC0415 - scipy
 
         chosen, members, test, _ = self._averaged
-        found = score_ensemble(
-            chosen.validation,
+        found = score(
+            chosen.split,
+            chosen.held_out,
             test,
             self._rows(test).groups,
             self.calibration,
             self.error,
             self.seed,
         )
-        about = _about(self.key, self.ensemble, members)
-        metrics = [
-            row
-            for split, mean in found.predictions.items()
-            for row in metric_rows(
-                about | {"split": split, "images": len(mean.image_ids)},
-                found.scores[split],
-            )
-        ]
-        tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
-        rows = [
-            prediction_rows(
-                {"evaluation": self.key, "split": split},
-                mean.image_ids,
-                mean.labels,
-                self._rows(mean).named,
-                mean.classes,
-                mean.probabilities,
-                found.point,
-            )
-            for split, mean in found.predictions.items()
-        ]
-        tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
+        about = _about(self.ensemble, members)
+        scored_rows.write(self.key, about, found, self.manifest.groups_of, folder)
         told = {
             "members": [
                 {"evaluation": member.evaluation.key, "times": count}
@@ -199,27 +177,26 @@ class Average(Unit[Artifact]):
             "classes": test.classes,
         }
         (folder / "chosen.json").write_text(json.dumps(told, ensure_ascii=False))
-        found.point.write(folder)
         return self.key
 
     @cached_property
     def _averaged(self) -> _Averaged:
-        """Members chosen on validation, and their mean."""
+        """Members chosen on held-out images, and their mean."""
         found = [scored_rows.read(self.at.store, one) for one in self.evaluations]
         self._check(found)
         chosen = self._chosen(found)
+        tested = [one.test for one in found]
         # a candidate that is no member may know classes that no member knows
-        test = _mean(found, chosen.times, TEST).naming(
-            chosen.validation.predictions.classes
-        )
+        test = _mean(tested, chosen.times).naming(chosen.held_out.predictions.classes)
         members = [one for one, n in zip(found, chosen.times, strict=True) if n]
         return _Averaged(chosen, members, test, len(found))
 
     def _check(self, found: Sequence[StoredEvaluation]) -> None:
-        for split in _HELD:
-            if not len(shared([one.predictions[split] for one in found])):
+        for split in (found[0].split, TEST):
+            said = [one.test if split == TEST else one.held_out for one in found]
+            if not len(shared(said)):
                 raise DatasetError(
-                    f"{self.manifest.dataset}: no {split} image was scored by all "
+                    f"{self.manifest.dataset}: no image of {split} was scored by all "
                     "heads that may be averaged; the quarantine table tells what "
                     "encoders refused"
                 )
@@ -229,30 +206,30 @@ class Average(Unit[Artifact]):
         return self.manifest.rows_of(predictions.image_ids.to_pylist())
 
     def _chosen(self, found: Sequence[StoredEvaluation]) -> _Chosen:
-        """What of ``found`` is put together, and what it says of validation."""
+        """What of ``found`` is put together, and what it says of held-out images."""
         # scipy is imported only when there is something to choose
         from tl_pipeline.evaluation import cross_fitting  # noqa: PLC0415
 
-        validation = [one.predictions[VALIDATION] for one in found]
+        held, split = [one.held_out for one in found], found[0].split
         alone = None
         if self.ensemble == "greedy":
-            ids = shared(validation)
-            validation = [one.of(ids) for one in validation]
-            groups = self._rows(validation[0]).groups
+            ids = shared(held)
+            held = [one.of(ids) for one in held]
+            groups = self._rows(held[0]).groups
             alone = cross_fitting.shortage(groups)
             if not alone:
-                crossed = cross_fitting.greedy(self.calibration, validation, groups)
-                return _Chosen(greedy(validation), crossed)
+                crossed = cross_fitting.greedy(self.calibration, held, groups)
+                return _Chosen(greedy(held), crossed, split)
         kinds = [self.ensemble if alone else one.row["encoder_key"] for one in found]
         times = _best(found, kinds)
-        mean = _mean(found, times, VALIDATION)
+        mean = _mean(held, times)
         groups = self._rows(mean).groups
         fixed = cross_fitting.fixed(self.calibration, mean, groups)
-        return _Chosen(times, fixed, alone)
+        return _Chosen(times, fixed, split, alone)
 
 
 def _best(found: Sequence[StoredEvaluation], kinds: Sequence[str]) -> list[int]:
-    """1 for the best on validation of each of ``kinds``, 0 for others."""
+    """1 for the best on held-out images of each of ``kinds``, 0 for others."""
     best: dict[str, StoredEvaluation] = {}
     for one, kind in zip(found, kinds, strict=True):
         known = best.setdefault(kind, one)
@@ -262,28 +239,22 @@ def _best(found: Sequence[StoredEvaluation], kinds: Sequence[str]) -> list[int]:
     return [int(one.evaluation.key in chosen) for one in found]
 
 
-def _mean(
-    found: Sequence[StoredEvaluation], times: Sequence[int], split: str
-) -> Predictions:
-    """Of those that count, for the images of ``split`` that all of them scored."""
-    members = [one.predictions[split] for one, n in zip(found, times, strict=True) if n]
+def _mean(said: Sequence[Predictions], times: Sequence[int]) -> Predictions:
+    """Of those that count, for the images that all of them scored."""
+    members = [one for one, n in zip(said, times, strict=True) if n]
     return averaged(members, [n for n in times if n])
 
 
-def _about(
-    key: str, family: Ensemble, members: Sequence[StoredEvaluation]
-) -> dict[str, Any]:
+def _about(family: Ensemble, members: Sequence[StoredEvaluation]) -> dict[str, Any]:
     """What all rows of METRICS tell."""
     encoders = list(dict.fromkeys(member.row["encoder"] for member in members))
     keys = list(dict.fromkeys(member.row["encoder_key"] for member in members))
     heads = "1 head" if len(members) == 1 else f"{len(members)} heads"
     return {
-        "evaluation": key,
         "encoder_key": "+".join(keys),
         "encoder": ", ".join(encoders)
         if len(encoders) <= _NAMED
         else f"{len(encoders)} encoders",
         "family": family,
         "head": f"{_LABELS[family]} of {heads}",
-        "chosen": True,
     }

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_pipeline.data.splits import FOLDS, VALIDATION
+from tl_pipeline.data.splits import TEST
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice
 from tl_pipeline.evaluation.choice import Candidate, HeldOutScore
@@ -139,36 +139,19 @@ def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]
     """The best of the evaluations that are no controls, and by what it was chosen."""
     about = {e.key: store.provenance(e) for e in evaluations}
     candidates = [e for e in evaluations if not about[e.key]["params"]["control"]]
-    found = choice.best(
-        [_candidate(store, e, about[e.key]["inputs"]) for e in candidates]
-    )
+    scored = [_candidate(store, evaluation) for evaluation in candidates]
+    found = choice.best([one for one, _ in scored], scored[0][1])
     return candidates[found.at], found.reason
 
 
-def _candidate(
-    store: Store, evaluation: Artifact, inputs: Mapping[str, str]
-) -> Candidate:
-    """What held-out images say of ``evaluation``; its test rows are not looked at."""
+def _candidate(store: Store, evaluation: Artifact) -> tuple[Candidate, str]:
+    """What held-out images say, and what they are called; not what test does."""
     rows = tables.read(METRICS, store.path(evaluation)).to_pylist()
-    chosen = [row for row in rows if row["chosen"]]
-
-    def score(split: str) -> HeldOutScore | None:
-        found = {row["metric"]: row for row in chosen if row["split"] == split}
-        if not found:
-            return None
-        accuracy, loss = found["accuracy"], found["log_loss"]
-        return HeldOutScore(accuracy["images"], accuracy["value"], loss["value"])
-
-    validation = score(VALIDATION)
-    assert validation  # noqa: S101 - every evaluation has it
-    return Candidate(
-        name=f"{chosen[0]['head']} on {chosen[0]['encoder']}",
-        validation=validation,
-        folds=score(FOLDS),
-        rows=digest(
-            [inputs.get(name) for name in ("rows of folds", "validation rows")]
-        ),
-    )
+    held = {row["metric"]: row for row in rows if row["split"] != TEST}
+    accuracy, loss = held["accuracy"], held["log_loss"]
+    score = HeldOutScore(accuracy["images"], accuracy["value"], loss["value"])
+    name = f"{accuracy['head']} on {accuracy['encoder']}"
+    return Candidate(name, score), accuracy["split"]
 
 
 def _document(dataset: str, best: Artifact) -> KeyDocument:
