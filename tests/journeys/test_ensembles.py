@@ -122,8 +122,8 @@ def test_an_average_is_the_mean_of_its_members(folder: Path, store: Store):
     chosen = [r for r in candidates if r.evaluation in names]
     assert {r.encoder for r in chosen} == {"lenet5/c5 LETTERS", "lenet5/f6 LETTERS"}
     for r in chosen:
-        rivals = [c.validation.value for c in candidates if c.encoder == r.encoder]
-        assert r.validation.value == max(rivals)
+        rivals = [c.held_out.value for c in candidates if c.encoder == r.encoder]
+        assert r.held_out.value == max(rivals)
     ordinary = {r.evaluation: predictions(store, r) for r in chosen}
     stored = predictions(store, average)
     for place, row in stored.items():
@@ -349,10 +349,10 @@ def test_metrics_of_an_average_are_of_one_chosen_head(folder: Path, store: Store
     place = store.root / "evaluations" / greedy.evaluation
     rows = tables.read(METRICS, place).to_pylist()
     assert {(r["split"], r["chosen"], r["family"]) for r in rows} == {
-        ("validation", True, "greedy"),
+        ("folds", True, "greedy"),
         ("test", True, "greedy"),
     }
-    validated = [r["metric"] for r in rows if r["split"] == "validation"]
+    validated = [r["metric"] for r in rows if r["split"] == "folds"]
     assert len(validated) == len(set(validated)) >= 4
     chosen = json.loads((place / "chosen.json").read_text())
     assert chosen["classes"] == ["china", "flower"]

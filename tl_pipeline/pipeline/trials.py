@@ -77,12 +77,12 @@ class Trials:
     held: Rows | None
     folds: int | None
 
-    def inputs(self, rows: Rows) -> dict[str, str]:
-        """The fingerprints of what a trial on ``rows`` depends on."""
-        found = {"encoder": self.embeddings.key, "training rows": rows.fingerprint}
+    def inputs(self, rows: Rows, head: str) -> dict[str, str]:
+        """The fingerprints of what a trial of ``head`` on ``rows`` depends on."""
+        found = {"encoder": self.embeddings.key, **fits.inputs(rows, head)}
         if self.held:
             found["validation rows"] = self.held.fingerprint
-        if rows.groups_fingerprint:  # by which folds are divided
+        elif rows.groups_fingerprint:  # by which folds are divided
             found["groups"] = rows.groups_fingerprint
         return found
 
@@ -163,7 +163,9 @@ class Trials:
     def _document(self, config: HeadConfig, rows: Rows) -> KeyDocument:
         params = {"head": config.name, **config.params, "seed": self.seed}
         how = {} if self.held else {"folds": self.folds or "by rows"}
-        return key_document("trial", VERSION, {**params, **how}, self.inputs(rows))
+        return key_document(
+            "trial", VERSION, {**params, **how}, self.inputs(rows, config.name)
+        )
 
     def _try(
         self, configs: Sequence[HeadConfig], learned: Rows

@@ -79,7 +79,7 @@ class Train(Unit[Artifact]):
         }
         if self.manifest.control:
             params["control"] = self.manifest.control
-        inputs = self._trials.inputs(self._roles.learned)
+        inputs = self._trials.inputs(self._roles.learned, family)
         fitted = [fits.version(family), fits.inputs(self._roles.all, family)]
         inputs["fit"] = digest(fitted)
         return key_document("train", VERSION, params, inputs)
