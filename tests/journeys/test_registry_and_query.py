@@ -36,12 +36,12 @@ def champion(store: Store) -> int:
 def test_a_worse_model_is_registered_but_does_not_become_champion(
     folder: Path, store: Store
 ):
-    """Judged on the validation images that both were scored on."""
+    """Judged on the held-out images that both were scored on."""
     good = run(folder, store, "logistic:C=1")
     worse = run(folder, store, POOR)
-    assert good.best.validation.value > worse.best.validation.value
+    assert good.best.held_out.value > worse.best.held_out.value
     assert (worse.registered.version, worse.registered.champion) == (2, False)
-    assert "validation images in common with version 1" in worse.registered.reason
+    assert "held-out images in common with version 1" in worse.registered.reason
     assert champion(store) == 1
 
 

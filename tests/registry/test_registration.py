@@ -80,7 +80,7 @@ def test_a_model_that_is_as_good_takes_over_and_a_worse_one_does_not(store: Stor
     worse = register(store, "poor", right(50, wrong=6))
     assert (worse.version, worse.champion, worse.comparable) == (2, False, True)
     assert worse.reason.startswith(
-        "-2.00% on 50 validation images in common with version 1 [-6.00%, +0.00%]"
+        "-2.00% on 50 held-out images in common with version 1 [-6.00%, +0.00%]"
     )
     equal = register(store, "lda", right(50, wrong=5))
     assert (equal.version, equal.champion) == (3, True)
@@ -103,7 +103,7 @@ def test_a_bad_night_makes_no_champion_and_a_good_one_undoes_what_one_did(store:
     again = register(store, "good", right(50, wrong=3), train=200)
     assert (again.version, again.champion) == (2, True)
     assert again.reason.endswith(
-        "+14.00% on 50 validation images in common with version 1 [+6.00%, +24.00%]"
+        "+14.00% on 50 held-out images in common with version 1 [+6.00%, +24.00%]"
     )
 
 
@@ -117,15 +117,15 @@ def test_a_champion_of_a_bad_night_goes_with_the_next_good_one(store: Store):
     assert champion(store) == 2
     again = register(store, "good", right(50, wrong=3), train=200)
     assert (again.version, again.champion) == (1, True)
-    assert "+0.00% on 5 validation images in common with version 2" in again.reason
+    assert "+0.00% on 5 held-out images in common with version 2" in again.reason
     assert champion(store) == 1
 
 
 @pytest.mark.parametrize(
     ("validation", "options", "said"),
     [
-        (right(50, first=50), {}, "only 0 of its 50 validation images are still there"),
-        (right(50, first=26), {}, "only 24 of its 50 validation images"),
+        (right(50, first=50), {}, "only 0 of its 50 held-out images are still there"),
+        (right(50, first=26), {}, "only 24 of its 50 held-out images"),
         (right(50), {"train": 84}, "shrank from 150 to 134 images to learn from"),
         (
             right(50),
@@ -175,7 +175,7 @@ def test_labels_of_today_count_for_both(store: Store):
     """The champion was right by labels that were wrong."""
     register(store, "old", right(50))
     made = register(store, "new", right(50), bad=[f"image {n}" for n in range(10)])
-    assert "+20.00% on 50 validation images in common" in made.reason
+    assert "+20.00% on 50 held-out images in common" in made.reason
     assert made.champion
 
 
@@ -184,7 +184,7 @@ def test_the_latest_evaluation_of_the_champion_counts(store: Store):
     register(store, "ridge", right(50))
     register(store, "ridge", right(50, wrong=1, first=40), grid="2")
     other = register(store, "lda", right(50, first=40))
-    assert "+2.00% on 50 validation images in common with version 1" in other.reason
+    assert "+2.00% on 50 held-out images in common with version 1" in other.reason
 
 
 # What a person decides

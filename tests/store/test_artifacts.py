@@ -54,8 +54,16 @@ LITERAL = {
     "train": key_document(
         "train",
         train.VERSION,
-        {"head": "logistic", "C": 0.1, "seed": 0},
-        {"encoder": "e5", "training rows": "f6"},
+        {
+            "family": "logistic",
+            "configurations": [{"name": "logistic", "params": {"C": 0.1}}],
+            "seed": 0,
+            "select": "cross_validation",
+            "strategy": "grid",
+            "folds": None,
+            "refit": True,
+        },
+        {"encoder": "e5", "training rows": "f6", "fit": "a7"},
     ),
     "audit": key_document(
         "audit",
@@ -77,7 +85,7 @@ LITERAL = {
             "calibration": "temperature",
             "error": 0.05,
         },
-        {"encoder": "e5", "heads": "07", "validation rows": "18", "test rows": "29"},
+        {"encoder": "e5", "heads": "07", "held-out rows": "18", "test rows": "29"},
     ),
     "average": key_document(
         "average",
@@ -97,10 +105,10 @@ LITERAL = {
 }
 GOLDEN = {
     "ingest": "e29e4c5545675ba9b30f1989cf0f7cdc",
-    "train": "d584d2d6d8b72c403ddfab2575e5f579",
+    "train": "ad734368f52eb9bf4898df65738495e9",
     "audit": "c23b811bc094b07bf4730fb585afbd0f",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
-    "evaluate": "9db6a0dc5d1764d84aec4d715675103d",
+    "evaluate": "1668887328adedc6275d506955f5eb07",
     "average": "518c7a9ea0e758802ff8a4b515720c01",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
@@ -111,8 +119,8 @@ GOLDEN_DIGITS = {
     "ingest": "8d00331bdba87d3240497a42f3fd403b",
     "embed": "c74cb216b643d03dce405c6aff463a95",
     "audit": "817b2fd7c0a6602f37a266fefffdade8",
-    "train": "95af3108b99b9351ddbcc57ab1f5d640",
-    "evaluate": "817c3e966fd8c6c6b17609c86f6c0b22",
+    "train": "3956dc73dac8b9e5d7abcc8e6f7f575b",
+    "evaluate": "26dd132c0135e6eda9ac60b78ad57bb4",
 }
 
 

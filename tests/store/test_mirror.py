@@ -154,7 +154,7 @@ def test_models_have_the_same_versions_and_champion_everywhere(at: At, folder: P
     run(at("A"), folder, HeadSpec.parse("logistic:C=0.1001"))
 
     def listed(name: str) -> list[Any]:
-        columns = ("name", "version", "aliases", "model", "validation_accuracy")
+        columns = ("name", "version", "aliases", "model", "folds_accuracy")
         return [[row[c] for c in columns] for row in index.models(at(name))]
 
     assert listed("A") == listed("B") == listed("C")
