@@ -276,7 +276,7 @@ def test_of_too_few_images_the_best_head_is_taken_alone_and_the_run_says_why(
 ):
     step, found = put_together(store, 6, 4, 0)
     assert step.reason == (
-        "new: 1 of 6 heads: the best alone, as 4 validation images (or groups) are too "
+        "new: 1 of 6 heads: the best alone, as 4 held-out images (or groups) are too "
         "few to choose by, it takes 5"
     )
     heads = noise(6, 4, 0)

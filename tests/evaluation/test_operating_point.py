@@ -83,7 +83,7 @@ def test_too_few_rows_promise_nothing_and_say_so():
     assert found.shortage == (
         "prediction sets hold all labels: an error rate of 5 % needs 19 validation "
         "images (or groups), there are 15; every prediction is rejected: to show an "
-        "error rate of 5 % takes 86 validation images (or groups) without an error, "
+        "error rate of 5 % takes 86 held-out images (or groups) without an error, "
         "there are 15"
     )
 
@@ -103,7 +103,7 @@ def test_enough_rows_that_are_too_often_wrong_are_not_called_too_few():
     assert found.shortage == (
         "every prediction is rejected: at no confidence is it shown that fewer than "
         f"5 % of them are wrong; at best {100 * found.surest_error:.1f} % of the "
-        f"{found.surest:,} surest of the validation images are"
+        f"{found.surest:,} surest of the held-out images are"
     )
 
 

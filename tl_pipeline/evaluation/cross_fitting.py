@@ -44,7 +44,7 @@ def shortage(units: np.ndarray) -> str | None:
     if found >= calibration.PARTS:
         return None
     return (
-        f"{found} validation images (or groups) are too few to choose by, it takes "
+        f"{found} held-out images (or groups) are too few to choose by, it takes "
         f"{calibration.PARTS}"
     )
 

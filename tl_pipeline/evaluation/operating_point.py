@@ -116,13 +116,13 @@ class OperatingPoint(BaseModel):
         if self.units < needed:
             faults.append(
                 f"prediction sets hold all labels: an error rate of {rate} needs "
-                f"{needed:,} validation images (or groups), there are {self.units:,}"
+                f"{needed:,} held-out images (or groups), there are {self.units:,}"
             )
         needed = units_to_accept(self.error)
         if self.least_confidence is None and self.units < needed:
             faults.append(
                 f"every prediction is rejected: to show an error rate of {rate} takes "
-                f"{needed:,} validation images (or groups) without an error, there are "
+                f"{needed:,} held-out images (or groups) without an error, there are "
                 f"{self.units:,}"
             )
         elif self.least_confidence is None:
@@ -139,7 +139,7 @@ class OperatingPoint(BaseModel):
             return said
         return (
             f"{said}; at best {100 * self.surest_error:.1f} % of the {self.surest:,} "
-            "surest of the validation images are"
+            "surest of the held-out images are"
         )
 
 

@@ -94,7 +94,9 @@ class Train(Unit[Artifact]):
         total, rows = len(self._configs), self._roles.learned
         parts = [f"{len(self._roles.all):,} images"]
         if total > 1:
-            parts.append(f"{self.units(None)} of {total} configurations to be tried")
+            new = self.units(None)
+            some = f"{new} of {total}" if new < total else f"{total}"
+            parts.append(f"{some} configurations to be tried")
         if (
             self._roles.held is None
             and self.how.folds is None
