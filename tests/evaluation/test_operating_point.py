@@ -81,7 +81,7 @@ def test_too_few_rows_promise_nothing_and_say_so():
     assert found.sets(probabilities).all()
     assert not found.accepted(probabilities).any()
     assert found.shortage == (
-        "prediction sets hold all labels: an error rate of 5 % needs 19 validation "
+        "prediction sets hold all labels: an error rate of 5 % needs 19 held-out "
         "images (or groups), there are 15; every prediction is rejected: to show an "
         "error rate of 5 % takes 86 held-out images (or groups) without an error, "
         "there are 15"

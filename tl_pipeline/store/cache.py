@@ -16,7 +16,7 @@ class Cache:
 
     def __init__(self, store: Store, *, trust: bool = True) -> None:
         self._file = store.root / "memo" / "encoders.json"
-        self._writable = (store.root / "store.json").exists()
+        self._writable = (store.root / "store.json").exists() and not store.planning
         self._trust = trust
         try:
             self._known = json.loads(self._file.read_text())
