@@ -152,6 +152,7 @@ def test_workers_make_it_in_an_object_store_which_each_mirrors_for_itself(
         assert 0 < len(mirrored) < len(expected.parts)
 
 
+@pytest.mark.exhaustive  # workers of Dask make it there in every `make test`
 @pytest.mark.usefixtures("server")
 def test_workers_of_ray_make_it_in_an_object_store(
     photos: Path,

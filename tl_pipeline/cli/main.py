@@ -47,6 +47,7 @@ app = App(
 app.command(catalog_commands.app)
 app.command(backbone_commands.app)
 app.command(rank_command.rank)
+app.command(rank_command.tune)
 app.command(few_shot_command.few_shot)
 app.command(head_command.heads)
 app.command(model_commands.app)

@@ -1,13 +1,14 @@
-"""``tl rank``: which encoder is near the data, before the full pass is paid for."""
+"""``tl rank``, ``tl tune``: what suits the data, before the full pass is paid for."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from cyclopts import Parameter
 
 from tl_pipeline.cli.request import CatalogOption, Json, StoreOption
-from tl_pipeline.config.encoder_specs import EncoderSpec
-from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.config.encoder_specs import SIDES, EncoderSpec, Pool
+from tl_pipeline.errors import InvalidSpec, UnknownName
 
 if TYPE_CHECKING:
     from tl_pipeline.studies.ranking import Ranked, Ranking
@@ -67,6 +68,126 @@ def rank(
     rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
     console.print_rows(rows, list(rows[0]))
     console.out.print(f"\n{_sample(ranked)}\n{_conclusion(ranked)}", markup=False)
+
+
+def tune(
+    dataset: str,
+    /,
+    *,
+    backbone: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    side: str = "",
+    pool: str = "",
+    images: int = 2000,
+    write: Path | None = None,
+    seed: int = 0,
+    verify: Annotated[bool, Parameter(negative="")] = False,
+    store: StoreOption = "tl_store",
+    catalog: CatalogOption = None,
+    json: Json = False,
+) -> None:
+    """Find the side of the input and the pooling that suit a dataset, on a sample.
+
+    Candidates are ranked as by `tl rank`; of many, half go on from a quarter of the
+    sample to all of it. Of what cannot be told apart the cheapest is chosen. The
+    embeddings of the sample are kept.
+
+    Args:
+        dataset: a name in the data catalogue, or a folder of images.
+        backbone: NAME or NAME:layer=...,weights=...; repeat to compare. A layer with
+            places: of one that gives a vector only sides are compared.
+        side: sides in pixels, 96/128/160; default: up to the network's own.
+        pool: gap/grid2/grid3/avg+max; default: all of these.
+        images: the size of the sample of training images.
+        write: a YAML file for `tl run --config`, with what was chosen.
+        seed: of the bootstrap behind the intervals.
+        verify: read every input again instead of trusting size and time.
+        store: folder or URL of all artifacts.
+        catalog: the data catalogue.
+        json: print the ranking as JSON.
+    """
+    wishes, sides, pools = _wishes(backbone), _sides(side), _pools(pool)
+    if images < 1:
+        raise InvalidSpec(f"--images must be at least 1, not {images}")
+
+    from tl_pipeline import progress
+    from tl_pipeline.cli import console
+    from tl_pipeline.encoders import concat
+    from tl_pipeline.store.artifacts import Store
+    from tl_pipeline.studies import study, tuning
+
+    opened = Store.open(store)
+    for spec in wishes:  # refuses wrong names before weights are downloaded
+        study.prepare(
+            dataset, [spec], opened, catalog_file=catalog, seed=seed, verify=verify
+        )
+    grid = tuning.grid(wishes, sides, pools, opened)
+    asked = study.prepare(
+        dataset,
+        list(grid.specs.values()),
+        opened,
+        catalog_file=catalog,
+        seed=seed,
+        verify=False,
+    )
+    encoders = concat.unique_members(asked.encoders)
+    with console.LiveProgress() as live, progress.reporting(live), asked.in_use():
+        found = tuning.tune(asked, encoders, images)
+    ranked = found.ranking
+    chosen = grid.specs[ranked.pick.key]
+    if write:
+        _write(write, dataset, chosen)
+    if json:
+        more = {"chosen": chosen.short(), "dropped": found.dropped}
+        console.print_json({**_document(ranked), **more, "refused": grid.refused})
+        return
+    rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
+    console.print_rows(rows, list(rows[0]))
+    said = [_sample(ranked)]
+    if found.dropped:
+        said.append(f"behind on a quarter of it: {', '.join(found.dropped)}")
+    said += [f"not compared: {text}: {why}" for text, why in grid.refused.items()]
+    said.append(_conclusion(ranked))
+    told = f"--config {write}" if write else f"{dataset} --backbone {chosen.short()}"
+    console.out.print("\n" + "\n".join(said) + f"\ntl run {told}", markup=False)
+
+
+def _sides(text: str) -> list[int]:
+    """The numbers in ``96/128``.
+
+    Raises:
+        InvalidSpec: one is none.
+    """
+    parts = [part.strip() for part in text.split("/") if text]
+    for part in parts:
+        if not (part.isdecimal() and SIDES.start <= int(part) < SIDES.stop):
+            raise InvalidSpec(
+                f"--side {part} is no side from {SIDES.start} to {SIDES.stop - 1} "
+                "pixels; write 96/128/160"
+            )
+    return [int(part) for part in parts]
+
+
+def _pools(text: str) -> list[Pool]:
+    """The poolings in ``gap/grid2``.
+
+    Raises:
+        UnknownName: one is not there.
+    """
+    known = {pool: pool for pool in get_args(Pool)}
+    parts = [part.strip() for part in text.split("/") if text]
+    for part in parts:
+        if part not in known:
+            raise UnknownName("pool", part, list(known))
+    return [known[part] for part in parts]
+
+
+def _write(file: Path, dataset: str, chosen: EncoderSpec) -> None:
+    """A run's file with ``chosen``; see `tl run --config`."""
+    from ruamel.yaml import YAML
+
+    given = {"dataset": dataset, "backbones": [chosen.short()]}
+    with file.open("w") as out:
+        YAML().dump(given, out)
 
 
 def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:

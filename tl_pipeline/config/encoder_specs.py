@@ -39,7 +39,8 @@ def _numbers(value: Any) -> Any:
 
 Pool = Literal["gap", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"]
 Fit = Literal["crop", "squash", "pad"]
-_Side = Annotated[int, Field(ge=8, le=2048)]
+SIDES = range(8, 2049)  # of an input, in pixels
+_Side = Annotated[int, Field(ge=SIDES.start, lt=SIDES.stop)]
 _Channels = Field(min_length=1, max_length=4)
 _Means = Annotated[
     tuple[Annotated[float, Field(ge=0, le=1)], ...],

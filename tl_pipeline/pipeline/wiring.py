@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
-from tl_pipeline import query, report
+import numpy as np
+
+from tl_pipeline import progress, query, report
 from tl_pipeline.config.specs import HeadSpec
 from tl_pipeline.encoders import concat, weight_store
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
+from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Stage
 from tl_pipeline.pipeline.stages.audit import Audit
@@ -36,11 +39,13 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.embeddings import EmbeddingFolder
-from tl_pipeline.store.tables import DUPLICATES, QUARANTINE
+from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 
 __all__ = ["Execute", "Wired", "Work", "directly", "plan", "prepare", "run", "wire"]
 
 OutputT = TypeVar("OutputT")
+# A network whose inputs have so many pixels a side may do better with fewer.
+LARGE = 128
 # Carries out a stage and gives what the stages after it need.
 Execute = Callable[[Stage[Any]], Outcome[Any]]
 
@@ -210,7 +215,31 @@ def run(
         records.write(work.at.store, record)
     query.build(work.at.store)
     report.write(work.at.store, record)
+    if any(step.stage == "embed" and not step.cached for step in steps):
+        _advise(work, wired.manifest)
     return record
+
+
+def _advise(work: Work, manifest: Manifest) -> None:
+    """Tell of images that are far smaller than what a network makes of them."""
+    if work.dataset.modality != "image":
+        return
+    images = tables.read(
+        MANIFEST, work.at.store.path(manifest.artifact), ("width", "height")
+    )
+    shorter = np.minimum(*(images[name].to_numpy() for name in images.column_names))
+    side = int(np.median(shorter))
+    for encoder in work.encoders:
+        how = encoder.preprocess
+        if encoder.control or not isinstance(how, Preprocess):
+            continue
+        if how.crop >= max(2 * side, LARGE):
+            progress.notice(
+                f"images are {side} px, and {encoder.label} enlarges them to "
+                f"{how.crop}; a smaller side is often better and several times as "
+                "fast: `tl tune` measures which"
+            )
+            return
 
 
 def _keep_refused(work: Work, steps: Sequence[Step]) -> None:
