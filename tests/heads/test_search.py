@@ -273,13 +273,28 @@ def test_a_search_is_written_as_it_is_read(text: str):
         ("guess", "Known parameters"),
         ("cross_validation:folds=1", "Known parameters"),
         ("validation:k=3", "Known parameters"),
-        ("validation:folds=3", "folds goes with cross_validation"),
-        ("cross_validation:refit=false", "refit=false goes with validation"),
     ],
 )
 def test_an_impossible_search_is_refused(text: str, said: str):
     with pytest.raises(InvalidSpec, match=said):
         SearchSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("validation:folds=5", "folds goes with cross_validation"),
+        ("cross_validation:refit=false", "refit=false goes with validation"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_but_read_in_old_records(
+    folder: Path, store: Store, text: str, said: str
+):
+    search = SearchSpec.parse(text)
+    spec = RunSpec(dataset=str(folder), search=search)
+    assert RunSpec.model_validate_json(spec.model_dump_json()).search == search
+    with pytest.raises(InvalidSpec, match=said):
+        wiring.prepare(spec, store)
 
 
 # --- in a run ------------------------------------------------------------------------

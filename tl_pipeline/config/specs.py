@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from tl_pipeline.config.encoder_specs import BackboneField, EncoderSpec
 from tl_pipeline.config.short_forms import (
@@ -90,17 +90,6 @@ class SearchSpec(Spec):
     folds: int | None = Field(default=None, ge=2, le=100)
     configurations: int = Field(default=20, ge=1, le=100_000)
     refit: bool = True
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.select == "cross_validation" and not self.refit:
-            raise ValueError(
-                "refit=false goes with validation; in cross_validation no head learned "
-                "from all images before the refit"
-            )
-        if self.select == "validation" and self.folds is not None:
-            raise ValueError("folds goes with cross_validation, not with validation")
-        return self
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -13,7 +13,7 @@ from tl_pipeline.config.encoder_specs import (
     EncoderSpec,
     members,
 )
-from tl_pipeline.config.specs import Ensemble, HeadSpec, RunSpec
+from tl_pipeline.config.specs import Ensemble, HeadSpec, RunSpec, SearchSpec
 from tl_pipeline.embedding import precision
 from tl_pipeline.encoders import backbones, concat, resolution
 from tl_pipeline.encoders.concat import AnyEncoder
@@ -95,6 +95,7 @@ def prepare(
     _check_source(spec, dataset, last)
     connection.read(store, dataset.name)  # refuses what register could not use
     spec = _with_backbones(spec, dataset)
+    _check_search(spec.search)
     wanted = _complete(spec)
     check_weights(dataset, wanted)
     duplicate_spec = _duplicate_spec(spec, dataset)
@@ -155,6 +156,21 @@ def _check_source(spec: RunSpec, dataset: DatasetSpec, last: RunRecord | None) -
             "name of its own in data_catalog.yaml (type: image_folder, path: ...) "
             "and run that, or use another --store"
         )
+
+
+def _check_search(search: SearchSpec) -> None:
+    """Refuse what does not go together; records of older versions hold it.
+
+    Raises:
+        InvalidSpec: it does not.
+    """
+    if search.select == "cross_validation" and not search.refit:
+        raise InvalidSpec(
+            "search: refit=false goes with validation; in cross_validation no head "
+            "learned from all images before the refit"
+        )
+    if search.select == "validation" and search.folds is not None:
+        raise InvalidSpec("search: folds goes with cross_validation, not validation")
 
 
 def _complete(spec: RunSpec) -> list[HeadSpec]:
