@@ -204,7 +204,7 @@ def test_unusable_folders_are_refused(tl: Tl, folder: Path, tmp_path: Path):
         assert (done.returncode, done.stdout) == (code, "")
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == lines
-    assert not (tmp_path / "tl_store" / "manifests").exists()
+    assert not (tmp_path / "tl_store" / "heads").exists()
 
 
 def test_error_inside_the_flow_is_the_same_one_message(tl_process: Tl, tmp_path: Path):
