@@ -56,7 +56,8 @@ class Project:
                 continue
             assert before.cached == after.cached
             # what is found among the images is known only when they were compared
-            found = after.reason.partition(":" if after.stage == "audit" else "\0")[0]
+            ends = {"audit": ":", "train": "; chose"}.get(after.stage, "\0")
+            found = after.reason.partition(ends)[0]
             assert before.reason == (after.reason if after.cached else found)
         return record
 
@@ -135,7 +136,10 @@ def test_wider_grid_trains_only_what_is_new(project: Project):
     project.heads = (HeadSpec(name="logistic", params={"C": [0.01, 0.1, 1.0]}),)
     record = project.run()
     assert step(record, "train", "logistic").units == 1
-    assert step(record, "train", "logistic").reason == "logistic(C=1.0): new"
+    assert step(record, "train", "logistic").reason.startswith(
+        "52 images, 1 of 3 configurations to be tried: "
+        "head.C: [0.01, 0.1] -> [0.01, 0.1, 1.0]; chose logistic(C="
+    )
 
 
 def test_changed_parameter_is_named_with_both_values(project: Project):
@@ -143,7 +147,8 @@ def test_changed_parameter_is_named_with_both_values(project: Project):
     project.run()
     project.heads = (HeadSpec(name="logistic", params={"C": 1.0}),)
     record = project.run()
-    assert step(record, "train", "logistic").reason == "logistic(C=1.0): C: 0.1 -> 1.0"
+    said = step(record, "train", "logistic").reason
+    assert said == "52 images: head.C: 0.1 -> 1.0"
 
 
 def test_deleted_part_file_embeds_only_its_images_again(project: Project):

@@ -175,7 +175,7 @@ def test_a_champion_of_no_kept_run_is_still_compared_with(used: tuple[Path, Path
     call(store, "store", "gc", "--retention", 0)
     head = ("--backbone", "lenet5:layer=f6", "--head", "logistic:C=0.5")
     said = call(store, "run", photos, *head, "--no-controls", "--runner", "direct")
-    assert "validation images in common with version" in said
+    assert "held-out images in common with version" in said
 
 
 def test_records_younger_than_asked_stay(used: tuple[Path, Path]):
@@ -198,9 +198,7 @@ def test_what_is_young_or_used_by_a_run_under_way_stays(used: tuple[Path, Path])
     store = Store.open(place)
     records = sorted((place / "runs" / "photos").glob("*.json"))
     old = runs.RunRecord.model_validate_json(records[0].read_text())
-    heads = [
-        key for step in old.steps if step.stage == "train" for key in step.keys.values()
-    ]
+    heads = [step.keys["fitted"] for step in old.steps if step.stage == "train"]
     random = next(
         s.keys["encoder"]
         for s in old.steps

@@ -55,8 +55,7 @@ LITERAL = {
         "train",
         train.VERSION,
         {
-            "family": "logistic",
-            "configurations": [{"name": "logistic", "params": {"C": 0.1}}],
+            "head": {"name": "logistic", "C": 0.1},
             "seed": 0,
             "select": "cross_validation",
             "strategy": "grid",
@@ -105,7 +104,7 @@ LITERAL = {
 }
 GOLDEN = {
     "ingest": "e29e4c5545675ba9b30f1989cf0f7cdc",
-    "train": "ad734368f52eb9bf4898df65738495e9",
+    "train": "4c81582e35fc4335bb8bc2d071233d9f",
     "audit": "c23b811bc094b07bf4730fb585afbd0f",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
     "evaluate": "1668887328adedc6275d506955f5eb07",
@@ -119,8 +118,8 @@ GOLDEN_DIGITS = {
     "ingest": "8d00331bdba87d3240497a42f3fd403b",
     "embed": "c74cb216b643d03dce405c6aff463a95",
     "audit": "817b2fd7c0a6602f37a266fefffdade8",
-    "train": "3956dc73dac8b9e5d7abcc8e6f7f575b",
-    "evaluate": "26dd132c0135e6eda9ac60b78ad57bb4",
+    "train": "06d9a696dec24699c98b3165462e2d2c",
+    "evaluate": "2916664e0c07cf2956ad202a10e895db",
 }
 
 

@@ -72,11 +72,12 @@ class Train(Unit[Artifact]):
     def depends_on(self) -> KeyDocument:
         family = self._configs[0].name
         params: dict[str, Any] = {
-            "family": family,
-            "configurations": [config.model_dump() for config in self._configs],
+            "head": {"name": family, **self.head.params},
             "seed": self.seed,
             **self.how.model_dump(include={"select", "strategy", "folds", "refit"}),
         }
+        if self.how.strategy == "random":
+            params["configurations"] = self.how.configurations
         if self.manifest.control:
             params["control"] = self.manifest.control
         inputs = self._trials.inputs(self._roles.learned, family)
@@ -115,10 +116,13 @@ class Train(Unit[Artifact]):
 
     def look(self) -> Outcome[Artifact]:
         """See ``Unit``; it is not made either where the fitted head is lost."""
-        looked = super().look()
-        if not looked.step.cached or self.at.store.find(
-            "heads", looked.step.keys["fitted"]
-        ):
+        looked, store = super().look(), self.at.store
+        if not looked.step.cached:
+            return looked
+        for label, key in looked.step.keys.items():
+            if label not in (self.label, "fitted"):
+                store.find("trials", key)  # in use as long as this is
+        if store.find("heads", looked.step.keys["fitted"]):
             return looked
         step = replace(looked.step, cached=False, reason=LOST, units=1)
         return Outcome(looked.output, (step,))
