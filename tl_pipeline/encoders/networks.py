@@ -234,7 +234,8 @@ def _load(network: nn.Module, state: State, complaint: str) -> tuple[bool, str]:
     if _foreign(unknown, missing, expected):
         raise WeightsError(complaint + told)
     # Where the network came with values (timm's do), those drawn at random go.
-    empty = {name: own[name].to("meta") for name in missing}
+    empty = OrderedDict((name, own[name].to("meta")) for name in missing)
+    vars(empty)["_metadata"] = getattr(own, "_metadata", None) or {}
     network.load_state_dict(empty, strict=False, assign=True)
     return bool(missing), told
 
