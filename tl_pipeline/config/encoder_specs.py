@@ -40,7 +40,7 @@ def _numbers(value: Any) -> Any:
 Pool = Literal["gap", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"]
 Fit = Literal["crop", "squash", "pad"]
 SIDES = range(8, 2049)  # of an input, in pixels
-_Side = Annotated[int, Field(ge=SIDES.start, lt=SIDES.stop)]
+_Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
 _Channels = Field(min_length=1, max_length=4)
 _Means = Annotated[
     tuple[Annotated[float, Field(ge=0, le=1)], ...],
