@@ -23,7 +23,7 @@ SMALL = "squeezenet1_0:weights=random:0,side=64"
 
 
 def sides_and_pools(grid: tuning.Grid) -> set[tuple[int | None, str | None]]:
-    return {(spec.side, spec.pool) for spec in grid.specs.values()}
+    return {(spec.side, spec.pool) for spec in grid.specs}
 
 
 def test_a_grid_has_each_side_and_pool_once_and_says_what_does_not_fit(store: Store):
@@ -31,8 +31,8 @@ def test_a_grid_has_each_side_and_pool_once_and_says_what_does_not_fit(store: St
     grid = tuning.grid([spec], [32, 64], ["gap", "grid3"], store)
     # gap at 64 is the spec itself
     assert sides_and_pools(grid) == {(64, None), (32, "gap"), (64, "grid3")}
-    (why,) = grid.refused.values()
-    assert list(grid.refused) == ["squeezenet1_0:pool=grid3,weights=random:0,side=32"]
+    ((why, texts),) = grid.refused.items()
+    assert texts == ["squeezenet1_0:pool=grid3,weights=random:0,side=32"]
     assert "grid3" in why
 
 
@@ -44,9 +44,10 @@ def test_without_sides_those_up_to_the_networks_own_are_tried(store: Store):
 
 def test_a_layer_without_places_has_sides_alone(store: Store):
     spec = EncoderSpec.parse("resnet18:weights=random:0,side=64")
-    grid = tuning.grid([spec], [32], ["gap", "grid2"], store)
-    assert len(grid.refused) == 2
-    assert all("no pool at all" in why for why in grid.refused.values())
+    grid = tuning.grid([spec], [32, 64], [], store)
+    assert sides_and_pools(grid) == {(64, None), (32, None)}
+    assert sum(map(len, grid.refused.values())) == 6
+    assert all("no pool at all" in why for why in grid.refused)
 
 
 def prepared(folder: Path, store: Store, specs: list[EncoderSpec]) -> Study:
@@ -69,7 +70,7 @@ def test_half_of_many_go_on_from_a_quarter_of_the_sample_to_all_of_it(
     grid = tuning.grid(
         [EncoderSpec.parse(SMALL)], [32, 64], ["gap", "grid2", "avg+max"], store
     )
-    asked = prepared(folder, store, list(grid.specs.values()))
+    asked = prepared(folder, store, grid.specs)
     encoders = concat.unique_members(asked.encoders)
     found = tuning.tune(asked, encoders, 40)
     (first, few), (last, all_of_them) = rounds
@@ -78,7 +79,7 @@ def test_half_of_many_go_on_from_a_quarter_of_the_sample_to_all_of_it(
     assert set(last) < set(first)
     assert len(found.dropped) == 2
     assert {row.key for row in found.ranking.rows} == set(last)
-    assert found.ranking.pick.key in grid.specs
+    assert found.ranking.pick.key in last
 
 
 def test_few_are_compared_at_once(folder: Path, store: Store):
@@ -166,3 +167,25 @@ def test_a_run_says_once_that_its_images_are_small(
     assert capsys.readouterr().err.count(told) == 1
     wiring.run(wiring.prepare(spec, store))
     assert told not in capsys.readouterr().err
+
+
+def test_a_dataset_that_says_how_its_files_are_read_can_be_tuned(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """It changes the keys of its encoders."""
+    entry = tmp_path / "data_catalog.yaml"
+    entry.write_text(
+        "version: 1\ndatasets:\n"
+        f"  scans: {{type: image_folder, path: {folder}, page: 1}}\n"
+    )
+    rank_command.tune(
+        "scans",
+        backbone=("squeezenet1_0:weights=random:0,side=32",),
+        side="32",
+        pool="gap",
+        images=20,
+        store=str(tmp_path / "store"),
+        catalog=entry,
+    )
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "tl run scans --backbone squeezenet1_0:weights=random:0,side=32"

@@ -96,7 +96,7 @@ def tune(
         backbone: NAME or NAME:layer=...,weights=...; repeat to compare. A layer with
             places: of one that gives a vector only sides are compared.
         side: sides in pixels, 96/128/160; default: up to the network's own.
-        pool: gap/grid2/grid3/avg+max; default: all of these.
+        pool: gap/grid2/grid3/avg+max; default: the layer's own and the last three.
         images: the size of the sample of training images.
         write: a YAML file for `tl run --config`, with what was chosen.
         seed: of the bootstrap behind the intervals.
@@ -123,17 +123,18 @@ def tune(
     grid = tuning.grid(wishes, sides, pools, opened)
     asked = study.prepare(
         dataset,
-        list(grid.specs.values()),
+        grid.specs,
         opened,
         catalog_file=catalog,
         seed=seed,
         verify=False,
     )
+    spec_of = dict(zip([e.key for e in asked.encoders], grid.specs, strict=True))
     encoders = concat.unique_members(asked.encoders)
     with console.LiveProgress() as live, progress.reporting(live), asked.in_use():
         found = tuning.tune(asked, encoders, images)
     ranked = found.ranking
-    chosen = grid.specs[ranked.pick.key]
+    chosen = spec_of[ranked.pick.key]
     if write:
         _write(write, dataset, chosen)
     if json:
@@ -145,7 +146,10 @@ def tune(
     said = [_sample(ranked)]
     if found.dropped:
         said.append(f"behind on a quarter of it: {', '.join(found.dropped)}")
-    said += [f"not compared: {text}: {why}" for text, why in grid.refused.items()]
+    said += [
+        f"not compared: {', '.join(texts)}: {why}"
+        for why, texts in grid.refused.items()
+    ]
     said.append(_conclusion(ranked))
     told = f"--config {write}" if write else f"{dataset} --backbone {chosen.short()}"
     console.out.print("\n" + "\n".join(said) + f"\ntl run {told}", markup=False)

@@ -18,7 +18,8 @@ from tl_pipeline.studies.ranking import Ranking
 from tl_pipeline.studies.study import Study
 
 IMAGES = 2000
-POOLS: tuple[Pool, ...] = ("gap", "grid2", "grid3", "avg+max")
+# None: the usual one of the layer, none of one that gives a vector.
+POOLS: tuple[Pool | None, ...] = (None, "grid2", "grid3", "avg+max")
 # Smaller inputs than a network's own that are tried unless others are named.
 _SIDES = (64, 96, 128, 160, 192)
 # The part of the sample that the first round sees, and of candidates that go on.
@@ -26,10 +27,10 @@ _FIRST, _GO_ON = 4, 2
 
 
 class Grid(NamedTuple):
-    """What is compared, by the key of its encoder; and why the rest is not."""
+    """What is compared, each encoder once; and what is not, by the reason."""
 
-    specs: dict[str, EncoderSpec]
-    refused: dict[str, str]
+    specs: list[EncoderSpec]
+    refused: dict[str, list[str]]
 
 
 class Tuned(NamedTuple):
@@ -54,7 +55,7 @@ def grid(
         UnknownName, WeightsError, InvalidSpec: one of ``asked`` itself is wrong.
     """
     specs: dict[str, EncoderSpec] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
     for spec in asked:
         (own,) = work.resolve([spec], store, download=True)
         assert isinstance(own, Encoder)  # noqa: S101 - of one spec
@@ -63,17 +64,17 @@ def grid(
                 f"{spec.short()} takes no images: there is no side to tune"
             )
         usual = own.preprocess.crop
-        specs[own.key] = spec
+        specs.setdefault(own.key, spec)
         for side in sides or [side for side in _SIDES if side < usual] + [usual]:
             for pool in pools or POOLS:
                 one = _with(spec, side, pool)
                 try:
                     (found,) = work.resolve([one], store, download=True)
                 except InvalidSpec as fault:
-                    refused[one.short()] = str(fault)
+                    refused.setdefault(str(fault), []).append(one.short())
                     continue
                 specs.setdefault(found.key, one)
-    return Grid(specs, refused)
+    return Grid(list(specs.values()), refused)
 
 
 def tune(study: Study, encoders: Sequence[Encoder], images: int) -> Tuned:
@@ -91,6 +92,6 @@ def tune(study: Study, encoders: Sequence[Encoder], images: int) -> Tuned:
     return Tuned(ranking.rank(study, kept, images), dropped)
 
 
-def _with(spec: EncoderSpec, side: int, pool: Pool) -> EncoderSpec:
+def _with(spec: EncoderSpec, side: int, pool: Pool | None) -> EncoderSpec:
     sized = {"side": side, "resize": None, "crop": None}
     return spec.model_copy(update={**sized, "pool": pool})

@@ -107,12 +107,9 @@ class Train(Unit[Artifact]):
         return f"{', '.join(parts)}: {super().missing()}"
 
     def told(self, reason: str, made: Artifact) -> str:
-        several = len(self._configs) > 1
-        return (
-            f"{reason}; chose {choices.label_of(self.at.store, made)}"
-            if several
-            else reason
-        )
+        if len(self._configs) == 1:
+            return reason
+        return f"{reason}; chose {choices.label_of(self.at.store, made)}"
 
     def look(self) -> Outcome[Artifact]:
         """See ``Unit``; it is not made either where the fitted head is lost."""
