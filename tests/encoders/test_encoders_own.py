@@ -448,6 +448,66 @@ def test_outputs_of_a_module_are_its_layers(store: Store, code: Callable):
         resolved(store, f"{text},layer=head")
 
 
+def test_submodules_are_layers_as_well(store: Store, code: Callable):
+    code(
+        """
+        class Nested(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(True))
+                self.twice = nn.Dropout(0.5)
+            def forward(self, images):
+                found = self.twice(self.encoder(images))
+                return self.twice(found.mean((2, 3)))
+
+        def nested():
+            torch.manual_seed(0)
+            return Nested()
+        """
+    )
+    text = f"python:own_nets:nested:{SMALL}"
+    encoders = [
+        resolved(store, f"{text}{layer}")
+        for layer in ("", ",layer=encoder", ",layer=node:encoder.0,pool=avg+max")
+    ]
+    assert [encoder.pooling for encoder in encoders] == ["none", "mean", "avg+max"]
+    batch = noise(2, 3, SIDE)
+    with torch.inference_mode():
+        output, mean, convolved = loading.load_together(encoders)(batch)
+        import own_nets
+
+        maps = own_nets.nested().encoder[0](batch)
+    torch.testing.assert_close(mean, output)
+    both = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+    torch.testing.assert_close(convolved, both)  # before the ReLU in its place
+    with pytest.raises(UnknownName, match=r"Known: encoder, encoder\.0, .*output"):
+        resolved(store, f"{text},layer=encoder.3")
+    with pytest.raises(UnknownName, match="Known: output"):  # which of the two calls
+        resolved(store, f"{text},layer=twice")
+
+
+def test_a_submodule_is_looked_at_again_where_the_code_changed(
+    store: Store, code: Callable
+):
+    text = f"python:own_nets:make:{SMALL},layer=c"
+    code("")
+    assert resolved(store, text).pooling == "mean"
+    code(
+        """
+        class Flat(Net):
+            def __init__(self):
+                super().__init__()
+                self.c = nn.Sequential(nn.Flatten(), nn.LazyLinear(8))
+                self.c(torch.zeros(1, 3, 32, 32))
+            def forward(self, images):
+                return self.c(images)
+
+        def make(): return Flat(), dict(resize=32, crop=32)
+        """
+    )
+    assert resolved(store, text).pooling == "none"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -154,9 +154,118 @@ def test_a_network_of_two_branches_has_no_features(store: Store):
         loading.load(resolved(store, f"{text},layer=features"))
 
 
-def test_another_layer_is_refused_with_those_there_are(store: Store):
-    with pytest.raises(UnknownName, match="features, penultimate, pre_logits"):
-        resolved(store, "timm:resnet10t:layer=layer4,weights=random:1")
+@pytest.mark.parametrize(
+    ("name", "layer", "side"),
+    [
+        ("resnet10t", "layer3", 64),
+        ("convnext_atto", "stages.2", 64),
+        ("efficientnet_b0", "blocks.4", 64),
+        ("caformer_s18", "stages.1", 64),
+        ("swin_tiny_patch4_window7_224", "layers.2", 224),  # its channels are last
+        ("vit_tiny_patch16_224", "blocks.8", 224),
+        ("vit_small_patch16_dinov3", "blocks.3", 64),  # five tokens before the image's
+        ("vit_base_patch16_siglip_224", "blocks.2", 224),  # none
+    ],
+)
+def test_blocks_and_stages_are_timms_own_pooled_over_places(
+    store: Store, name: str, layer: str, side: int
+):
+    sized = "" if side == 224 else f",side={side}"
+    text = f"timm:{name}:layer={layer},weights=random:1{sized},pool="
+    cut = loading.load_together(
+        [resolved(store, f"{text}{pool}") for pool in ("gap", "grid2", "avg+max")]
+    )
+    batch = noise(2, 3, side)
+    network = cut.body.network
+    with torch.inference_mode():
+        means, cells, both = cut(batch)
+        known = [about["module"] for about in network.feature_info]
+        maps = network.forward_intermediates(
+            batch, indices=[known.index(layer)], norm=False, intermediates_only=True
+        )[0]
+    high, wide = (length // 2 for length in maps.shape[2:])
+    corner = maps[:, :, :high, :wide].mean(dim=(2, 3))
+    torch.testing.assert_close(means, maps.mean(dim=(2, 3)))
+    torch.testing.assert_close(cells[:, ::4], corner)
+    torch.testing.assert_close(both, torch.cat([means, maps.amax(dim=(2, 3))], dim=1))
+
+
+def test_a_pass_ends_at_the_last_layer_that_is_wanted(store: Store):
+    """And what comes after, in place, does not change what was kept."""
+    text = "timm:resnet10t:weights=random:1,side=64,layer="
+    early = loading.load_together([resolved(store, f"{text}layer1")])
+    calls = []
+    for number in (1, 2):
+        stage = early.body.network.get_submodule(f"layer{number}")
+        stage.register_forward_pre_hook(lambda *_, n=number: calls.append(n))
+    batch = noise(2, 3, 64)
+    (alone,) = early(batch)
+    assert calls == [1]
+    names = ("pre_logits", "layer1", "bn1")
+    whole = loading.load_together([resolved(store, f"{text}{name}") for name in names])
+    _, first, normalised = whole(batch)
+    torch.testing.assert_close(first, alone, rtol=0, atol=0)
+    network = whole.body.network
+    expected = network.bn1(network.conv1(batch)).mean(dim=(2, 3))
+    torch.testing.assert_close(normalised, expected)  # before the ReLU after it
+    assert (expected < 0).any()
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3"]
+)
+def test_last_blocks_are_those_of_dinov2s_protocol(store: Store, name: str):
+    """Class tokens of the last blocks and the mean of the last patches, normalised."""
+    text = f"timm:{name}:weights=random:1,side=112,layer=last4,pool="
+    cut = loading.load_together(
+        [resolved(store, f"{text}{pool}") for pool in ("cls+mean", "cls", "gap")]
+    )
+    batch = noise(2, 3, 112)
+    with torch.inference_mode():
+        both, classes, mean = cut(batch)
+        blocks = cut.body.network.forward_intermediates(
+            batch,
+            indices=4,
+            norm=True,
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+    expected = [tokens[:, 0] for _, tokens in blocks] + [blocks[-1][0].mean(dim=1)]
+    torch.testing.assert_close(both, torch.cat(expected, dim=1))
+    torch.testing.assert_close(both, torch.cat([classes, mean], dim=1))
+    assert both.shape == (2, 5 * 384)
+
+
+def test_tokens_before_the_class_token_joins_have_none(store: Store):
+    text = "timm:vit_tiny_patch16_224:layer=norm_pre,weights=random:1"
+    assert resolved(store, text).pooling == "cls"
+    text = "timm:vit_tiny_patch16_224:layer=patch_embed,weights=random:1"
+    encoder = resolved(store, text)
+    assert encoder.pooling == "mean"
+    cut = loading.load_together([encoder])
+    batch = noise(1, 3, 224)
+    with torch.inference_mode():
+        patches = cut.body.network.patch_embed(batch)
+        torch.testing.assert_close(cut(batch)[0], patches.mean(dim=1))
+    with pytest.raises(InvalidSpec, match="has no class token"):
+        loading.load(resolved(store, f"{text},pool=cls"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "near"),
+    [
+        ("resnet10t", "layer5", "features, layer1, .*layer4, .*pre_logits"),
+        ("vit_tiny_patch16_224", "blocks.12", "blocks.1, .*blocks.11"),
+        ("vit_tiny_patch16_224", "last13", "last1, .*last12"),
+        ("vit_base_patch16_siglip_224", "last4", "features"),  # has no class token
+    ],
+)
+def test_another_layer_is_refused_with_those_near_it(
+    store: Store, name: str, layer: str, near: str
+):
+    with pytest.raises(UnknownName, match=near):
+        resolved(store, f"timm:{name}:layer={layer},weights=random:1")
 
 
 # Preprocessing
@@ -420,4 +529,6 @@ def test_a_network_of_timm_can_be_looked_into(capsys: pytest.CaptureFixture[str]
     row = backbones.find_backbone("timm:resnet10t")
     how = backbones.named_weights(row, row.weights).preprocess
     shapes = {node.name: node.shape for node in networks.graph(row, how)}
-    assert shapes == {"pre_logits": (512,), "features": (512, 6, 6)}
+    expected = {"pre_logits": (512,), "features": (512, 6, 6), "layer3": (256, 11, 11)}
+    assert expected.items() <= shapes.items()
+    assert {node.kind for node in networks.graph(row, how)} >= {"Sequential", "Conv2d"}

@@ -12,7 +12,7 @@ from tl_pipeline.data.identity import image_id
 from tl_pipeline.embedding import engine
 from tl_pipeline.embedding.forward import Forward
 from tl_pipeline.encoders import loading, resolution
-from tl_pipeline.encoders.backbones import Backbone, Layer, Pooling
+from tl_pipeline.encoders.backbones import Backbone, Layer, Pooling, PrefixTokens
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.feature_extractor import FeatureExtractor
 from tl_pipeline.encoders.lenet import LeNet5
@@ -60,7 +60,9 @@ def pooled(
     pooling: Pooling, shape: tuple[int, ...], class_tokens: int = 0, last: bool = False
 ) -> PooledLayer:
     """The pooling of a layer of that shape, whose channels come last or first."""
-    backbone = Backbone("net", {}, class_tokens=class_tokens)
+    backbone = Backbone(
+        "net", {}, prefix=PrefixTokens(class_tokens, min(class_tokens, 1))
+    )
     bigger = (2, 2, 0) if last else (0, 2, 2)
     grown = tuple(a + b for a, b in zip(shape, bigger, strict=False))
     return PooledLayer(

@@ -6,18 +6,16 @@ values: a layer, a pooling or an input that does not fit is refused before any i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.func import functional_call
 from torchvision.models.feature_extraction import (
     create_feature_extractor,
     get_graph_node_names,
 )
 
 from tl_pipeline.encoders.backbones import Backbone, Layer
-from tl_pipeline.encoders.backbones.outputs import Outputs
+from tl_pipeline.encoders.backbones.outputs import IMAGES, Outputs, outputs_on_meta
 from tl_pipeline.encoders.pooling import PooledLayer, Shape
 from tl_pipeline.errors import InvalidSpec
 
@@ -25,7 +23,6 @@ from tl_pipeline.errors import InvalidSpec
 _LARGER = 64
 # What torch's modules raise for inputs that are too small, or not of their size.
 _UNSUITABLE = (RuntimeError, AssertionError, ValueError)
-_IMAGES = 3  # of a trial on the meta device, to tell whether a layer keeps them apart
 
 
 def node_names(network: nn.Module) -> list[str]:
@@ -34,7 +31,7 @@ def node_names(network: nn.Module) -> list[str]:
     The outputs of a network that names them itself.
     """
     if isinstance(network, Outputs):
-        return list(network.names)
+        return network.layer_names()
     return get_graph_node_names(network.eval(), suppress_diff_warning=True)[1]
 
 
@@ -59,19 +56,12 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self._nodes = frozenset(layer.node for layer in layers)
-        if isinstance(network, Outputs):
-            backbone = replace(backbone, class_tokens=network.class_tokens)
         body = _extractor(network, [layer.node for layer in layers])
         found = _shapes(backbone, body, image)
         _clone_tensors(body)
         grown = _grown(body, image) if _spatial(layers, found) else {}
         self.poolings = [
-            PooledLayer(
-                backbone,
-                layer,
-                _of_one_image(backbone, layer, found[layer.node]),
-                grown.get(layer.node, ())[1:],
-            )
+            _pooled(backbone, network, layer, found[layer.node], grown)
             for layer in layers
         ]
         self.body = body
@@ -115,7 +105,7 @@ def shapes(
         InvalidSpec: inputs of that shape do not suit the network.
     """
     found = _shapes(backbone, _extractor(network, nodes), image)
-    return {node: shape[1:] for node, shape in found.items() if shape[:1] == (_IMAGES,)}
+    return {node: shape[1:] for node, shape in found.items() if shape[:1] == (IMAGES,)}
 
 
 def _extractor(network: nn.Module, nodes: Sequence[str]) -> nn.Module:
@@ -124,6 +114,7 @@ def _extractor(network: nn.Module, nodes: Sequence[str]) -> nn.Module:
     Evaluation is what counts: in training, graphs have heads and paths of their own.
     """
     if isinstance(network, Outputs):
+        network.only(nodes)
         return network.eval()
     names = {node: node for node in nodes}
     both = create_feature_extractor(network.eval(), names, suppress_diff_warning=True)
@@ -180,9 +171,34 @@ def _grown(body: nn.Module, image: Shape) -> dict[str, Shape]:
         return {}
 
 
+def _pooled(
+    backbone: Backbone,
+    network: nn.Module,
+    layer: Layer,
+    found: Shape,
+    grown: Mapping[str, Shape],
+) -> PooledLayer:
+    """The pooling of ``layer``, which gives ``found`` for several images."""
+    shape = _of_one_image(backbone, layer, found)
+    known = with_prefix(backbone, network, layer.node, shape)
+    return PooledLayer(known, layer, shape, grown.get(layer.node, ())[1:])
+
+
+def with_prefix(
+    backbone: Backbone, network: nn.Module, node: str, shape: Shape | None
+) -> Backbone:
+    """``backbone`` with the tokens that ``node`` of ``network`` has before the image's.
+
+    ``shape`` is that of one image.
+    """
+    if not isinstance(network, Outputs) or shape is None:
+        return backbone
+    return replace(backbone, prefix=network.prefix(node, shape))
+
+
 def _of_one_image(backbone: Backbone, layer: Layer, shape: Shape) -> Shape:
     """What a layer gives for one image, if its output for several is one for each."""
-    if shape[:1] != (_IMAGES,):
+    if shape[:1] != (IMAGES,):
         raise InvalidSpec(
             f"{backbone.name} layer {layer.node!r} does not give one output an "
             f"image; `tl backbones show {backbone.name}` lists layers"
@@ -201,26 +217,10 @@ def _spatial(layers: Sequence[Layer], found: Mapping[str, Shape]) -> bool:
 def _trial(body: nn.Module, image: Shape) -> dict[str, Shape]:
     if isinstance(body, Outputs) and not body.on_meta:
         with torch.no_grad():
-            outputs = body(torch.zeros((_IMAGES, *image)))
-        return {name: tuple(values.shape) for name, values in outputs.items()}
-    quiet = _Quiet(body)
-    tensors = [*quiet.named_parameters(), *quiet.named_buffers()]
-    hollow = {name: tensor.to("meta") for name, tensor in tensors}
-    batch = torch.empty((_IMAGES, *image), device="meta")
-    with torch.no_grad():
-        outputs = functional_call(quiet, hollow, (batch,))
+            outputs = body(torch.zeros((IMAGES, *image)))
+    else:
+        outputs = outputs_on_meta(body, image)
     return {
         node: tuple(values.shape) if torch.is_tensor(values) else ()
         for node, values in outputs.items()
     }
-
-
-class _Quiet(nn.Module):
-    """Calls a traced graph without torch.fx printing each fault to stderr."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, batch: torch.Tensor) -> dict[str, Any]:
-        return self.body.forward(batch)

@@ -25,8 +25,13 @@ from tl_pipeline.encoders.backbones import (
     find_backbone,
     named_weights,
 )
-from tl_pipeline.encoders.backbones.outputs import Outputs
-from tl_pipeline.encoders.feature_extractor import FeatureExtractor, node_names, shapes
+from tl_pipeline.encoders.backbones.outputs import ModuleOutputs, Outputs
+from tl_pipeline.encoders.feature_extractor import (
+    FeatureExtractor,
+    node_names,
+    shapes,
+    with_prefix,
+)
 from tl_pipeline.encoders.pooling import Shape, usual_pooling
 from tl_pipeline.errors import InvalidSpec, UnknownName, WeightsError
 from tl_pipeline.inputs.images import Preprocess
@@ -126,7 +131,11 @@ def _whole(backbone: Backbone) -> nn.Module:
 
 def _for_shapes(backbone: Backbone, how: Preprocess) -> nn.Module:
     """The network to read shapes off: without memory where it runs so."""
-    network = hollow(backbone, how.crop)
+    return _without_memory(hollow(backbone, how.crop))
+
+
+def _without_memory(network: nn.Module) -> nn.Module:
+    """``network`` on the meta device, where it runs so."""
     real = isinstance(network, Outputs) and not network.on_meta
     return network if real else network.to("meta")
 
@@ -149,7 +158,8 @@ def graph(backbone: Backbone, how: Preprocess) -> list[Node]:
     network = _for_shapes(backbone, how)
     nodes = node_names(network)
     found = shapes(backbone, network, nodes, input_shape(how))
-    kinds = {name: type(module).__name__ for name, module in network.named_modules()}
+    inner = network.network if isinstance(network, ModuleOutputs) else network
+    kinds = {name: type(module).__name__ for name, module in inner.named_modules()}
     return [Node(name, _kind(name, nodes, kinds), found.get(name)) for name in nodes]
 
 
@@ -185,8 +195,10 @@ def takes(backbone: Backbone, layer: Layer, how: Preprocess, side: int) -> bool:
 
 
 @lru_cache(maxsize=16)
-def layer_at(name: str, node: str, image: Shape) -> Layer:
+def layer_at(name: str, node: str, image: Shape, sha256: str = "") -> Layer:  # noqa: ARG001
     """The layer at any graph node of the network ``name``, pooled as is usual there.
+
+    ``sha256`` tells networks of that name apart that the user's code makes.
 
     Raises:
         UnknownName: there is no such node; the nearest are named.
@@ -196,16 +208,20 @@ def layer_at(name: str, node: str, image: Shape) -> Layer:
     network = hollow(backbone, image[-1])
     nodes = node_names(network)
     if node not in nodes and not any(known.startswith(f"{node}.") for known in nodes):
-        raise UnknownName(f"{name} layer", node, _near(backbone, node, nodes))
-    found = shapes(backbone, network.to("meta"), [node], image)
-    return Layer(node, usual_pooling(backbone, node, found.get(node)))
+        raise UnknownName(f"{name} layer", node, _near(backbone, network, node, nodes))
+    shape = shapes(backbone, _without_memory(network), [node], image).get(node)
+    known = with_prefix(backbone, network, node, shape)
+    return Layer(node, usual_pooling(known, node, shape))
 
 
-def _near(backbone: Backbone, node: str, nodes: Sequence[str]) -> list[str]:
+def _near(
+    backbone: Backbone, network: nn.Module, node: str, nodes: Sequence[str]
+) -> list[str]:
     """The listed layers, and the nodes whose names are most like ``node``."""
+    listed = backbone.layers or (network.names if isinstance(network, Outputs) else ())
     names = [*backbone.aliases, *nodes]
     close = difflib.get_close_matches(node, names, n=_SUGGESTED, cutoff=0.5)
-    return list(dict.fromkeys([*backbone.layers, *close]))
+    return list(dict.fromkeys([*listed, *close]))
 
 
 def _load(network: nn.Module, state: State, complaint: str) -> tuple[bool, str]:

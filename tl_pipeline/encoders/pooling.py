@@ -18,8 +18,9 @@ class PooledLayer:
     """The pooling of one layer, whose output for one image has ``shape``.
 
     ``grown`` is that for a larger image: the axis of a map that does not grow with its
-    input is that of the channels, the last one in Swin and the first elsewhere. Tokens
-    after those of the class are the places of a square map, row by row.
+    input is that of the channels, the last one in Swin and the first elsewhere. Where
+    the network takes one size only, it is the axis whose length the others do not have.
+    Tokens after ``backbone.prefix`` are the places of a square map, row by row.
 
     Raises:
         InvalidSpec: it does not suit the layer; says which poolings do.
@@ -29,11 +30,10 @@ class PooledLayer:
         self, backbone: Backbone, layer: Layer, shape: Shape, grown: Shape
     ) -> None:
         self._pooling: Pooling = layer.pooling
-        self._tokens = backbone.class_tokens
-        moved = [length != now for length, now in zip(grown, shape, strict=False)]
-        self._channels_last = moved == [True, True, False]
+        self._prefix = backbone.prefix
+        self._channels_last = _channels_last(shape, grown)
         height, width = self._size(shape)
-        fits = _fitting(len(shape), backbone.class_tokens, min(height, width))
+        fits = _fitting(len(shape), backbone.prefix.classes, min(height, width))
         if layer.pooling not in fits:
             raise InvalidSpec(_unfit(backbone, layer, shape, fits))
         if height != width and layer.pooling != "flatten":
@@ -46,18 +46,24 @@ class PooledLayer:
         """(n, ...) to (n, width)."""
         match self._pooling:
             case "none" | "flatten":
-                return values.flatten(1)
+                return self._without_registers(values).flatten(1)
             case "cls":
-                return values[:, 0]
+                return values[:, : self._prefix.classes].flatten(1)
             case "cls+mean":
-                mean = values[:, self._tokens :].mean(dim=1)
-                return torch.cat([values[:, 0], mean], dim=1)
+                classes = values[:, : self._prefix.classes].flatten(1)
+                mean = values[:, self._prefix.count :].mean(dim=1)
+                return torch.cat([classes, mean], dim=1)
         return _over_places(self._places(values), self._pooling)
+
+    def _without_registers(self, values: torch.Tensor) -> torch.Tensor:
+        """Registers are no part of a layer without class tokens."""
+        alone = self._prefix.count > 0 and not self._prefix.classes
+        return values[:, self._prefix.count :] if alone else values
 
     def _places(self, values: torch.Tensor) -> torch.Tensor:
         """(n, channels, height, width) of a map, (n, channels, tokens) of tokens."""
         if values.ndim == 3:
-            return values[:, self._tokens :].transpose(1, 2)
+            return values[:, self._prefix.count :].transpose(1, 2)
         return values.permute(0, 3, 1, 2) if self._channels_last else values
 
     def _size(self, shape: Shape) -> tuple[int, int]:
@@ -65,7 +71,7 @@ class PooledLayer:
         if len(shape) == 3:
             first = 0 if self._channels_last else 1
             return shape[first], shape[first + 1]
-        tokens = shape[0] - self._tokens if len(shape) == 2 else 0
+        tokens = shape[0] - self._prefix.count if len(shape) == 2 else 0
         side = isqrt(max(tokens, 0))
         return (side, side) if side**2 == tokens else (0, 0)
 
@@ -80,7 +86,7 @@ def usual_pooling(backbone: Backbone, layer: str, shape: Shape | None) -> Poolin
         case 1:
             return "none"
         case 2:
-            return "cls" if backbone.class_tokens else "mean"
+            return "cls" if backbone.prefix.classes else "mean"
         case 3:
             return "mean"
     raise InvalidSpec(
@@ -120,6 +126,16 @@ def gem(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     return powers.mean(dim=axes).pow(1 / _GEM_POWER)
 
 
+def _channels_last(shape: Shape, grown: Shape) -> bool:
+    """Whether the last axis of a map is that of the channels."""
+    if len(shape) != 3:
+        return False
+    if len(grown) == len(shape):
+        moved = [length != now for length, now in zip(grown, shape, strict=True)]
+        return moved == [True, True, False]
+    return shape[0] == shape[1] != shape[2]
+
+
 def _fitting(axes: int, class_tokens: int, side: int) -> tuple[Pooling, ...]:
     """The poolings of an output that has so many axes for one image.
 
@@ -135,7 +151,7 @@ def _unfit(
     backbone: Backbone, layer: Layer, shape: Shape, fits: tuple[Pooling, ...]
 ) -> str:
     """That the pooling of ``layer`` does not suit it, and which ones do."""
-    classed = layer.pooling in {"cls", "cls+mean"} and not backbone.class_tokens
+    classed = layer.pooling in {"cls", "cls+mean"} and not backbone.prefix.classes
     said = (
         f"{_spelt(layer.pooling)} does not fit layer {layer.node!r} of "
         f"{backbone.name}, which gives {_told(shape)} for an image"

@@ -50,10 +50,11 @@ def resolve(
         return _whole(spec, backbone, memo, control)
     asked = weight_names.parse(spec.weights, backbone)
     backbone, named = _described(backbone, asked.member, memo)
-    name, usual = _layer(spec, backbone, memo)
+    name, usual = _layer(spec, backbone, named, memo)
     weights = weight_names.find(asked, backbone, named, memo)
     memo.save()
-    layer = _pooled(spec, usual, told=backbone.origin not in SELF_CONTAINED)
+    told = backbone.origin not in SELF_CONTAINED or name not in backbone.layers
+    layer = _pooled(spec, usual, told=told)
     preprocess = _overridden(spec, named.preprocess)
     return Encoder(
         backbone=backbone.name,
@@ -106,8 +107,8 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
         return backbone
     asked = weight_names.parse(spec.weights, backbone)
     memo = Cache(store)
-    described, _ = _described(backbone, asked.member, memo)
-    _layer(spec, described, memo)
+    described, named = _described(backbone, asked.member, memo)
+    _layer(spec, described, named, memo)
     memo.save()
     return backbone
 
@@ -224,21 +225,24 @@ def _described(
     return replace(backbone, layers=layers), named
 
 
-def _layer(spec: EncoderSpec, backbone: Backbone, memo: Cache) -> tuple[str, Layer]:
+def _layer(
+    spec: EncoderSpec, backbone: Backbone, named: NamedWeights, memo: Cache
+) -> tuple[str, Layer]:
     """The layer that is asked for, by a listed name or by that of a graph node."""
     name = spec.layer or backbone.default_layer
-    if name in backbone.layers or backbone.origin in SELF_CONTAINED:
+    sealed = backbone.origin in SELF_CONTAINED and not named.sha256
+    if name in backbone.layers or sealed:  # a file has the outputs that it lists
         return backbone.layer(name)
     name = name.removeprefix(_NODE)
     node = backbone.aliases.get(name, name)
-    key = f"{weight_names.described_by(backbone)} {backbone.name} node {node}"
+    described = f"{weight_names.described_by(backbone)} {backbone.name}"
+    key = " ".join(filter(None, [described, named.sha256, "node", node]))
     known = memo.get(key)
     if known is None:
         from tl_pipeline.encoders import networks  # noqa: PLC0415 - torch
 
-        named = weight_names.find_named(backbone, backbone.weights, memo)
         shape = networks.input_shape(named.preprocess)
-        found = networks.layer_at(backbone.name, node, shape)
+        found = networks.layer_at(backbone.name, node, shape, named.sha256)
         memo.put(key, {"pooling": found.pooling})
         return name, found
     return name, Layer(node, known["pooling"])

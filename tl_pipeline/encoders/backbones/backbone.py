@@ -30,20 +30,31 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class PrefixTokens:
+    """Tokens before those of the image: ``count``, of which the first are ``classes``.
+
+    Class tokens come first; registers follow, or stand alone.
+    """
+
+    count: int = 0
+    classes: int = 0
+
+
+@dataclass(frozen=True)
 class Backbone:
     """One network: its layers by the names people use, the first is the default.
 
     ``weights`` are those taken when none are asked for, ``origin`` the provider that
-    describes and builds the network, ``class_tokens`` how many tokens come before
-    those of the image where a layer gives tokens, ``modality`` what its inputs are,
-    ``aliases`` nodes of its graph by the names that papers and other libraries use.
+    describes and builds the network, ``prefix`` the tokens before those of the image
+    where a layer gives tokens, ``modality`` what its inputs are, ``aliases`` nodes of
+    its graph by the names that papers and other libraries use.
     """
 
     name: str
     layers: Mapping[str, Layer]
     weights: str = "IMAGENET1K_V1"
     origin: str = "torchvision"
-    class_tokens: int = 0
+    prefix: PrefixTokens = PrefixTokens()
     modality: Modality = "image"
     aliases: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.encoders.backbones import torchvision_weights
-from tl_pipeline.encoders.backbones.backbone import Backbone, Layer, NamedWeights
+from tl_pipeline.encoders.backbones.backbone import (
+    Backbone,
+    Layer,
+    NamedWeights,
+    PrefixTokens,
+)
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 
@@ -169,7 +174,7 @@ def _row(name: str, layers: Layers) -> Backbone:
         name,
         layers,
         weights=swag if name in _SWAG_ONLY else "IMAGENET1K_V1",
-        class_tokens=1 if name.startswith("vit_") else 0,
+        prefix=PrefixTokens(1, 1) if name.startswith("vit_") else PrefixTokens(),
         aliases=_aliases(name),
     )
 

@@ -1,29 +1,204 @@
-"""Networks that name their outputs themselves, with no graph traced. Imports torch."""
+"""Networks that name their outputs themselves. Imports torch."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.func import functional_call
+
+from tl_pipeline.encoders.backbones.backbone import PrefixTokens
+from tl_pipeline.errors import WeightsError
 
 Tensors = Mapping[str, torch.Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+IMAGES = 3  # of a trial on the meta device, to tell whether a layer keeps them apart
 
 
 class Outputs(nn.Module):
     """Called with a normalised batch, it returns its outputs by name, ``names``.
 
-    ``class_tokens`` is that of ``Backbone``, where only the network knows it. Shapes
-    are read off on the ``meta`` device, or by a real batch where ``on_meta`` is false.
-    A subclass that fails for an input raises RuntimeError, whatever is inside it.
+    Shapes are read off on the ``meta`` device, or by a real batch where ``on_meta`` is
+    false. A subclass that fails for an input raises RuntimeError, whatever is inside.
     """
 
     names: tuple[str, ...] = ()
-    class_tokens = 0
     on_meta = False
 
     def forward(self, batch: torch.Tensor) -> Tensors:
         """(n, channels, side, side) to the outputs of n images."""
         raise NotImplementedError
+
+    def layer_names(self) -> list[str]:
+        """What can be asked for, its own outputs first."""
+        return list(self.names)
+
+    def only(self, layers: Iterable[str]) -> None:
+        """Compute no more than ``layers`` needs from now on, where that is less."""
+
+    def prefix(
+        self,
+        layer: str,  # noqa: ARG002 - for those that know
+        shape: Sequence[int],  # noqa: ARG002
+    ) -> PrefixTokens:
+        """The tokens before those of the image in ``layer``, of ``shape`` an image."""
+        return PrefixTokens()
+
+    def traced(self) -> fx.GraphModule | None:
+        """The same as a graph of modules of torch, where that can be had."""
+        return None
+
+
+def outputs_on_meta(
+    network: nn.Module, image: Sequence[int], method: str = "forward"
+) -> Mapping[str, Any]:
+    """What ``network`` gives for ``IMAGES`` images, without values.
+
+    ``image`` is (channels, height, width), ``method`` what is called.
+    """
+    quiet = _Quiet(network, method)
+    tensors = [*quiet.named_parameters(), *quiet.named_buffers()]
+    hollow = {name: tensor.to("meta") for name, tensor in tensors}
+    batch = torch.empty((IMAGES, *image), device="meta")
+    with torch.no_grad():
+        return functional_call(quiet, hollow, (batch,))
+
+
+class _Quiet(nn.Module):
+    """Calls a traced graph without torch.fx printing each fault to stderr."""
+
+    def __init__(self, network: nn.Module, method: str) -> None:
+        super().__init__()
+        self.network, self._method = network, method
+
+    def forward(self, batch: torch.Tensor) -> Mapping[str, Any]:
+        return getattr(self.network, self._method)(batch)
+
+
+class ModuleOutputs(Outputs):
+    """A network whose submodules are layers, too, by their names within it.
+
+    A submodule is a layer if it is called once for a batch. A subclass gives ``names``
+    and ``results``; before ``only``, a batch gives the former alone.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+        self._call = threading.local()
+        self._wanted: tuple[str, ...] = self.names
+        self._hooks: list[Any] = []
+
+    def results(self, batch: torch.Tensor) -> Tensors:
+        """The outputs that ``names`` tells, or those of them that are wanted."""
+        raise NotImplementedError
+
+    def sources(self, layer: str) -> Sequence[str]:
+        """The submodules whose outputs make ``layer``."""
+        return () if layer in self.names else (layer,)
+
+    def made(self, layer: str, found: Tensors) -> torch.Tensor:
+        """``layer`` out of the outputs of its ``sources``."""
+        return found[layer]
+
+    def only(self, layers: Iterable[str]) -> None:
+        """See ``Outputs``.
+
+        Raises:
+            WeightsError: it has no such layer.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        self._wanted = tuple(dict.fromkeys(layers))
+        sources = {name for layer in self._wanted for name in self.sources(layer)}
+        modules = dict(self.network.named_modules())
+        missing = sorted(sources - modules.keys())
+        if missing:
+            raise WeightsError(
+                f"the network has no layer {missing[0]!r} any more: its package or its "
+                "code changed; run again with a layer that it has"
+            )
+        last = len(sources) if set(self._wanted).isdisjoint(self.names) else 0
+        self._hooks = [
+            modules[name].register_forward_hook(partial(self._keep, name, last))
+            for name in sources
+        ]
+
+    def forward(self, batch: torch.Tensor) -> Tensors:
+        """See ``Outputs``."""
+        found: dict[str, Any] = {}
+        own: Tensors = {}
+        self._call.found = found
+        try:
+            own = self.results(batch)
+        except _AllFound:
+            pass
+        finally:
+            self._call.found = None
+        return {
+            layer: own[layer] if layer in own else self.made(layer, found)
+            for layer in self._wanted
+        }
+
+    def layer_names(self) -> list[str]:
+        """See ``Outputs``."""
+        return list(dict.fromkeys([*self.names, *self.submodules]))
+
+    @cached_property
+    def submodules(self) -> Shapes:
+        """The shapes of outputs of three images, of all modules that give a tensor.
+
+        By a run of the network for the side that it was built for.
+        """
+        calls: Counter[str] = Counter()
+        found: Shapes = {}
+
+        def note(name: str, *called: Any) -> None:
+            calls[name] += 1
+            if torch.is_tensor(called[-1]):
+                found[name] = tuple(called[-1].shape)
+
+        with self._noting(note):
+            self.try_out()
+        return {name: shape for name, shape in found.items() if calls[name] == 1}
+
+    def try_out(self) -> Tensors:
+        """The ``results`` of ``IMAGES`` images of no content."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _noting(self, note: Any) -> Iterator[None]:
+        hooks = [
+            module.register_forward_hook(partial(note, name))
+            for name, module in self.network.named_modules()
+            if name
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _keep(self, name: str, last: int, *called: Any) -> None:
+        """Keep what a submodule gave; stop where nothing else is wanted."""
+        values = called[-1]
+        found = getattr(self._call, "found", None)
+        if found is None:
+            return
+        if len(found | {name: None}) == last:
+            found[name] = values
+            raise _AllFound
+        # A ReLU or sum after it may work in its place.
+        found[name] = values.clone() if hasattr(values, "clone") else values
+
+
+class _AllFound(BaseException):
+    """All that was wanted of a batch is there: no error of the network's."""
 
 
 class InBatches(Outputs):

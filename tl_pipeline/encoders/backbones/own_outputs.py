@@ -1,47 +1,42 @@
 """A module of the user's as named outputs. Imports torch."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
 
-from tl_pipeline.encoders.backbones.outputs import Outputs, Tensors
+from tl_pipeline.encoders.backbones.outputs import ModuleOutputs, Tensors
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 
 _ONLY = "output"
 
 
-class FactoryOutputs(Outputs):
-    """``output`` of a module that returns one tensor, or the tensors of its dict."""
+class FactoryOutputs(ModuleOutputs):
+    """``output`` of a module that returns one tensor, or the tensors of its dict.
 
-    def __init__(self, called: str, network: nn.Module) -> None:
-        super().__init__()
-        self._called = called
-        self.network = network
+    Raises:
+        InvalidSpec: it cannot be run for the images that ``how`` tells, or returns
+            something else.
+    """
 
-    def named_for(self, how: Preprocess) -> Self:
-        """Itself, once one black image has told the names of the outputs.
-
-        Raises:
-            InvalidSpec: it cannot be run, or returns something else.
-        """
+    def __init__(self, called: str, network: nn.Module, how: Preprocess) -> None:
+        super().__init__(network)
         channels = 1 if how.grey else len(how.mean)
+        self._image = (channels, how.crop, how.crop)
         self.eval()
         try:
-            with torch.no_grad():
-                found = self(torch.zeros(1, channels, how.crop, how.crop))
+            self.names = tuple(self.try_out())
         except RuntimeError as fault:
-            size = f"{channels} x {how.crop} x {how.crop}"
+            size = " x ".join(map(str, self._image))
             raise InvalidSpec(
-                f"{self._called} fails for one image of {size}: {fault}"
+                f"{called} fails for one image of {size}: {fault}"
             ) from fault
-        self.names = tuple(found)
-        return self
+        self.only(self.names)
 
-    def forward(self, batch: torch.Tensor) -> Tensors:
-        """See ``Outputs``."""
+    def results(self, batch: torch.Tensor) -> Tensors:
+        """See ``ModuleOutputs``."""
         try:
             found: Any = self.network(batch)
         except Exception as fault:
@@ -52,3 +47,8 @@ class FactoryOutputs(Outputs):
         ):
             raise RuntimeError(f"it returns {type(found).__name__}, not tensors")
         return {str(name): values.float() for name, values in found.items()}
+
+    def try_out(self) -> Tensors:
+        """See ``ModuleOutputs``."""
+        with torch.no_grad():
+            return self.results(torch.zeros(1, *self._image))

@@ -3,7 +3,8 @@
 ``factory()`` returns a ``torch.nn.Module``, or it and a mapping of fields of
 ``Preprocess`` that differ from ImageNet's usual ones (``sealed_input.IMAGENET``). The
 module is put into evaluation mode; called with (n, channels, side, side) it returns one
-tensor or a dict of tensors, which are its layers. It is known by its name, by the bytes
+tensor or a dict of tensors. They are its layers, and so are its submodules by their
+names (``encoder.layer3``). It is known by its name, by the bytes
 of its state dict, and by those of the file that defines the factory: change one, and
 the embeddings are others. Modules that this file imports are not looked into.
 
@@ -51,7 +52,7 @@ def named_weights(backbone: Backbone, name: str) -> NamedWeights:
     from tl_pipeline.encoders.backbones.own_outputs import FactoryOutputs
 
     network, preprocess, source = _made(backbone)
-    outputs = FactoryOutputs(backbone.name, network).named_for(preprocess)
+    outputs = FactoryOutputs(backbone.name, network, preprocess)
     return NamedWeights(
         name=name,
         file=source,
@@ -85,7 +86,7 @@ def opened(
             "factory must give the same network each time: load its weights from a "
             "file, or seed torch. If you changed it on purpose, run again"
         )
-    return FactoryOutputs(backbone.name, network).named_for(preprocess)
+    return FactoryOutputs(backbone.name, network, preprocess)
 
 
 def _made(backbone: Backbone) -> "tuple[torch.nn.Module, Preprocess, Path]":

@@ -6,7 +6,9 @@ in timm's names of parameters; checkpoints of other projects, which timm renames
 it loads them, are refused with the list of names that do not fit.
 
 Layers: ``pre_logits`` is what timm's classifier sees, the output of
-``create_model(NAME, num_classes=0)``; ``features`` the map or tokens before the head.
+``create_model(NAME, num_classes=0)``; ``features`` the map or tokens before the head;
+any submodule that gives one tensor by its name (``blocks.8``, ``stages.2``); ``lastK``
+the last K blocks of a transformer (see ``timm_outputs``).
 """
 
 import os
@@ -148,7 +150,7 @@ def build(
             f"{backbone.name} takes inputs of {usual.input_size[-1]} pixels only, not "
             f"{side}"
         ) from None
-    return TimmOutputs(network)
+    return TimmOutputs(network, side)
 
 
 def _classes(about: Any, state: "Mapping[str, torch.Tensor]") -> int:

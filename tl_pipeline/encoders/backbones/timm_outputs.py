@@ -1,44 +1,90 @@
-"""A network of timm as the outputs of its trunk and of its head. Imports torch."""
+"""A network of timm as the outputs of its trunk, its head, and its submodules.
 
-from collections.abc import Mapping
+Imports torch.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from tl_pipeline.encoders.backbones.outputs import Outputs, Tensors
+from tl_pipeline.encoders.backbones.backbone import PrefixTokens
+from tl_pipeline.encoders.backbones.outputs import (
+    IMAGES,
+    ModuleOutputs,
+    Shapes,
+    Tensors,
+    outputs_on_meta,
+)
+
+_FEATURES, _PRE_LOGITS = "features", "pre_logits"
+_LAST = re.compile(r"last([1-9]\d*)")
 
 
-class TimmOutputs(Outputs):
-    """``features`` and ``pre_logits`` of a network of timm; parameters as in timm.
+class TimmOutputs(ModuleOutputs):
+    """``pre_logits``, ``features`` and submodules of a network; parameters as in timm.
 
-    Features are maps (n, channels, height, width) or tokens (n, tokens, channels).
-    Where there is no class token, other tokens before those of the image (registers)
-    are left out of the features.
+    Features are maps (n, channels, height, width) or tokens (n, tokens, channels), the
+    output of a submodule is what it is (Swin's have the channels last). ``lastK`` are
+    the class tokens of the last K blocks, then the patch tokens of the last one, all
+    after the final normalisation: pooled by ``cls+mean``, what DINOv2 is evaluated by
+    (Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR
+    2024, linear evaluation).
     """
 
-    names = ("pre_logits", "features")
+    names = (_PRE_LOGITS, _FEATURES)
     on_meta = True
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network: Any = network
-        self._first = int(getattr(network, "num_prefix_tokens", 0))
-        if _has_class_token(network):
-            self.class_tokens, self._first = self._first, 0
+    def __init__(self, network: nn.Module, side: int) -> None:
+        super().__init__(network)
+        self._side = side
+        count = int(getattr(network, "num_prefix_tokens", 0))
+        self._prefix = PrefixTokens(count, int(count > 0 and _has_class_token(network)))
         self._channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
 
-    def forward(self, batch: torch.Tensor) -> Tensors:
-        """See ``Outputs``."""
+    def results(self, batch: torch.Tensor) -> Tensors:
+        """See ``ModuleOutputs``."""
         features = self.network.forward_features(batch)
         vectors = self.network.forward_head(features, pre_logits=True)
-        if not torch.is_tensor(features):
-            features = vectors.new_empty(0)  # of two branches: no layer of one shape
-        elif features.ndim == 3:
-            features = features[:, self._first :]
-        elif self._channels_last:
+        if self._channels_last and features.ndim == len("nhwc"):
             features = features.permute(0, 3, 1, 2)
-        return {"pre_logits": vectors, "features": features}
+        return {_PRE_LOGITS: vectors, _FEATURES: features}
+
+    def layer_names(self) -> list[str]:
+        """See ``Outputs``."""
+        lasts = [f"last{k + 1}" for k in range(len(self._blocks))]
+        return [*self.names, *lasts, *self.submodules]
+
+    def sources(self, layer: str) -> Sequence[str]:
+        """See ``ModuleOutputs``."""
+        last = _LAST.fullmatch(layer)
+        if last and int(last[1]) <= len(self._blocks):
+            return self._blocks[-int(last[1]) :]
+        return super().sources(layer)
+
+    def made(self, layer: str, found: Tensors) -> torch.Tensor:
+        """See ``ModuleOutputs``."""
+        if not _LAST.fullmatch(layer):
+            return super().made(layer, found)
+        blocks = [self.network.norm(found[name]) for name in self.sources(layer)]
+        patches = blocks[-1][:, self._prefix.count :]
+        return torch.cat([*(tokens[:, :1] for tokens in blocks), patches], dim=1)
+
+    def prefix(self, layer: str, shape: Sequence[int]) -> PrefixTokens:
+        """See ``Outputs``."""
+        last = _LAST.fullmatch(layer)
+        if last:
+            return PrefixTokens(int(last[1]), int(last[1]))
+        if len(shape) != 2 or not self._prefix.count:
+            return PrefixTokens()
+        return self._prefix if shape[0] == self._tokens else PrefixTokens()
+
+    def try_out(self) -> Mapping[str, Any]:
+        """See ``ModuleOutputs``."""
+        return outputs_on_meta(self, (3, self._side, self._side), "results")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Of the network itself, under timm's names."""
@@ -49,6 +95,23 @@ class TimmOutputs(Outputs):
     ) -> Any:
         """Of the network itself, under timm's names."""
         return self.network.load_state_dict(state_dict, strict, assign)
+
+    @cached_property
+    def _tokens(self) -> int:
+        """How many tokens of the image and before it the last block gives."""
+        features = self.try_out()[_FEATURES]
+        return features.shape[1] if features.ndim == len("ntc") else 0
+
+    @cached_property
+    def _blocks(self) -> Sequence[str]:
+        """The blocks whose class tokens ``lastK`` means; none without such tokens."""
+        blocks = getattr(self.network, "blocks", ())
+        names = [f"blocks.{number}" for number in range(len(blocks))]
+        if not self._prefix.classes or not isinstance(self.network.norm, nn.Module):
+            return ()
+        shapes: Shapes = self.submodules
+        width = (IMAGES, self._tokens)
+        return names if all(shapes.get(n, ())[:2] == width for n in names) else ()
 
 
 def _has_class_token(network: nn.Module) -> bool:
