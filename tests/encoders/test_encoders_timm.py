@@ -2,8 +2,9 @@
 
 import gc
 import hashlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,30 @@ def test_a_vision_transformer_takes_sides_and_grids_of_its_patches(store: Store)
     assert resolution.width(grid, store) == 9 * 192
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch about timm
+def test_windows_of_another_size_take_resampled_tables(store: Store, tmp_path: Path):
+    """Swin's last stage has 5 x 5 places of 160 pixels, fewer than its window."""
+    name = "swin_tiny_patch4_window7_224"
+    torch.manual_seed(3)
+    file = tmp_path / "swin.safetensors"
+    usual = timm.create_model(name)
+    save_file(usual.state_dict(), file)
+    text = f"timm:{name}:weights={file},side=160,layer=layers.3,pool="
+    pools = ("gap", "grid2", "flatten")
+    cut = loading.load_together([resolved(store, f"{text}{pool}") for pool in pools])
+    sized = timm.create_model(name, img_size=160).eval()
+    checkpoint = timm.models.swin_transformer.checkpoint_filter_fn
+    sized.load_state_dict(checkpoint(usual.state_dict(), sized))
+    batch = noise(2, 3, 160)
+    with torch.inference_mode():
+        mean, cells, flat = cut(batch)
+        maps = sized.forward_intermediates(batch, intermediates_only=True)[3]
+    assert maps.shape == (2, 768, 5, 5)
+    torch.testing.assert_close(mean, maps.mean(dim=(2, 3)))
+    torch.testing.assert_close(cells[:, ::4], maps[:, :, :3, :3].mean(dim=(2, 3)))
+    torch.testing.assert_close(flat, maps.permute(0, 2, 3, 1).flatten(1))
+
+
 def test_another_size_is_refused_where_the_network_has_one_only(store: Store):
     text = "timm:mixer_s32_224:weights=random:0,resize=192,crop=192"
     with pytest.raises(InvalidSpec, match="inputs of 224 pixels only, not 192"):
@@ -451,6 +476,138 @@ def test_weights_of_another_network_are_told_by_names(store: Store, tmp_path: Pa
     save_file(timm.create_model("convnext_atto").state_dict(), file)
     with pytest.raises(WeightsError, match=r"timm:resnet10t: \d+ missing .* unknown"):
         loading.load(resolved(store, f"timm:resnet10t:weights={file}"))
+
+
+def replaced(name: str, *words: tuple[str, str]) -> str:
+    for ours, theirs in words:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def by_convnexts_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As its authors published it; hidden layers are linear there."""
+    words = (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"stages\.(\d)\.downsample", r"downsample_layers.\1"),
+        (r"\.blocks\.", "."),
+        ("conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"^head\.norm", "norm"),
+        (r"^head\.fc", "head"),
+    )
+    return {
+        replaced(name, *words): t.flatten(1) if "mlp" in name and t.ndim > 1 else t
+        for name, t in state.items()
+    }
+
+
+def by_clips_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The visual tower as OpenAI published it; its head is a matrix."""
+    words = (
+        ("blocks", "transformer.resblocks"),
+        (r"attn\.qkv\.", "attn.in_proj_"),
+        (r"attn\.proj", "attn.out_proj"),
+        (r"mlp\.fc1", "mlp.c_fc"),
+        (r"mlp\.fc2", "mlp.c_proj"),
+        (r"norm(\d)", r"ln_\1"),
+        (r"patch_embed\.proj", "conv1"),
+        ("norm_pre", "ln_pre"),
+        (r"^norm\.", "ln_post."),
+        ("cls_token", "class_embedding"),
+        ("pos_embed", "positional_embedding"),
+        (r"head\.weight", "proj"),
+    )
+    shaped = {
+        **state,
+        "cls_token": state["cls_token"].flatten(),
+        "pos_embed": state["pos_embed"][0],
+        "head.weight": state["head.weight"].T.contiguous(),
+    }
+    return {
+        f"visual.{replaced(name, *words)}": values
+        for name, values in shaped.items()
+        if name != "head.bias"
+    }
+
+
+def by_dinov2s_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, "mask_token": torch.zeros(1, 384)}
+
+
+def by_maes_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An encoder without a classifier, beside its decoder."""
+    trunk = {name: t for name, t in state.items() if not name.startswith("head.")}
+    decoder = {"decoder_pred.weight": torch.ones(768, 512)}
+    return {**trunk, "mask_token": torch.zeros(1, 1, 512), **decoder}
+
+
+def by_swins_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A stage ends with what timm's next one begins with; tables are saved, too."""
+    found = {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}
+    for name, values in state.items():
+        theirs = re.sub(
+            r"layers\.(\d)\.downsample",
+            lambda at: f"layers.{int(at[1]) - 1}.downsample",
+            name,
+        )
+        found[theirs.replace("head.fc.", "head.")] = values
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "named"),
+    [
+        ("convnext_atto", 64, by_convnexts_names),
+        ("vit_xsmall_patch16_clip_224", 64, by_clips_names),
+        ("vit_small_patch14_dinov2", 56, by_dinov2s_names),
+        ("vit_tiny_patch16_224", 32, by_maes_names),
+        ("swin_tiny_patch4_window7_224", 224, by_swins_names),
+    ],
+)
+def test_checkpoints_are_read_by_the_names_of_their_authors(
+    store: Store, tmp_path: Path, name: str, side: int, named: Callable
+):
+    torch.manual_seed(3)
+    clip = "clip" in name  # whose classifier is a projection without a bias
+    network = timm.create_model(name)
+    if clip:
+        network.head.bias.data.zero_()
+    theirs = named(network.state_dict())
+    file = tmp_path / "theirs.pth"
+    torch.save(theirs, file)
+    saved = tmp_path / "ours.pth"
+    torch.save(network.state_dict(), saved)
+    sized = f"side={side}," if side != 224 else ""
+    text = f"timm:{name}:{sized}weights="
+    batch = noise(2, 3, side)
+    with torch.inference_mode():
+        found, expected = (
+            loading.load(resolved(store, f"{text}{each}"))(batch)
+            for each in (file, saved)
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert expected.std() > 0.1
+
+    some = next(n for n in reversed(theirs) if re.search(r"\.1\..*weight", n))
+    torch.save({n: t for n, t in theirs.items() if n != some}, file)
+    with pytest.raises(WeightsError, match=r"1 missing \((blocks|stages|layers)\."):
+        loading.load(resolved(store, f"{text}{file}"))
+
+
+def test_positions_of_another_grid_are_resampled(store: Store, tmp_path: Path):
+    """As timm does where a checkpoint was made for images of another size."""
+    name = "vit_tiny_patch16_224"
+    torch.manual_seed(3)
+    larger = timm.create_model(name, img_size=384).state_dict()
+    file = tmp_path / "larger.pth"
+    torch.save(larger, file)
+    network = timm.create_model(name, num_classes=0).eval()
+    rename = timm.models.vision_transformer.checkpoint_filter_fn
+    network.load_state_dict(rename(larger, network), strict=False)
+    batch = noise(1, 3, 224)
+    with torch.inference_mode():
+        found = loading.load(resolved(store, f"timm:{name}:weights={file}"))(batch)
+        torch.testing.assert_close(found, network(batch))
 
 
 def test_a_layer_that_is_missing_is_never_drawn_at_random(store: Store, tmp_path: Path):

@@ -78,6 +78,7 @@ def pretrained(
             value that is needed is not finite.
         InvalidSpec: see ``cuts.FeatureExtractor``.
     """
+    state = PROVIDERS[backbone.origin].renamed(backbone, how.crop, state)
     network = hollow(backbone, how.crop, state)
     hint = "Caffe's AlexNet is the backbone caffe_alexnet; "
     complaint = f"{origin} does not hold weights of {backbone.name}: "

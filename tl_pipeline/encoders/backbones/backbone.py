@@ -155,6 +155,12 @@ class Provider(Kind, Protocol):
         """
         ...
 
+    def renamed(
+        self, backbone: Backbone, side: int, state: "Mapping[str, torch.Tensor]"
+    ) -> "Mapping[str, torch.Tensor]":
+        """``state`` under the names of ``build``; as it is where it is unknown."""
+        ...
+
 
 class SelfContained(Kind, Protocol):
     """A kind of network that brings its weights, and is nothing without them.
@@ -225,3 +231,12 @@ class NonImageEncoder(Protocol):
     ) -> "torch.nn.Module":
         """The frozen network: a batch of inputs to float32 of shape (n, width)."""
         ...
+
+
+def same_names(
+    backbone: Backbone,  # noqa: ARG001 - see ``Provider.renamed``
+    side: int,  # noqa: ARG001
+    state: "Mapping[str, torch.Tensor]",
+) -> "Mapping[str, torch.Tensor]":
+    """``state``: old names are renamed by the network as it loads."""
+    return state

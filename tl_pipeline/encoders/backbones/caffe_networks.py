@@ -15,6 +15,7 @@ from tl_pipeline.encoders.backbones.backbone import (
     Layer,
     NamedWeights,
     Published,
+    same_names,
 )
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.inputs.images import Preprocess
@@ -46,6 +47,7 @@ _PREPROCESS = Preprocess(
     mean=tuple(value / 255 for value in _MEAN),
     std=(1 / 255,) * 3,
 )
+renamed = same_names
 
 
 def find(name: str) -> Backbone | None:

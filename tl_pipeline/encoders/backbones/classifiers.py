@@ -17,6 +17,7 @@ from tl_pipeline.encoders.backbones.backbone import (
     Layer,
     NamedWeights,
     PrefixTokens,
+    same_names,
 )
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
@@ -192,6 +193,7 @@ published, place, fetch = (
     torchvision_weights.place,
     torchvision_weights.fetch,
 )
+renamed = same_names
 
 
 def find(name: str) -> Backbone | None:

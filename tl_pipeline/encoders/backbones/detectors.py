@@ -14,7 +14,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.encoders.backbones import torchvision_weights
-from tl_pipeline.encoders.backbones.backbone import Backbone, Layer, NamedWeights
+from tl_pipeline.encoders.backbones.backbone import (
+    Backbone,
+    Layer,
+    NamedWeights,
+    same_names,
+)
 from tl_pipeline.inputs.images import Preprocess
 
 if TYPE_CHECKING:
@@ -75,6 +80,7 @@ published, place, fetch = (
     torchvision_weights.place,
     torchvision_weights.fetch,
 )
+renamed = same_names
 
 
 def find(name: str) -> Backbone | None:

@@ -10,6 +10,7 @@ from tl_pipeline.encoders.backbones.backbone import (
     Layer,
     NamedWeights,
     Published,
+    same_names,
 )
 from tl_pipeline.errors import UnknownName
 from tl_pipeline.inputs.images import Preprocess
@@ -31,6 +32,7 @@ PACKAGE: str = "torchvision"  # nothing is remembered of LeNet, and torch draws 
 
 _LETTERS = "lenet5-letters.safetensors"
 _PREPROCESS = Preprocess(resize=32, crop=32, grey=True, mean=(0.5,), std=(0.5,))
+renamed = same_names
 
 
 def find(name: str) -> Backbone | None:

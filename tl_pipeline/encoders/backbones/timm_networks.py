@@ -11,7 +11,10 @@ any submodule that gives one tensor by its name (``blocks.8``, ``stages.2``); ``
 the last K blocks of a transformer (see ``timm_outputs``).
 """
 
+import inspect
 import os
+import sys
+import warnings
 from collections.abc import Mapping
 from math import floor
 from pathlib import Path
@@ -40,6 +43,9 @@ _LAYERS = {
 }
 _HUB = "https://huggingface.co"
 _FILE = "model.safetensors"
+_FILTER = "checkpoint_filter_fn"
+# Networks whose filter timm calls with options that depend on the name.
+_FILTERED_OTHERWISE = ("flexi", "radio", "hieradet")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
@@ -133,24 +139,107 @@ def build(
     """
     from tl_pipeline.encoders.backbones.timm_outputs import TimmOutputs
 
-    about = _tags(backbone)
-    usual = next(iter(about.values()))
-    options: dict[str, Any] = {}
+    options = _sized(backbone, side)
     if state:
+        usual = next(iter(_tags(backbone).values()))
         options["num_classes"] = _classes(usual, state)
-    if usual.fixed_input_size and side != usual.input_size[-1]:
-        # Positions are those of the weights' own size; they are resampled in each call.
-        options["dynamic_img_size"] = True
+    return TimmOutputs(_create(backbone, **options), side)
+
+
+def renamed(
+    backbone: Backbone, side: int, state: "Mapping[str, torch.Tensor]"
+) -> "Mapping[str, torch.Tensor]":
+    """``state`` renamed, and resampled for ``side``, as timm does while it loads.
+
+    As it is where it fits already, and where timm's function makes nothing fit.
+    """
+    network = _on_meta(backbone, **_sized(backbone, side))
+    expected = _shapes(network.state_dict())
+    before = _matching(expected, state)
+    if before == len(expected):
+        return state
     try:
-        network = _create(backbone, **options)
-    except TypeError as fault:
-        if "dynamic_img_size" not in str(fault):
-            raise
-        raise InvalidSpec(
-            f"{backbone.name} takes inputs of {usual.input_size[-1]} pixels only, not "
-            f"{side}"
-        ) from None
-    return TimmOutputs(network, side)
+        found = _filtered(backbone, network, state)
+    except Exception:  # noqa: BLE001 - of what is no such checkpoint, whatever it is
+        return state
+    return found if _matching(expected, found) > before else state
+
+
+def _sized(backbone: Backbone, side: int) -> dict[str, Any]:
+    """How timm is asked for the network for inputs of ``side`` pixels.
+
+    Raises:
+        InvalidSpec: it has no form for them that takes the usual weights.
+    """
+    usual = next(iter(_tags(backbone).values()))
+    if not usual.fixed_input_size or side == usual.input_size[-1]:
+        return {}
+    # Positions are those of the weights' own size; they are resampled in each call.
+    if _takes(backbone, "dynamic_img_size", True):
+        return {"dynamic_img_size": True}
+    # Tables of windows are resampled as weights are loaded.
+    if _takes(backbone, "img_size", side) and _resampled(backbone, side):
+        return {"img_size": side}
+    raise InvalidSpec(
+        f"{backbone.name} takes inputs of {usual.input_size[-1]} pixels only, not "
+        f"{side}"
+    )
+
+
+def _takes(backbone: Backbone, option: str, value: Any) -> bool:
+    """Whether the network can be built with that option."""
+    try:
+        _on_meta(backbone, **{option: value})
+    except (TypeError, AssertionError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _resampled(backbone: Backbone, side: int) -> bool:
+    """Whether timm makes the usual weights fit the network for ``side`` pixels."""
+    network = _on_meta(backbone, img_size=side)
+    found = _filtered(backbone, network, _hollow_state(backbone))
+    return _shapes(network.state_dict()) == _shapes(found)
+
+
+def _hollow_state(backbone: Backbone) -> "Mapping[str, torch.Tensor]":
+    """The names and shapes of the usual weights, with zeros for values."""
+    import torch
+
+    return {
+        name: torch.zeros(shape)
+        for name, shape in _shapes(_on_meta(backbone).state_dict()).items()
+    }
+
+
+def _filtered(
+    backbone: Backbone, network: Any, state: "Mapping[str, torch.Tensor]"
+) -> "Mapping[str, torch.Tensor]":
+    """What timm makes of ``state`` before ``network`` loads it."""
+    from timm.models import model_entrypoint
+
+    bare = backbone.name.removeprefix(_PREFIX)
+    module = sys.modules[model_entrypoint(bare).__module__]
+    rename = getattr(module, _FILTER, None)
+    if rename is None or any(word in bare for word in _FILTERED_OTHERWISE):
+        return state
+    options = {"adapt_layer_scale": True}  # of DeiT III, and of none else
+    known = inspect.signature(rename).parameters
+    given = {name: value for name, value in options.items() if name in known}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, that timm could be faster
+        return rename(dict(state), network, **given)
+
+
+def _shapes(state: "Mapping[str, torch.Tensor]") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _matching(
+    expected: Mapping[str, tuple[int, ...]], state: "Mapping[str, torch.Tensor]"
+) -> int:
+    """How many of the ``expected`` names ``state`` has in the right shape."""
+    return sum(expected.get(name) == tuple(t.shape) for name, t in state.items())
 
 
 def _classes(about: Any, state: "Mapping[str, torch.Tensor]") -> int:
@@ -183,11 +272,16 @@ def _create(backbone: Backbone, **options: Any) -> "torch.nn.Module":
     return create_model(bare, pretrained=False, **options)
 
 
-def _parameters(backbone: Backbone) -> int:
+def _on_meta(backbone: Backbone, **options: Any) -> "torch.nn.Module":
+    """The network without memory."""
     import torch
 
-    with torch.device("meta"):
-        return sum(values.numel() for values in _create(backbone).parameters())
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return _create(backbone, **options)
+
+
+def _parameters(backbone: Backbone) -> int:
+    return sum(values.numel() for values in _on_meta(backbone).parameters())
 
 
 def _url(about: Any) -> str:
