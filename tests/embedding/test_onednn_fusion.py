@@ -1,5 +1,7 @@
 """Faster graphs: the same embeddings, one network of each family."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,12 @@ NETWORKS = [
     "convnext_tiny:crop=96,resize=96",
     "swin_t:crop=96,resize=96",
     "lenet5",
+    "timm:efficientnet_b0:side=96",
+    "timm:tf_efficientnet_lite0:side=97",  # pads by the size of its input
+    "timm:resnet10t:layer=layer2,side=96",
+    "timm:convnext_atto:layer=stages.1,side=96",
+    "timm:vit_tiny_patch16_224:layer=last2,pool=cls+mean,side=64",
+    "timm:naflexvit_base_patch16_gap:side=32",  # cannot be traced
 ]
 
 
@@ -115,7 +123,8 @@ def test_what_follows_a_convolution_is_taken_along(store: Store):
     not onednn_fusion.can_pack(torch.bfloat16), reason="no bfloat16 for this processor"
 )
 @pytest.mark.parametrize(
-    ("text", "pools"), [("mobilenet_v3_small", 10), ("mobilenet_v2", 1)]
+    ("text", "pools"),
+    [("mobilenet_v3_small", 10), ("mobilenet_v2", 1), ("timm:efficientnet_b0", 17)],
 )
 def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store: Store):
     """By module and by function, and not where their values are float32."""
@@ -128,6 +137,60 @@ def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store:
     exact = values.double().mean((2, 3), keepdim=True)
     off = onednn_fusion._average(values).double() - exact
     assert off.abs().max() <= exact.abs().max() * 2**-8  # the rounding of the result
+
+
+def steps(text: str, store: Store, precision: str) -> Counter[str]:
+    """How often each kind of step is in the graph that is computed."""
+    graph = Forward([encoder_of(text, store, precision=precision)])._network.body
+    found: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        kind = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_module":
+            module = graph.get_submodule(node.target)
+            kind = f"{type(module).__name__} {getattr(module, 'activation', '')}"
+        found[kind.lower()] += 1
+    return found
+
+
+@pytest.mark.skipif(
+    not onednn_fusion.can_pack(torch.bfloat16), reason="no bfloat16 for this processor"
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_timms_network_is_computed_by_the_steps_of_torchvisions(
+    store: Store, precision: str
+):
+    theirs = steps("timm:efficientnet_b0", store, precision)
+    ours = steps("efficientnet_b0", store, precision)
+    names = {"x", "batch", "flatten", "flatten "}  # of the input, and as function
+    assert {k: n for k, n in (theirs - ours).items() if k not in names} == (
+        {"mean": 16} if precision == "fp32" else {}
+    )
+    assert sum(theirs.values()) == sum(ours.values())
+
+
+def test_normalisation_of_timm_is_folded_with_its_values(store: Store):
+    """Statistics that are not those of a network before training."""
+    encoders = [
+        encoder_of(f"timm:efficientnet_b0:side=96,layer={layer}", store)
+        for layer in ("pre_logits", "bn1", "blocks.3")
+    ]
+    extractor = loading.load_together(encoders)
+    chance = torch.Generator().manual_seed(0)
+    for module in extractor.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=chance)
+            module.running_var.uniform_(0.5, 1.5, generator=chance)
+    batch = torch.randn(2, 3, 96, 96, generator=chance)
+    with torch.inference_mode():
+        expected = extractor(batch)
+        extractor.body = graph = extractor.body.traced()
+        onednn_fusion.fold(graph)
+        found = extractor(batch)
+    called = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
+    kinds = {type(graph.get_submodule(name)) for name in called}
+    assert torch.nn.BatchNorm2d not in kinds
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(other.abs().max()))
 
 
 def test_a_network_that_packing_changes_is_computed_without_and_said(

@@ -17,6 +17,7 @@ from tl_pipeline.embedding.cuda_graphs import CudaGraph, recorded
 from tl_pipeline.embedding.devices import CPU, exact_float32
 from tl_pipeline.embedding.process import keep_freed_memory
 from tl_pipeline.encoders import loading
+from tl_pipeline.encoders.backbones.outputs import Outputs
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.feature_extractor import FeatureExtractor
 from tl_pipeline.errors import InvalidSpec
@@ -255,9 +256,13 @@ def _pack(
 def _folded(together: Sequence[Encoder], normalise: "_Normalise") -> FeatureExtractor:
     """The network with batch normalisation folded into convolutions."""
     extractor = loading.load_together(together)
+    body = extractor.body
+    if isinstance(body, Outputs):
+        extractor.body = body.traced() or body
+    elif isinstance(body, fx.GraphModule):
+        extractor.body = onednn_fusion.inline(body)
     if isinstance(extractor.body, fx.GraphModule):
-        extractor.body = graph = onednn_fusion.inline(extractor.body)
-        onednn_fusion.fold(graph)
+        onednn_fusion.fold(extractor.body)
     extractor.to(normalise.device, normalise.kind)
     return extractor.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

@@ -110,7 +110,9 @@ def _pool_as_it_is(graph: fx.GraphModule) -> None:
 
 
 def _averages(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether ``node`` is the average over the whole map that is its only argument."""
+    """Whether ``node`` is the average over the whole map that is its first argument."""
+    if node.op == "call_method" and node.target == "mean":
+        return node.args[1:] == ((2, 3),) and node.kwargs == {"keepdim": True}
     if node.op == "call_function":
         whole = node.target is functional.adaptive_avg_pool2d and len(node.args) == 2
         return whole and not node.kwargs and node.args[1] in _WHOLE

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -112,8 +112,7 @@ class ModuleOutputs(Outputs):
         Raises:
             WeightsError: it has no such layer.
         """
-        for hook in self._hooks:
-            hook.remove()
+        self.unhook()
         self._wanted = tuple(dict.fromkeys(layers))
         sources = {name for layer in self._wanted for name in self.sources(layer)}
         modules = dict(self.network.named_modules())
@@ -128,6 +127,11 @@ class ModuleOutputs(Outputs):
             modules[name].register_forward_hook(partial(self._keep, name, last))
             for name in sources
         ]
+
+    def unhook(self) -> None:
+        """Leave its submodules as they were; it keeps none of their outputs then."""
+        for hook in self._hooks:
+            hook.remove()
 
     def forward(self, batch: torch.Tensor) -> Tensors:
         """See ``Outputs``."""
@@ -163,7 +167,7 @@ class ModuleOutputs(Outputs):
             if torch.is_tensor(called[-1]):
                 found[name] = tuple(called[-1].shape)
 
-        with self._noting(note):
+        with self.noting(note):
             self.try_out()
         return {name: shape for name, shape in found.items() if calls[name] == 1}
 
@@ -172,7 +176,8 @@ class ModuleOutputs(Outputs):
         raise NotImplementedError
 
     @contextmanager
-    def _noting(self, note: Any) -> Iterator[None]:
+    def noting(self, note: Callable[..., None]) -> Iterator[None]:
+        """Call ``note`` with the name, the module, its inputs and what it gave."""
         hooks = [
             module.register_forward_hook(partial(note, name))
             for name, module in self.network.named_modules()

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from tl_pipeline.encoders.backbones.backbone import PrefixTokens
 from tl_pipeline.encoders.backbones.outputs import (
@@ -49,9 +49,15 @@ class TimmOutputs(ModuleOutputs):
         """See ``ModuleOutputs``."""
         features = self.network.forward_features(batch)
         vectors = self.network.forward_head(features, pre_logits=True)
-        if self._channels_last and features.ndim == len("nhwc"):
+        if self._channels_last:
             features = features.permute(0, 3, 1, 2)
         return {_PRE_LOGITS: vectors, _FEATURES: features}
+
+    def traced(self) -> fx.GraphModule | None:
+        """See ``Outputs``."""
+        from tl_pipeline.encoders.backbones import timm_graphs
+
+        return timm_graphs.traced(self)
 
     def layer_names(self) -> list[str]:
         """See ``Outputs``."""
