@@ -12,6 +12,7 @@ from flows.partitions import ClusterExecutor
 from flows.tasks import TaskPerStage
 from flows.watching import logged
 from tl_pipeline.config.encoder_specs import backbone_of, texts_of
+from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.specs import (
     Ensemble,
     ErrorRate,
@@ -37,12 +38,14 @@ def _heads() -> str:
     return rf"^({'|'.join(found)})$"
 
 
+_FIELD = rf"({'|'.join(FinetuneSpec.model_fields)}|lr)=[^,]+"
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
 ConcatText = Annotated[list[BackboneText], Field(min_length=2)]
 HeadText = Annotated[str, Field(pattern=_heads())]
 NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+FinetuneText = Annotated[str, Field(pattern=rf"^(all|head|{_FIELD})(,{_FIELD})*$")]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
 BACKBONES_BY_DEFAULT = list(map(texts_of, DEFAULTS.backbones))
@@ -58,6 +61,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     dataset: str,
     backbones: list[BackboneText | ConcatText] = BACKBONES_BY_DEFAULT,
     heads: list[HeadText] = HEADS_BY_DEFAULT,
+    finetune: list[FinetuneText] = [],  # noqa: B006 - Prefect reads it, nobody writes
     search: SearchText = SEARCH_BY_DEFAULT,
     ensemble: Ensemble | None = None,
     calibration: Method = DEFAULTS.calibration,
@@ -80,6 +84,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
             candidate, their embeddings side by side.
         heads: each NAME or NAME:param=value, a slash between the values of a grid;
             or quick or thorough.
+        finetune: ways to fine-tune each backbone besides, such as all, head, or
+            blocks=2,epochs=5.
         search: cross_validation or validation, and how, such as
             cross_validation:folds=5,strategy=halving.
         ensemble: also average heads: the best of each encoder, or greedily chosen.
@@ -102,6 +108,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         dataset=dataset,
         backbones=tuple(map(backbone_of, backbones)),
         heads=tuple(map(HeadSpec.parse, heads)),
+        finetune=tuple(map(FinetuneSpec.parse, finetune)),
         search=SearchSpec.parse(search),
         ensemble=ensemble,
         calibration=calibration,

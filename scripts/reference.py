@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from tl_pipeline import heads
 from tl_pipeline.cli.main import app
 from tl_pipeline.config import datasets
+from tl_pipeline.config.finetune_specs import FinetuneSpec
 
 FILE = Path(__file__).parents[1] / "docs" / "reference.md"
 HEAD = """# Reference
@@ -74,10 +75,18 @@ def all_heads() -> str:
     return "\n".join(lines)
 
 
+def fine_tuning() -> str:
+    """What ``--finetune`` takes."""
+    words = "`--finetune` takes `all`, `head` or `blocks=N`"
+    lines = ["## Fine-tuning", "", f"{words}, and after commas what differs.", ""]
+    return "\n".join(lines + fields(FinetuneSpec, list(FinetuneSpec.model_fields)))
+
+
 def page() -> str:
     """The whole page."""
     commands = app.generate_docs(output_format="markdown").replace("\n#", "\n##")
-    return "\n".join([HEAD, f"#{commands.strip()}", "", all_heads(), "", entries(), ""])
+    parts = [f"#{commands.strip()}", all_heads(), fine_tuning(), entries()]
+    return "\n".join([HEAD, "\n\n".join(parts), ""])
 
 
 def main() -> int:

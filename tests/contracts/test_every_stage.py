@@ -3,6 +3,7 @@
 import importlib
 import os
 import pkgutil
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ def work(photos: Path, store: Store) -> Work:
             "dataset": str(photos),
             "backbones": ["lenet5"],
             "heads": ["logistic:C=0.01/0.1", "nearest_centroid:whiten=false"],
+            "finetune": ["blocks=1,epochs=1,refit=false"],
             "search": "cross_validation:folds=3",
             "ensemble": "greedy",
         }
@@ -203,7 +205,9 @@ def contents(store: Store, kind: str, key: str) -> dict[str, Any]:
             read[table.file] = tables.read(table, folder, names)
     for file in folder.glob("*.json"):
         if file.name != "provenance.json":
-            read[file.name] = file.read_text()
+            # a model names weights of the store by the place where it was then
+            text = file.read_text()
+            read[file.name] = re.sub(r'"/[^"]*/weights/', '"weights/', text)
     return read
 
 

@@ -124,8 +124,8 @@ def test_a_champion_of_a_bad_night_goes_with_the_next_good_one(store: Store):
 @pytest.mark.parametrize(
     ("validation", "options", "said"),
     [
-        (right(50, first=50), {}, "only 0 of its 50 held-out images are still there"),
-        (right(50, first=26), {}, "only 24 of its 50 held-out images"),
+        (right(50, first=50), {}, "only 0 of 50 held-out images scored both"),
+        (right(50, first=26), {}, "only 24 of 50 held-out images scored both"),
         (right(50), {"train": 84}, "shrank from 150 to 134 images to learn from"),
         (
             right(50),

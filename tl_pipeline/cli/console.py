@@ -145,7 +145,8 @@ def _time(step: Step) -> str:
 
 
 def _print_results(record: RunRecord) -> None:
-    split = "folds" if any(result.folds for result in record.results) else "validation"
+    splits = {"folds" if result.folds else "validation" for result in record.results}
+    split = splits.pop() if len(splits) == 1 else "held out"
     print_rows(
         [
             {

@@ -14,6 +14,7 @@ from tl_pipeline.config.encoder_specs import (
     parse_backbones,
     texts_of,
 )
+from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.specs import Ensemble, HeadSpec, Method, RunSpec, SearchSpec
 from tl_pipeline.errors import InvalidSpec
 
@@ -66,6 +67,10 @@ class Request:
     head: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """NAME or NAME:param=value; 0.1/1 is a grid; or quick, or thorough.
     Default: logistic and mlp."""
+
+    finetune: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """all, head or blocks=N, and what differs: blocks=2,epochs=5; repeat to compare.
+    Each backbone is then also fine-tuned."""
 
     search: str | None = None
     """cross_validation or validation, :folds=,strategy=,configurations=,refit="""
@@ -120,6 +125,7 @@ class Request:
             "dataset": self.dataset,
             "backbones": encoders or None,
             "heads": tuple(map(HeadSpec.parse, self.head)) or None,
+            "finetune": tuple(map(FinetuneSpec.parse, self.finetune)) or None,
             "search": SearchSpec.parse(self.search) if self.search else None,
             "ensemble": self.ensemble,
             "calibration": self.calibration,
@@ -147,6 +153,7 @@ class Request:
             "dataset": spec.dataset,
             "backbones": list(map(texts_of, spec.backbones)),
             "heads": [head.short() for head in spec.heads],
+            "finetune": [how.short() for how in spec.finetune],
             "search": spec.search.short(),
             "ensemble": spec.ensemble,
             "controls": spec.controls,

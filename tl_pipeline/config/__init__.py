@@ -9,6 +9,7 @@ __all__ = [
     "dataset_entry",
     "datasets",
     "encoder_specs",
+    "finetune_specs",
     "locations",
     "short_forms",
     "specs",

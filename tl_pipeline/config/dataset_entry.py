@@ -99,6 +99,11 @@ class DatasetEntry(PixelSpec):
         ),
     ] = NearDuplicatesSpec()
     expect: Expected = Expected()
+    mirror: bool | None = Field(
+        default=None,
+        description="whether an image may be mirrored left to right and still be of its"
+        " class, for augmentation; measured where this is left out",
+    )
     max_quarantined: float = Field(
         default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"
     )
@@ -115,7 +120,8 @@ class DatasetEntry(PixelSpec):
 
     @model_validator(mode="after")
     def _pixels_are_of_images(self) -> Self:
-        wanted = self.model_fields_set & PixelSpec.model_fields.keys()
+        of_images = {*PixelSpec.model_fields, "mirror"}
+        wanted = self.model_fields_set & of_images
         if wanted and self.modality != "image":
             raise ValueError(
                 f"{', '.join(sorted(wanted))}: of images, not {self.modality}s"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from tl_pipeline.config.encoder_specs import BackboneField, EncoderSpec
+from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.short_forms import (
     Scalar,
     Spec,
@@ -115,6 +116,10 @@ def _head(value: Any) -> Any:
     return parsed(HeadSpec.parse, value)
 
 
+def _finetune(value: Any) -> Any:
+    return parsed(FinetuneSpec.parse, value)
+
+
 Method = Literal["none", "temperature"]
 ErrorRate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -138,6 +143,9 @@ class RunSpec(Spec):
         default=(HeadSpec(name="logistic"), HeadSpec(name="mlp")), min_length=1
     )
     search: Annotated[SearchSpec, BeforeValidator(_search)] = SearchSpec()
+    finetune: tuple[Annotated[FinetuneSpec, BeforeValidator(_finetune)], ...] = Field(
+        default=(), description="each backbone is also fine-tuned in each of these ways"
+    )
     ensemble: Ensemble | None = Field(
         default=None, description="one candidate more, of the heads together"
     )

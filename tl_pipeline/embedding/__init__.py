@@ -4,4 +4,13 @@ In: encoders with their networks, and references to images. Out: rows in part fi
 where the time went. ``gpu`` holds what needs a GPU that decodes JPEGs.
 """
 
-__all__ = ["devices", "engine", "forward", "gpu", "precision", "process", "result"]
+__all__ = [
+    "devices",
+    "engine",
+    "forward",
+    "gpu",
+    "precision",
+    "process",
+    "result",
+    "workers",
+]

@@ -11,6 +11,7 @@ from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.encoders import backbones, weight_names
 from tl_pipeline.encoders.backbones import (
     NON_IMAGE_ENCODERS,
+    PROVIDERS,
     SELF_CONTAINED,
     Backbone,
     Layer,
@@ -116,13 +117,17 @@ def check_names(spec: EncoderSpec, store: Store) -> Backbone:
 def width(encoder: Encoder, store: Store) -> int | None:
     """How many values the embedding of an image has; remembered in ``store``.
 
-    None where the input is no image. A network that was not seen before is loaded.
+    None where the input is no image, and where weights are named that are not made yet.
+    A network that was not seen before is loaded.
 
     Raises:
         WeightsError: it cannot be loaded.
         InvalidSpec: the input or the pooling does not suit it.
     """
-    if not isinstance(encoder.preprocess, Preprocess):
+    named = encoder.weights
+    provided = backbones.find_backbone(encoder.backbone).origin in PROVIDERS
+    unmade = provided and named.file is None and named.seed is None
+    if unmade or not isinstance(encoder.preprocess, Preprocess):
         return None
     memo = Cache(store)
     exact = encoder.model_copy(update={"precision": "fp32"})

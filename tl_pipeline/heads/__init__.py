@@ -24,6 +24,7 @@ __all__ = [
     "complete",
     "cross_validation",
     "describe",
+    "estimators",
     "expanded",
     "fitted",
     "fitting",
@@ -33,6 +34,8 @@ __all__ = [
     "is_range",
     "label",
     "linear",
+    "neural",
+    "predictors",
     "sampled",
     "search",
 ]

@@ -72,7 +72,7 @@ def label(config: HeadConfig) -> str:
     shown = ", ".join(
         f"{name}={str(value).lower() if isinstance(value, bool) else value}"
         for name, value in config.params.items()
-        if value != defaults[name]
+        if value != defaults.get(name)
     )
     return f"{config.name}({shown})" if shown else config.name
 

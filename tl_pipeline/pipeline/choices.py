@@ -1,12 +1,14 @@
-"""What ``train`` chose, for the stages after it; and which images say what is chosen.
+"""What was chosen of a head, for the stages after it; and which images choose.
 
 ``searches/<key>/`` holds the choice (``chosen.json``) and, as HELD_OUT, what the chosen
 configuration says of images that it did not learn from.
 """
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
+from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig, SearchSpec
 from tl_pipeline.data.splits import FOLDS, TRAIN, VALIDATION
 from tl_pipeline.evaluation.averaging import Predictions
@@ -47,15 +49,29 @@ def roles(images: EncodedImages, how: SearchSpec) -> Roles:
     return Roles(train, held, everything if how.refit else train, VALIDATION)
 
 
+def write(folder: Path, config: HeadConfig, classes: list[str], head: str) -> None:
+    """Tell in ``folder`` what was chosen; ``head`` is the key of the fitted head.
+
+    ``classes`` are those of the probabilities in HELD_OUT.
+    """
+    about = {
+        "head": config.model_dump(mode="json"),
+        "label": heads.label(config),
+        "classes": classes,
+        "key": head,
+    }
+    (folder / CHOSEN).write_text(json.dumps(about, ensure_ascii=False))
+
+
+def fitted(store: Store, made: Artifact) -> Artifact:
+    """The fitted head of what was chosen."""
+    key = json.loads((store.path(made) / CHOSEN).read_text())["key"]
+    return Artifact("heads", key, key)
+
+
 def label_of(store: Store, made: Artifact) -> str:
     """The configuration that was chosen, as people read it."""
     return json.loads((store.path(made) / CHOSEN).read_text())["label"]
-
-
-def chosen(store: Store, made: Artifact) -> HeadConfig:
-    """The configuration that was chosen."""
-    about = json.loads((store.path(made) / CHOSEN).read_text())
-    return HeadConfig.model_validate(about["head"])
 
 
 def held_out(store: Store, made: Artifact) -> Predictions:

@@ -13,24 +13,28 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from tl_pipeline import progress, query, report
-from tl_pipeline.config.specs import HeadSpec
+from tl_pipeline.config.specs import HeadSpec, SearchSpec
+from tl_pipeline.data.splits import TEST, TRAIN, VALIDATION
 from tl_pipeline.encoders import concat, weight_store
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
 from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.pipeline.choices import roles
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Stage
+from tl_pipeline.pipeline.stages.adopt import CONFIG, Adopt
 from tl_pipeline.pipeline.stages.audit import Audit
 from tl_pipeline.pipeline.stages.average import Average
 from tl_pipeline.pipeline.stages.embed import Embed, EmbeddingsOf, Executor
 from tl_pipeline.pipeline.stages.evaluate import Evaluate
+from tl_pipeline.pipeline.stages.finetune import Finetune, Finetuned, check_unseen
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.register import Best, Register
 from tl_pipeline.pipeline.stages.shuffle import Shuffle
 from tl_pipeline.pipeline.stages.train import Train
-from tl_pipeline.pipeline.work import Work, prepare, source
+from tl_pipeline.pipeline.work import FineTuning, Work, prepare, source
 from tl_pipeline.registry import logged_run
 from tl_pipeline.runs import controls, records, results
 from tl_pipeline.runs.controls import Subject
@@ -85,6 +89,9 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     for encoder, heads in work.heads:
         for head in heads:
             scored.add(manifest, encoder, head)
+    for wanted in work.finetune:
+        tuned = _finetuned(work, wanted, perform, ingested, manifest, embedded)
+        scored.add_tuned(manifest, tuned, wanted.heads)
     if work.leakage:
         encoder, heads = work.leakage
         shuffled = perform(Shuffle(at, manifest, dataset.split.seed))
@@ -95,6 +102,60 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     asked = logged_run.params(spec.seed, spec.search, spec.calibration, spec.error)
     best = perform(Register(at, dataset.name, manifest, evaluations, used, asked))
     return Wired(manifest, evaluations, tuple(scored.subjects), best)
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """A network that was fine-tuned, and the one that judges it.
+
+    That is the same, or one that learned in the same way without validation images.
+    ``search`` is how heads on them are chosen.
+    """
+
+    judged: Finetuned
+    judged_embeddings: Artifact
+    final: Finetuned
+    embeddings: Artifact
+    search: SearchSpec
+
+
+def _finetuned(
+    work: Work,
+    wanted: FineTuning,
+    perform: Perform,
+    ingested: Manifest,
+    manifest: Manifest,
+    embedded: EmbeddingsOf,
+) -> _Tuned:
+    """Fine-tune one encoder in one way, and embed all images with what comes of it."""
+    at, how = work.at, wanted.how
+    frozen = concat.embeddings_of(embedded, wanted.encoder)
+
+    def tuned(*sides: str) -> Finetuned:
+        stage = Finetune(
+            at,
+            work.dataset,
+            manifest,
+            frozen,
+            wanted.encoder,
+            how,
+            work.spec.seed,
+            sides,
+        )
+        return perform(stage)
+
+    judged = final = tuned(TRAIN)
+    if how.refit:
+        final = tuned(TRAIN, VALIDATION)
+    encoders = tuple({e.key: e for e in (judged.encoder, final.encoder)}.values())
+    found = perform(Embed(at, work.dataset, ingested, encoders, work.spec.part_rows))
+    # Folds would score heads on images whose labels the network has seen.
+    search = work.spec.search.model_copy(
+        update={"select": "validation", "folds": None, "refit": how.refit}
+    )
+    return _Tuned(
+        judged, found[judged.encoder.key], final, found[final.encoder.key], search
+    )
 
 
 class _Scored:
@@ -116,18 +177,68 @@ class _Scored:
         """Train ``head`` on the embeddings of ``encoder``, and evaluate it."""
         at, spec = self._work.at, self._work.spec
         embeddings = concat.embeddings_of(self._embedded, encoder)
+        images = manifest.encoded(embeddings)
+        scored = roles(images, spec.search).scored.ids + images.held_out(TEST).ids
+        check_unseen(at.store, encoder, scored)
         trained = self._perform(
             Train(at, manifest, embeddings, encoder, head, spec.search, spec.seed)
         )
+        self._evaluate(manifest, embeddings, trained, encoder, head, spec.search)
+
+    def add_tuned(
+        self, manifest: Manifest, tuned: _Tuned, heads: Sequence[HeadSpec]
+    ) -> None:
+        """The head that was trained with the network, and ``heads`` on top of it."""
+        at, seed = self._work.at, self._work.spec.seed
+        encoder, search = tuned.final.encoder, tuned.search
+        refitted = tuned.embeddings if search.refit else None
+        own = self._perform(
+            Adopt(
+                at,
+                manifest,
+                tuned.judged.artifact,
+                tuned.judged_embeddings,
+                tuned.final.artifact,
+                encoder,
+                seed,
+            )
+        )
+        head = HeadSpec(name=CONFIG.name, params=dict(CONFIG.params))
+        self._evaluate(manifest, tuned.embeddings, own, encoder, head, search)
+        for head in heads:
+            chosen = self._perform(
+                Train(
+                    at,
+                    manifest,
+                    tuned.judged_embeddings,
+                    encoder,
+                    head,
+                    search,
+                    seed,
+                    refitted,
+                )
+            )
+            self._evaluate(manifest, tuned.embeddings, chosen, encoder, head, search)
+
+    def _evaluate(
+        self,
+        manifest: Manifest,
+        embeddings: Artifact,
+        trained: Artifact,
+        encoder: AnyEncoder,
+        head: HeadSpec,
+        search: SearchSpec,
+    ) -> None:
+        spec = self._work.spec
         scored = self._perform(
             Evaluate(
-                at,
+                self._work.at,
                 manifest,
                 embeddings,
                 trained,
                 encoder,
                 head,
-                spec.search,
+                search,
                 spec.seed,
                 spec.calibration,
                 spec.error,

@@ -1,5 +1,6 @@
 """A run with every name resolved, before anything is computed or written."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from tl_pipeline.config.encoder_specs import (
     EncoderSpec,
     members,
 )
+from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.specs import Ensemble, HeadSpec, RunSpec, SearchSpec
 from tl_pipeline.embedding import precision
 from tl_pipeline.encoders import backbones, concat, resolution
@@ -39,13 +41,23 @@ _CHOICES: dict[Modality, str] = {
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """An encoder, a way to fine-tune it, and the heads to train on what comes of it."""
+
+    encoder: Encoder
+    how: FinetuneSpec
+    heads: Sequence[HeadSpec]
+
+
+@dataclass(frozen=True)
 class Work:
     """What a run does: the heads to train on each encoder, candidates first.
 
     ``duplicate_encoder`` is the encoder in whose embeddings near duplicates are looked
     for, None to ignore them. ``baselines`` maps the key of an encoder to that of the
-    same network with random weights. ``skipped`` are the controls that were asked for
-    and do not exist. With ``verify`` no cache of unchanged files is trusted.
+    same network with random weights. ``finetune`` is done besides. ``skipped`` are the
+    controls that were asked for and do not exist. With ``verify`` no cache of unchanged
+    files is trusted.
     """
 
     spec: RunSpec
@@ -54,6 +66,7 @@ class Work:
     heads: list[tuple[AnyEncoder, list[HeadSpec]]]
     duplicate_encoder: AnyEncoder | None
     baselines: dict[str, str] = field(default_factory=dict)
+    finetune: list[FineTuning] = field(default_factory=list)
     skipped: list[Step] = field(default_factory=list)
     verify: bool = False
 
@@ -61,6 +74,7 @@ class Work:
     def encoders(self) -> tuple[Encoder, ...]:
         """What is embedded: each encoder once, in the order of ``heads``."""
         used = [encoder for encoder, _ in self.heads]
+        used += [wanted.encoder for wanted in self.finetune]
         used += [self.duplicate_encoder] if self.duplicate_encoder else []
         return concat.unique_members(used)
 
@@ -99,10 +113,13 @@ def prepare(
     wanted = _complete(spec)
     check_weights(dataset, wanted)
     duplicate_spec = _duplicate_spec(spec, dataset)
-    asked = [*spec.backbones, *([duplicate_spec] if duplicate_spec else [])]
+    to_tune = _to_tune(spec)
+    duplicates = [duplicate_spec] if duplicate_spec else []
+    asked = [*spec.backbones, *(wish for wish, _ in to_tune), *duplicates]
     check_modality(dataset, asked)
     found = resolve(asked, store, how=dataset.pixels, verify=verify, download=download)
-    spec, encoders = _each_once(spec, found)
+    finetune = _finetune(to_tune, found[len(spec.backbones) :], wanted)
+    spec, encoders = _each_once(spec, found[: len(spec.backbones)])
     work = [(encoder, list(wanted)) for encoder in encoders]
     if spec.ensemble:
         _check_ensemble(spec.ensemble, work)
@@ -123,6 +140,7 @@ def prepare(
         heads=work,
         duplicate_encoder=found[-1] if duplicate_spec else None,
         baselines={key: baseline.key for key, baseline in baselines.items()},
+        finetune=finetune,
         skipped=skipped,
         verify=verify,
     )
@@ -205,6 +223,54 @@ def _each_once(
     backbones = tuple(asked for asked, _ in once.values())
     encoders = [encoder for _, encoder in once.values()]
     return spec.model_copy(update={"backbones": backbones}), encoders
+
+
+def _to_tune(spec: RunSpec) -> list[tuple[EncoderSpec, FinetuneSpec]]:
+    """Each encoder with each way to fine-tune it, at the side that this one has.
+
+    Raises:
+        InvalidSpec: one of them cannot be fine-tuned.
+    """
+    found = []
+    for wish, how in itertools.product(spec.backbones, spec.finetune):
+        if not isinstance(wish, EncoderSpec):
+            raise InvalidSpec(
+                f"--finetune is of one network, and {wish.short()} are several; name "
+                "each as a --backbone of its own"
+            )
+        origin = backbones.find_backbone(wish.backbone).origin
+        if origin not in backbones.PROVIDERS:
+            raise InvalidSpec(
+                f"{wish.backbone} cannot be fine-tuned: it comes whole, or takes no "
+                "images. Networks that can: those of torchvision and timm, and lenet5"
+            )
+        if how.side is not None:
+            sized = {"side": how.side, "resize": None, "crop": None}
+            found.append((wish.model_copy(update=sized), how))
+        else:
+            found.append((wish, how))
+    return found
+
+
+def _finetune(
+    to_tune: Sequence[tuple[EncoderSpec, FinetuneSpec]],
+    found: Sequence[AnyEncoder],
+    wanted: Sequence[HeadSpec],
+) -> list[FineTuning]:
+    """What is ``to_tune``, each by its encoder, the first of ``found``.
+
+    Raises:
+        InvalidSpec: a network has fewer blocks than are to learn.
+    """
+    made = []
+    for (_, how), encoder in zip(to_tune, found, strict=False):
+        assert isinstance(encoder, Encoder)  # noqa: S101 - of one network
+        if isinstance(how.blocks, int) and how.blocks:
+            from tl_pipeline.finetuning import network  # noqa: PLC0415 - torch
+
+            network.check_blocks(encoder, how)
+        made.append(FineTuning(encoder, how, wanted))
+    return made
 
 
 def _duplicate_spec(spec: RunSpec, dataset: DatasetSpec) -> BackboneSpec | None:

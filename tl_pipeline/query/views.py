@@ -16,6 +16,7 @@ from tl_pipeline.runs.records import JointEncoder, RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.tables import (
+    CURVE,
     DUPLICATES,
     MANIFEST,
     METRICS,
@@ -107,8 +108,9 @@ def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
     for key in {r.evaluation: None for record in every for r in record.results}:
         store.find("evaluations", key)
     for step in (step for record in every for step in record.steps):
-        if "search" in step.keys:
-            store.find("searches", step.keys["search"])
+        for label, kind in (("search", "searches"), ("finetuned", "finetuned")):
+            if label in step.keys:
+                store.find(kind, step.keys[label])
     for key in described(store):
         if not any((store.root / "embeddings").glob("encoder=*/part-*.parquet")):
             EmbeddingFolder(store, key).gather(1)
@@ -136,6 +138,7 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
     }
     predicted = [root / "evaluations" / key / PREDICTIONS.file for key in current]
     scored = sorted((root / "evaluations").glob(f"[!.]*/{METRICS.file}"))
+    curves = sorted((root / "finetuned").glob(f"[!.]*/{CURVE.file}"))
     searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
     parts = root / "embeddings" / "encoder=*" / "part-*.parquet"
     return {
@@ -143,6 +146,7 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
         "predictions": _parquet(PREDICTIONS.schema, predicted),
         "metrics": _parquet(METRICS.schema, scored),
         "searches": _parquet(SEARCH.schema, searched),
+        "curves": _parquet(CURVE.schema, curves),
         "embeddings": (
             f"read_parquet('{quoted(parts)}', hive_partitioning = true, "
             "hive_types_autocast = false, filename = true, file_row_number = true)"

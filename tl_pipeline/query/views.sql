@@ -183,6 +183,19 @@ COMMENT ON VIEW searches IS
 'One row per run, search, round and configuration: how it did on images that it did not
 learn from, in folds (deviation over them) or on validation.';
 
+CREATE VIEW training_curves AS
+SELECT r.run_id, r.dataset, r.subject, c.* EXCLUDE (filename, encoder)
+FROM (
+    SELECT DISTINCT
+        run_id, dataset, s->>'$.subject' AS subject, s->>'$.keys.finetuned' AS finetuned
+    FROM (SELECT run_id, dataset, unnest(document->'$.steps[*]') AS s FROM records)
+    WHERE (s->>'$.keys.finetuned') IS NOT NULL
+) AS r
+JOIN {files of curves} AS c USING (finetuned);
+COMMENT ON VIEW training_curves IS
+'One row per run, fine-tuning, epoch and split: mean loss (nats) and accuracy. Those of
+train are of augmented images, while the network learned from them.';
+
 CREATE VIEW images AS
 SELECT d.dataset, i.* EXCLUDE (filename, "group"), i."group" AS group_id
 FROM {files of manifests} AS i

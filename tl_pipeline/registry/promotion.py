@@ -15,7 +15,8 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import PREDICTIONS
 
-# Of the champion's held-out images, at least so many must have scored the other too.
+# Of the held-out images of the one that has fewer, at least so many must have scored
+# the other too; networks that were fine-tuned are scored on validation alone.
 OVERLAP = 0.5
 # With fewer images to learn from than this share of the champion's, data are missing.
 REMAINING = 0.9
@@ -118,9 +119,9 @@ def _incomparable(mine: "_Scored", theirs: "_Scored", both: Compared) -> str | N
     if lost := sorted(theirs.classes - mine.classes):
         named = ", ".join(lost[:3]) + ", ..." * (len(lost) > 3)
         return f"{len(lost)} of its {len(theirs.classes)} classes are gone ({named})"
-    common, needed = len(both.units), theirs.images
+    common, needed = len(both.units), min(theirs.images, mine.images)
     if not common or common < OVERLAP * needed:
-        return f"only {common:,} of its {needed:,} held-out images are still there"
+        return f"only {common:,} of {needed:,} held-out images scored both"
     return None
 
 

@@ -23,8 +23,8 @@ class Step:
     """One stage at work on one subject: what came, or would come, of it.
 
     ``keys`` maps the label of each thing it stands for to its key. ``units`` counts the
-    images to embed or heads to train; the estimates are None where nothing is known,
-    and so is ``width``, the values of an embedding (4 bytes each).
+    images to embed, heads to train or epochs; the estimates are None where nothing is
+    known, and so is ``width``, the values of an embedding (4 bytes each).
     What is ``skipped`` cannot be done at all, and the reason says why. ``timings`` tell
     where the time of embedding went.
     """

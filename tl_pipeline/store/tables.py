@@ -183,6 +183,29 @@ HELD_OUT = Table(
         }
     ),
 )
+CURVE = Table(
+    "curve.parquet",
+    "One row per epoch of a fine-tuning and split: how the network did.",
+    ("epoch", "split"),
+    _columns(
+        {
+            "finetuned": pa.string(),
+            "encoder": pa.string(),
+            "epoch": pa.int32(),
+            "split": pa.string(),
+            "loss": pa.float64(),
+            "accuracy": pa.float64(),
+            "learning_rate": pa.float64(),
+            "seconds": pa.float64(),
+        }
+    ),
+)
+SEEN = Table(
+    "seen.parquet",
+    "One row per image that a network was fine-tuned on.",
+    ("image_id",),
+    _columns({"image_id": pa.string()}),
+)
 TABLES = (
     MANIFEST,
     QUARANTINE,
@@ -193,6 +216,8 @@ TABLES = (
     TRIAL,
     SEARCH,
     HELD_OUT,
+    CURVE,
+    SEEN,
 )
 
 

@@ -5,10 +5,12 @@ what was done and why. A stage is a class named as its file; see ``pipeline.stag
 """
 
 __all__ = [
+    "adopt",
     "audit",
     "average",
     "embed",
     "evaluate",
+    "finetune",
     "ingest",
     "register",
     "shuffle",

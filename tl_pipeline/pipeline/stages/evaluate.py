@@ -24,7 +24,7 @@ from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.averaging import Predictions
-from tl_pipeline.pipeline import choices, fits
+from tl_pipeline.pipeline import choices
 from tl_pipeline.pipeline.choices import Roles
 from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
@@ -63,7 +63,9 @@ class Evaluate(Unit[Artifact]):
 
     @property
     def subject(self) -> str:
-        return f"{self.head.name} on {self.manifest.named(self.encoder.label)}"
+        own = "finetuned" in self.head.params  # trained with the network
+        name = "own head" if own else self.head.name
+        return f"{name} on {self.manifest.named(self.encoder.label)}"
 
     def depends_on(self) -> KeyDocument:
         held, test = self._roles.scored, self._images.held_out(TEST)
@@ -100,10 +102,7 @@ class Evaluate(Unit[Artifact]):
         from tl_pipeline.heads import fitted  # noqa: PLC0415
 
         store = self.at.store
-        config = choices.chosen(store, self.trained)
-        (final,) = fits.make(
-            store, self.embeddings, self._roles.all, [config], self.seed
-        )
+        final = choices.fitted(store, self.trained)
         held = choices.held_out(store, self.trained)
         tested, units = self._tested(fitted.load(store.path(final)))
         found = scoring.score(
@@ -119,7 +118,7 @@ class Evaluate(Unit[Artifact]):
             "encoder_key": self.embeddings.key,
             "encoder": self.manifest.named(self.encoder.label),
             "family": self.head.name,
-            "head": heads.label(config),
+            "head": choices.label_of(store, self.trained),
         }
         scored_rows.write(self.key, about, found, self.manifest.groups_of, folder)
         told = {"head": final.key, "classes": tested.classes}

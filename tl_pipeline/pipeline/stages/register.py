@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_pipeline.data.splits import TEST
+import numpy as np
+
+from tl_pipeline.data.splits import TEST, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
-from tl_pipeline.evaluation import choice
+from tl_pipeline.evaluation import choice, scored_rows
 from tl_pipeline.evaluation.choice import Candidate, HeldOutScore
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.registry import model_folder, registration
@@ -140,8 +142,36 @@ def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]
     about = {e.key: store.provenance(e) for e in evaluations}
     candidates = [e for e in evaluations if not about[e.key]["params"]["control"]]
     scored = [_candidate(store, evaluation) for evaluation in candidates]
+    splits = {split for _, split in scored}
+    if len(splits) > 1:  # folds score more images than validation has
+        scored = _on_common_images(store, candidates, scored)
     found = choice.best([one for one, _ in scored], scored[0][1])
     return candidates[found.at], found.reason
+
+
+def _on_common_images(
+    store: Store,
+    candidates: Sequence[Artifact],
+    scored: Sequence[tuple[Candidate, str]],
+) -> list[tuple[Candidate, str]]:
+    """``scored`` anew, on the held-out images on which all ``candidates`` were scored.
+
+    No head or network of them learned from those.
+    """
+    from tl_pipeline.evaluation.averaging import shared  # noqa: PLC0415
+    from tl_pipeline.heads.cross_validation import FoldPredictions  # noqa: PLC0415
+
+    held = [scored_rows.read(store, one).held_out for one in candidates]
+    ids = shared(held)
+    found = []
+    for said, (candidate, _) in zip(held, scored, strict=True):
+        some = said.of(ids)
+        rows, classes = np.arange(len(ids)), np.array(some.classes)
+        score = FoldPredictions(0, rows, some.names(), classes, some.probabilities)
+        told = score.score()
+        merit = HeldOutScore(len(ids), told.accuracy, told.log_loss)
+        found.append((Candidate(candidate.name, merit), VALIDATION))
+    return found
 
 
 def _candidate(store: Store, evaluation: Artifact) -> tuple[Candidate, str]:

@@ -8,7 +8,6 @@ from (see ``fits``). No test image is read. Where the source tells weights, head
 by them; what scores them counts every image once.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.heads import search
 from tl_pipeline.pipeline import choices, fits
-from tl_pipeline.pipeline.choices import CHOSEN, Roles, roles
+from tl_pipeline.pipeline.choices import Roles, roles
 from tl_pipeline.pipeline.manifest import Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.pipeline.trials import Trial, Trials
@@ -46,7 +45,9 @@ VERSION = 3
 class Train(Unit[Artifact]):
     """The best configuration of ``head`` on the embeddings of one encoder, fitted.
 
-    By accuracy, then by log loss, then the first.
+    By accuracy, then by log loss, then the first. ``final`` are the embeddings that the
+    chosen configuration is fitted on, where they are of another encoder than those that
+    choose: of a network that was fine-tuned once more.
 
     Raises:
         DatasetError: no validation image could be embedded and they are to choose; or
@@ -64,6 +65,7 @@ class Train(Unit[Artifact]):
     head: HeadSpec
     how: SearchSpec
     seed: int
+    final: Artifact | None = None
 
     @property
     def subject(self) -> str:
@@ -83,6 +85,8 @@ class Train(Unit[Artifact]):
         inputs = self._trials.inputs(self._roles.learned, family)
         fitted = [fits.version(family), fits.inputs(self._roles.all, family)]
         inputs["fit"] = digest(fitted)
+        if self.final:
+            inputs["final encoder"] = self.final.key
         return key_document("train", VERSION, params, inputs)
 
     def found(self, made: Artifact) -> str:
@@ -138,7 +142,7 @@ class Train(Unit[Artifact]):
             f"{head}, round {number + 1}" if number else head: trial
             for head, number, trial in tables.values(rows, *columns)
         }
-        return {**trials, "fitted": json.loads((folder / CHOSEN).read_text())["key"]}
+        return {**trials, "fitted": choices.fitted(self.at.store, made).key}
 
     def output(self, made: Artifact | None) -> Artifact:
         return Artifact(self.kind, self.key, self.key)
@@ -165,13 +169,7 @@ class Train(Unit[Artifact]):
         held = self._trials.together(said, self._roles.learned)
         tables.write(HELD_OUT, _held_out_rows(held), folder)
         head = self._fit(chosen.config)
-        about = {
-            "head": chosen.config.model_dump(mode="json"),
-            "label": chosen.label,
-            "classes": held.classes,
-            "key": head.key,
-        }
-        (folder / CHOSEN).write_text(json.dumps(about, ensure_ascii=False))
+        choices.write(folder, chosen.config, held.classes, head.key)
         return self.key
 
     def _rounds(self) -> "tuple[list[list[Trial]], _Leader]":
@@ -195,7 +193,11 @@ class Train(Unit[Artifact]):
 
     def _fit(self, config: HeadConfig) -> Artifact:
         (made,) = fits.make(
-            self.at.store, self.embeddings, self._roles.all, [config], self.seed
+            self.at.store,
+            self.final or self.embeddings,
+            self._roles.all,
+            [config],
+            self.seed,
         )
         return made
 

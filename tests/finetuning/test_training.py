@@ -1,0 +1,208 @@
+"""What learns, what stays, and that a broken training goes on as it would have."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from tl_pipeline.config.encoder_specs import EncoderSpec
+from tl_pipeline.config.finetune_specs import FinetuneSpec
+from tl_pipeline.encoders import resolution
+from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.finetuning.network import Classifier, LinearHead
+from tl_pipeline.finetuning.training import Images, Trained, train
+from tl_pipeline.store.artifacts import Store
+
+ROWS = 240
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    """Real digits of 32 x 32 pixels, and their numbers."""
+    found: Any = load_digits()
+    small = np.repeat(np.repeat(found.images[:ROWS], 4, 1), 4, 2)
+    pixels = (small * (255 / 16)).astype(np.uint8)[:, None]
+    return Images(pixels, found.target[:ROWS])
+
+
+@pytest.fixture
+def encoder(store: Store) -> Encoder:
+    """LeNet-5 as it comes."""
+    return resolution.resolve(EncoderSpec.parse("lenet5"), store)
+
+
+def head(width: int, classes: int = 10) -> LinearHead:
+    """A head that knows nothing."""
+    chance = np.random.default_rng(0)
+    weight = chance.normal(0, 0.01, (classes, width)).astype("f4")
+    zeros, ones = np.zeros(width, "f4"), np.ones(width, "f4")
+    return LinearHead(weight, np.zeros(classes, "f4"), zeros, ones)
+
+
+def network(encoder: Encoder, how: FinetuneSpec) -> Classifier:
+    """``encoder`` with a head that knows nothing."""
+    return Classifier(encoder, head(120), how)
+
+
+def trained(
+    net: Classifier,
+    how: FinetuneSpec,
+    images: Images,
+    file: Path,
+    done: Callable[[int], None] = lambda _: None,
+    held: Images | None = None,
+) -> Trained:
+    """``net`` after training, not mirrored."""
+    return train(
+        net,
+        how,
+        images,
+        {"validation": images},
+        mirror=False,
+        seed=1,
+        checkpoint=file,
+        done=done,
+        held=held,
+    )
+
+
+def test_all_blocks_learn(encoder: Encoder, digits: Images, tmp_path: Path):
+    """From a head that knows nothing to most digits, in a curve of each epoch."""
+    how = FinetuneSpec(epochs=4, learning_rate=2e-3)
+    found = trained(network(encoder, how), how, digits, tmp_path / "c.pt")
+    assert [(p.epoch, p.split) for p in found.curve[:3]] == [
+        (1, "train"),
+        (1, "validation"),
+        (2, "train"),
+    ]
+    scores = [p.accuracy for p in found.curve if p.split == "validation"]
+    assert scores[-1] > 0.9 > scores[0]
+    assert found.curve[-1].learning_rate < 1e-4  # down the cosine
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_what_does_not_learn_stays(
+    encoder: Encoder, digits: Images, tmp_path: Path, blocks: int
+):
+    """Bit by bit; the last block of LeNet-5 below the head is c5."""
+    how = FinetuneSpec(blocks=blocks, epochs=2)
+    net = network(encoder, how)
+    before = net.weights()
+    trained(net, how, digits, tmp_path / "c.pt")
+    moved = {n for n, v in net.weights().items() if not torch.equal(v, before[n])}
+    assert moved == ({"c5.weight", "c5.bias"} if blocks else set())
+
+
+def test_a_lower_block_learns_by_smaller_steps(encoder: Encoder):
+    """The k-th block below the head at learning_rate x decay^k."""
+    from tl_pipeline.finetuning.training import _optimiser
+
+    how = FinetuneSpec(learning_rate=0.1, decay=0.5, weight_decay=0.2)
+    groups = _optimiser(network(encoder, how), how, torch.device("cpu")).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (rate, decay) for rate in (0.1, 0.05, 0.025, 0.0125) for decay in (0.2, 0.0)
+    ]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "learned"])
+def test_statistics_of_batch_normalisation(
+    store: Store, digits: Images, tmp_path: Path, norm: str
+):
+    """Frozen they stay, whatever mode the network is in; their weights learn."""
+    spec = EncoderSpec.parse("resnet18:weights=random:0,side=32,precision=fp32")
+    small = resolution.resolve(spec, store)
+    pixels = np.repeat(digits.pixels[:33], 3, 1)  # 33: a last image alone
+    images = Images(pixels, digits.targets[:33])
+    how = FinetuneSpec.parse(f"blocks=1,norm={norm},epochs=1,batch_size=16")
+    net = Classifier(small, head(512), how)
+    before = net.weights()
+    trained(net, how, images, tmp_path / "c.pt")
+    moved = {n for n, v in net.weights().items() if not torch.equal(v, before[n])}
+    assert {n.rpartition(".")[0] for n in moved} == {
+        f"layer4.1.{name}" for name in ("conv1", "bn1", "conv2", "bn2")
+    }
+    statistics = {n for n in moved if n.endswith(("running_mean", "running_var"))}
+    assert len(statistics) == (4 if norm == "learned" else 0)
+
+
+@pytest.mark.parametrize("more", ["", ",ema=0.9", ",mixup=0.2,cutmix=1,dropout=0.3"])
+def test_a_broken_training_ends_with_the_same_weights(
+    encoder: Encoder, digits: Images, tmp_path: Path, more: str
+):
+    """Broken off in the third of four epochs: weights, average and schedule go on."""
+    how = FinetuneSpec.parse(f"all,epochs=4,batch_size=32{more}")
+    whole = network(encoder, how)
+    curve = trained(whole, how, digits, tmp_path / "whole.pt").curve
+
+    seen = 0
+
+    def stop(number: int) -> None:
+        nonlocal seen
+        seen += number
+        if seen > 2.5 * ROWS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(network(encoder, how), how, digits, tmp_path / "c.pt", stop)
+    again = network(encoder, how)
+    found = trained(again, how, digits, tmp_path / "c.pt").curve
+    for name, values in whole.state_dict().items():
+        assert torch.equal(values, again.state_dict()[name]), name
+    assert [(p.split, p.loss) for p in found] == [(p.split, p.loss) for p in curve]
+
+
+def test_cores_do_not_change_what_is_learned(
+    encoder: Encoder, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Gradients of shares of a batch add up to those of the batch."""
+    how = FinetuneSpec(epochs=1, batch_size=40, precision="fp32")
+    found = []
+    for cores in ("1", "3"):
+        monkeypatch.setenv("TL_CORES", cores)
+        net = network(encoder, how)
+        trained(net, how, digits, tmp_path / f"{cores}.pt")
+        found.append(net.weights())
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_wise_is_chosen_by_images_left_out(
+    encoder: Encoder, digits: Images, tmp_path: Path
+):
+    """Labels without a meaning: the weights from before are as good or better."""
+    chance = np.random.default_rng(0)
+    wrong = Images(digits.pixels, chance.permutation(digits.targets))
+    how = FinetuneSpec(epochs=2, learning_rate=1e-2, wise=True)
+    found = trained(network(encoder, how), how, wrong, tmp_path / "c.pt", held=digits)
+    assert found.mix is not None
+    assert found.mix <= 0.5
+    right = trained(network(encoder, how), how, digits, tmp_path / "d.pt", held=digits)
+    assert right.mix is not None
+    assert right.mix >= 0.7
+
+
+def test_a_training_that_diverges(encoder: Encoder, digits: Images, tmp_path: Path):
+    """It ends at once, with the cure."""
+    how = FinetuneSpec(optimiser="sgd", learning_rate=10, warmup=0, epochs=3)
+    net = network(encoder, how)
+    with torch.no_grad():
+        net.head.weight.mul_(1e20)
+    with pytest.raises(InvalidSpec, match=r"diverged in epoch 1 at learning_rate 10 "):
+        trained(net, how, digits, tmp_path / "c.pt")
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_frozen_blocks_take_no_gradient(encoder: Encoder):
+    """Their modules stay in evaluation too."""
+    net = network(encoder, FinetuneSpec(blocks=0))
+    net.train()
+    assert not any(p.requires_grad for p in net.extractor.parameters())
+    assert not net.extractor.training
+    assert isinstance(net.head, nn.Linear)
+    assert net.head.weight.requires_grad

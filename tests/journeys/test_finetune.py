@@ -1,0 +1,250 @@
+"""Fine-tuning as people type it: cached, and judged by images that it never saw."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command_line import Tl, in_this_process
+from tests.conftest import REPOSITORY
+from tl_pipeline.runs import records
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.tables import MANIFEST, SEEN
+
+TUNED = "all,epochs=3,batch_size=16"
+ENTRY = """
+version: 1
+datasets:
+  scenes: {type: image_folder, path: photos, near_duplicates: ignore}
+"""
+HEAD = ("--no-controls", "--head", "logistic:C=0.01")
+MORE = (*HEAD, "--runner", "direct")
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, crops: Callable[[str, int], Image.Image]
+) -> Path:
+    """A folder with photos, and a store with one fine-tuned network."""
+    place = tmp_path_factory.mktemp("finetune")
+    (place / "data_catalog.yaml").write_text(ENTRY)
+    for label in ("china", "flower"):
+        (place / "photos" / label).mkdir(parents=True)
+        for number in range(40):
+            crops(label, number).save(place / "photos" / label / f"{number:03d}.jpg")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tl = in_this_process(place, monkeypatch)
+        done = tl("run", "scenes", "--finetune", TUNED, *MORE)
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return shutil.copytree(made, tmp_path / "copy")
+
+
+@pytest.fixture
+def tl(place: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
+    return in_this_process(place, monkeypatch)
+
+
+def last(place: Path) -> RunRecord:
+    """The record of the last run."""
+    found = records.latest(Store.open(place / "tl_store"), "scenes")
+    assert found
+    return found
+
+
+def ran(record: RunRecord) -> list[tuple[str, str]]:
+    """The stages that were not cached."""
+    return [(step.stage, step.subject) for step in record.steps if not step.cached]
+
+
+def test_its_heads_are_candidates_beside_the_frozen_ones(made: Path):
+    """Its own head and the heads of the run, judged on the same validation images."""
+    record = last(made)
+    found = [(result.encoder, result.head) for result in record.results]
+    assert sorted(found) == [
+        ("lenet5/c5 LETTERS", "logistic(C=0.01)"),
+        (f"lenet5/c5 finetuned {TUNED}", "logistic(C=0.01)"),
+        (f"lenet5/c5 finetuned {TUNED}", "softmax(finetuned=true)"),
+    ]
+    assert record.split_report is not None
+    assert record.chosen is not None
+    validation = record.split_report.splits["validation"].images
+    assert record.chosen.endswith(f"of {validation} images")
+
+
+def test_a_second_run_does_nothing(tl: Tl, place: Path):
+    """Not even an epoch; the photos of the copy are new files, so they are read."""
+    assert tl("run", "scenes", "--finetune", TUNED, *MORE).returncode == 0
+    assert ran(last(place)) == [("ingest", "scenes")]
+
+
+def test_another_learning_rate_reruns_what_hangs_on_it(tl: Tl, place: Path):
+    """Nothing before, and the plan says so with its reason."""
+    changed = f"{TUNED},learning_rate=0.0005"
+    before = last(place)
+    said = tl("plan", "scenes", "--finetune", changed, *HEAD, "--json").stdout
+    planned = json.loads(said)
+    due = [step["stage"] for step in planned if not step["cached"]]
+    assert due[:3] == ["ingest", "finetune", "finetune"]
+    assert tl("run", "scenes", "--finetune", changed, *MORE).returncode == 0
+    stages = [stage for stage, _ in ran(last(place))]
+    assert stages[:5] == ["ingest", "finetune", "finetune", "embed", "embed"]
+    frozen = [
+        s for s in last(place).steps if s.subject == "logistic on lenet5/c5 LETTERS"
+    ]
+    assert [step.cached for step in frozen] == [True, True]
+    keys = {step.keys["finetuned"] for step in before.steps if step.stage == "finetune"}
+    assert len(keys) == 2
+
+
+def test_it_judges_by_images_that_it_never_saw(made: Path):
+    """Of the two networks the one that judges saw train alone, the other both."""
+    store, record = Store.open(made / "tl_store"), last(made)
+    manifest = next(s.keys["manifest"] for s in record.steps if s.stage == "ingest")
+    rows = tables.read(MANIFEST, store.path(Artifact("manifests", manifest, "")))
+    split = dict(tables.values(rows, "image_id", "split"))
+    seen = []
+    for step in record.steps:
+        if step.stage == "finetune":
+            key = step.keys["finetuned"]
+            folder = store.path(Artifact("finetuned", key, key))
+            ids = tables.read(SEEN, folder)["image_id"].to_pylist()
+            seen.append({split[one] for one in ids})
+    assert seen == [{"train"}, {"train", "validation"}]
+
+
+def test_weights_that_have_seen_the_images_are_refused(tl: Tl, place: Path):
+    """As a file like any other they would flatter heads on folds."""
+    store = place / "tl_store"
+    about = [
+        json.loads(f.read_text()) for f in store.glob("finetuned/*/finetuned.json")
+    ]
+    weights = place / "tuned.safetensors"
+    shutil.copyfile(store / "weights" / about[0]["sha256"], weights)
+    done = tl("run", "scenes", "--backbone", f"lenet5:weights={weights}", *MORE)
+    assert done.returncode == 2
+    assert "of the images that would score heads on it" in done.stderr
+    assert "(--finetune)" in done.stderr
+
+
+def test_prediction_says_what_evaluation_said(tl: Tl, place: Path):
+    """The registered model holds its weights; nothing else of the store is needed."""
+    tuned = ("--finetune", TUNED, "--no-controls", "--runner", "direct")
+    only = ("--head", "logistic:C=1e-12")  # knows nothing, so that the other is best
+    assert tl("run", "scenes", *tuned, *only).returncode == 0
+    record = last(place)
+    assert record.best.head == "softmax(finetuned=true)"
+    sql = (
+        "SELECT i.uri, predicted, confidence FROM predictions "
+        "JOIN images AS i USING (image_id) "
+        f"WHERE evaluation = '{record.best.evaluation}' AND i.split = 'test'"
+    )
+    found = json.loads(tl("sql", sql, "--json").stdout)
+    assert found
+    version = record.registered.version
+    promoted = tl("models", "promote", "scenes", version, "--reason", "to be asked")
+    assert promoted.returncode == 0, promoted.stderr
+    shutil.rmtree(place / "tl_store" / "finetuned")
+    files = [str(place / "photos" / row["uri"]) for row in found]
+    said = json.loads(tl("predict", "scenes", *files, "--json").stdout)
+    told = {row["file"]: (row["label"], row["confidence"]) for row in said}
+    assert len(told) == len(found)
+    for file, row in zip(files, found, strict=True):
+        label, confidence = told[file]
+        assert label == row["predicted"]
+        assert confidence == pytest.approx(row["confidence"], abs=1e-5)
+
+
+def test_labels_without_a_meaning_stay_at_chance(tmp_path: Path, monkeypatch):
+    """A network learns them by heart; validation, which it never saw, tells."""
+    chance = np.random.default_rng(0)
+    for number in range(120):
+        label = tmp_path / "photos" / "ab"[number % 2]
+        label.mkdir(parents=True, exist_ok=True)
+        pixels = chance.integers(0, 256, (32, 32), np.uint8)
+        Image.fromarray(pixels).save(label / f"{number:03d}.png")
+    (tmp_path / "data_catalog.yaml").write_text(ENTRY)
+    tl = in_this_process(tmp_path, monkeypatch)
+    how = "all,epochs=12,batch_size=8,lr=0.003,augment=none,warmup=0,refit=false"
+    done = tl("run", "scenes", "--finetune", how, *MORE)
+    assert done.returncode == 0, done.stderr
+    record = last(tmp_path)
+    own = next(r for r in record.results if r.head == "softmax(finetuned=true)")
+    assert own.validation is not None
+    assert 0.2 < own.validation.value < 0.8
+    curve = json.loads(
+        tl(
+            "sql",
+            "SELECT accuracy FROM training_curves WHERE split = 'train' ORDER BY epoch",
+            "--json",
+        ).stdout
+    )
+    assert len(curve) == 12
+    assert curve[-1]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--finetune", "blocks=99"], "lenet5 has 3 blocks up to c5"),
+        (["--finetune", "all,lr=0"], "learning_rate: Input should be greater than 0"),
+        (
+            ["--concat", "lenet5,lenet5:layer=f6", "--finetune", "all"],
+            "name each as a --backbone of its own",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_made(
+    tl: Tl, place: Path, words: list[str], said: str
+):
+    """One message, exit code 2."""
+    before = sorted((place / "tl_store").glob("finetuned/*"))
+    done = tl("run", "scenes", *words, *MORE)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
+    assert sorted((place / "tl_store").glob("finetuned/*")) == before
+
+
+def test_killed_it_goes_on_to_the_same_weights(tl: Tl, place: Path):
+    """SIGKILL after the first epoch; it and a whole run agree bit by bit."""
+    store, tuned = place / "tl_store", f"{TUNED.replace('3', '6')},refit=false"
+    typed = ["run", "scenes", "--finetune", tuned, *MORE]
+    other = shutil.copytree(store, place / "other")
+
+    assert tl(*typed, "--store", other).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl_pipeline.cli", *typed],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+    )
+    while not list(store.glob(".building/finetune-*/checkpoint.pt")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert tl(*typed).returncode == 0
+    assert not list(store.glob(".building/finetune-*"))
+
+    def weights(folder: Path) -> set[str]:
+        files = folder.glob("finetuned/*/finetuned.json")
+        return {json.loads(file.read_text())["sha256"] for file in files}
+
+    assert weights(store) == weights(other)
+    assert len(weights(store)) == 3

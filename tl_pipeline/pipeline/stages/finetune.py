@@ -1,0 +1,370 @@
+"""Finetune: an encoder, its images and a linear head -> another encoder and its head.
+
+Reads the manifest, the images, and the embeddings of the frozen encoder, on which the
+linear head is fitted that training begins with. Writes ``finetuned/<key>/``:
+``finetuned.json`` (what the encoder is, how the training went), CURVE, SEEN, and the
+head that was trained with the network; the weights go to ``weights/<sha256>``, where
+models find them. The encoder is one like any other, but for one thing: it has seen the
+labels of the images that it learned from, so heads on it are scored on others.
+
+Each epoch leaves a checkpoint below ``.building``; a run that is broken off goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tl_pipeline import heads
+from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.config.finetune_specs import FinetuneSpec
+from tl_pipeline.config.specs import HeadConfig, HeadSpec, SearchSpec
+from tl_pipeline.data.splits import TRAIN, VALIDATION
+from tl_pipeline.encoders import concat
+from tl_pipeline.encoders.concat import AnyEncoder
+from tl_pipeline.encoders.encoder import Encoder, Weights
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.heads import search
+from tl_pipeline.pipeline import fits
+from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
+from tl_pipeline.pipeline.stage import Unit
+from tl_pipeline.pipeline.trials import Trials
+from tl_pipeline.progress import track
+from tl_pipeline.runs.planning import LOST, Outcome
+from tl_pipeline.sources import open_source
+from tl_pipeline.store import tables, weights
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.files import file_sha256
+from tl_pipeline.store.keys import KeyDocument, key_document
+from tl_pipeline.store.tables import CURVE, SEEN
+
+if TYPE_CHECKING:
+    from tl_pipeline.finetuning.network import LinearHead
+    from tl_pipeline.finetuning.training import Images, Trained
+
+# Bump when the same inputs must give other weights.
+VERSION = 1
+ABOUT, HEAD = "finetuned.json", "head.safetensors"
+# Of the images to learn from, so many parts, one of which chooses the mix of ``wise``.
+_PARTS = 10
+
+
+def check_unseen(store: Store, encoder: AnyEncoder, scored: Iterable[str]) -> None:
+    """Refuse to score heads on images whose labels their network has seen.
+
+    Weights of this store may be named by their file, like any others. ``scored`` are
+    the ids of the images that score heads on ``encoder``.
+
+    Raises:
+        InvalidSpec: ``encoder`` was fine-tuned on some of them.
+    """
+    hashes = {member.weights.sha256 for member in concat.members_of(encoder)}
+    for file in sorted((store.root / Finetune.kind).glob(f"[!.]*/{ABOUT}")):
+        if json.loads(file.read_text())["sha256"] not in hashes:
+            continue
+        seen = set(tables.read(SEEN, file.parent)["image_id"].to_pylist())
+        if found := seen.intersection(scored):
+            raise InvalidSpec(
+                f"{encoder.label} was fine-tuned on {len(found):,} of the images that "
+                "would score heads on it, so their scores would flatter. Fine-tune it "
+                "in the run (--finetune), which keeps them apart, or choose heads by "
+                "images that it has not seen (--search validation)"
+            )
+
+
+class Finetuned(NamedTuple):
+    """A fine-tuned encoder and the artifact that tells how it was made.
+
+    While it is planned its weights have no file, and a hash that no file will have.
+    """
+
+    encoder: Encoder
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Finetune(Unit[Finetuned]):
+    """``encoder``, fine-tuned on the images of the splits ``sides`` as ``how`` says.
+
+    ``embeddings`` are those of ``encoder``.
+
+    Raises:
+        DatasetError: fewer than two classes; an image that was embedded is gone.
+        InvalidSpec: the training diverged, or the network has fewer blocks.
+        WeightsError: see ``loading.load``.
+    """
+
+    stage: ClassVar[str] = "finetune"
+    kind: ClassVar[str] = "finetuned"
+    label: ClassVar[str] = "finetuned"
+
+    dataset: DatasetSpec
+    manifest: Manifest
+    embeddings: Artifact
+    encoder: Encoder
+    how: FinetuneSpec
+    seed: int
+    sides: tuple[str, ...] = (TRAIN,)
+
+    @property
+    def subject(self) -> str:
+        sides = " and ".join(self.sides)
+        return f"{self.encoder.label}, {self.how.short()}, on {sides}"
+
+    def depends_on(self) -> KeyDocument:
+        params = self.how.model_dump(exclude={"refit", "side"})
+        rows = self._rows
+        inputs = {"encoder": self.encoder.key, "training rows": rows.fingerprint}
+        if rows.groups_fingerprint:
+            inputs["groups"] = rows.groups_fingerprint
+        params |= {"seed": self.seed, "mirror": self.dataset.mirror}
+        return key_document("finetune", VERSION, params, inputs)
+
+    def found(self, made: Artifact) -> str:
+        return f"fine-tuned already: {self._told(made)}"
+
+    def missing(self) -> str:
+        learned = f"{self.how.epochs} epochs of {len(self._rows):,} images"
+        return f"{learned}: {super().missing()}"
+
+    def told(self, reason: str, made: Artifact) -> str:
+        return f"{reason}; {self._told(made)}"
+
+    def units(self, made: Artifact | None) -> int:
+        """See ``Unit``: epochs."""
+        return 0 if made else self.how.epochs
+
+    def look(self) -> Outcome[Finetuned]:
+        """See ``Unit``; it is not there either where the weights are lost."""
+        looked = super().look()
+        if not looked.step.cached:
+            return looked
+        if weights.find(self.at.store, looked.output.encoder.weights.sha256):
+            return looked
+        step = replace(looked.step, cached=False, reason=LOST, units=self.units(None))
+        return Outcome(self.output(None), (step,))
+
+    def run(self) -> Outcome[Finetuned]:
+        """See ``Unit``; one process at a time trains one network."""
+        name = f"finetune-{self.key}"
+        with self.at.store.lock(name, f"another run that fine-tunes {self.subject}"):
+            outcome = super().run()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            return outcome
+
+    def output(self, made: Artifact | None) -> Finetuned:
+        sha256, file = 2 * self.key, None
+        if made:
+            sha256 = self._about(made)["sha256"]
+            file = weights.find(self.at.store, sha256)
+        name = f"finetuned {self.how.short()}"
+        if self.how.refit and self.sides == (TRAIN,):  # it only judges
+            name += " on train"
+        named = Weights(name=name, sha256=sha256, file=file)
+        encoder = self.encoder.model_copy(update={"weights": named})
+        return Finetuned(encoder, Artifact(self.kind, self.key, self.key))
+
+    def write(self, folder: Path) -> str:
+        """Train, and keep what was learned."""
+        # torch and scikit-learn are imported only when there is something to learn
+        from tl_pipeline.finetuning import network, training  # noqa: PLC0415
+
+        fits.check(self._rows, self.manifest.dataset)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        rows = self._rows
+        classes = sorted(rows.classes)
+        head = self._first_head(len(classes))
+        model = network.Classifier(self.encoder, head, self.how)
+        total = self.how.epochs * len(self._rows)
+        with track(self.title, total) as progress:
+            images, watched = self._images(classes)
+            mirror, why = self._mirror(images)
+            kept, held = self._held_out(images)
+            trained = training.train(
+                model,
+                self.how,
+                kept,
+                {"validation": watched} if watched else {},
+                mirror=mirror,
+                seed=self.seed,
+                checkpoint=self._scratch / "checkpoint.pt",
+                done=progress.advance,
+                held=held,
+            )
+        self._keep(folder, model.weights(), model.linear(), classes, trained, why)
+        return self.key
+
+    def _keep(
+        self,
+        folder: Path,
+        state: "Mapping[str, Any]",
+        head: "LinearHead",
+        classes: list[str],
+        trained: "Trained",
+        mirroring: str,
+    ) -> None:
+        from safetensors.numpy import save_file as save_arrays  # noqa: PLC0415
+        from safetensors.torch import save_file  # noqa: PLC0415
+
+        file = self._scratch / "weights.safetensors"
+        save_file(dict(state), file)
+        sha256 = file_sha256(file)
+        weights.keep(self.at.store, sha256, file)
+        learned = {n: np.ascontiguousarray(v) for n, v in vars(head).items()}
+        save_arrays(learned, folder / HEAD)
+        curve = [
+            {"finetuned": self.key, "encoder": self.encoder.label, **vars(point)}
+            for point in trained.curve
+        ]
+        tables.write(CURVE, tables.from_rows(CURVE, curve), folder)
+        tables.write(SEEN, pa.table({"image_id": self._rows.ids}), folder)
+        about = {
+            "sha256": sha256,
+            "classes": classes,
+            "mirroring": mirroring,
+            "mix": trained.mix,
+            "images_per_second": round(trained.images_per_second, 1),
+        }
+        (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False))
+
+    def _told(self, made: Artifact) -> str:
+        about = self._about(made)
+        said = about["mirroring"]
+        if about["mix"] is not None:
+            said += f"; {about['mix']:.0%} of the trained weights".replace("%", " %")
+        return f"{said}; {about['images_per_second']:,.0f} images/s"
+
+    def _about(self, made: Artifact) -> dict[str, Any]:
+        return json.loads((self.at.store.path(made) / ABOUT).read_text())
+
+    @property
+    def _scratch(self) -> Path:
+        """What is needed only while it is trained; the next run goes on from it."""
+        return self.at.store.root / ".building" / f"finetune-{self.key}"
+
+    @cached_property
+    def _encoded(self) -> EncodedImages:
+        return self.manifest.encoded(self.embeddings)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return self._encoded.learned(*self.sides)
+
+    def _images(self, classes: list[str]) -> "tuple[Images, Images | None]":
+        """The images to learn from, and the validation images that are only watched."""
+        from tl_pipeline.finetuning import pixels  # noqa: PLC0415
+        from tl_pipeline.finetuning.training import Images  # noqa: PLC0415
+        from tl_pipeline.inputs.images import Preprocess  # noqa: PLC0415
+
+        preprocess = self.encoder.preprocess
+        assert isinstance(preprocess, Preprocess)  # noqa: S101 - checked by prepare
+        read = open_source(self.dataset).read
+        uris = dict(tables.values(self.manifest.images, "image_id", "uri"))
+        number = {name: at for at, name in enumerate(classes)}
+
+        def images(rows: Rows, name: str) -> Images:
+            references = [(one, uris[one]) for one in rows.ids]
+            file = self._scratch / f"{name}.npy"
+            found = pixels.decoded(references, read, preprocess, file)
+            targets = np.array([number[label] for label in rows.labels.tolist()])
+            return Images(found, targets, self._weights(rows, targets))
+
+        watched = None
+        if VALIDATION not in self.sides:
+            held = self._encoded.held_out(VALIDATION)
+            named = zip(held.ids, held.labels.tolist(), strict=True)
+            if known := [one for one, label in named if label in number]:
+                watched = images(held.part(known), "validation")
+        return images(self._rows, "train"), watched
+
+    def _weights(self, rows: Rows, targets: np.ndarray) -> np.ndarray | None:
+        """How much the loss of each image counts, with mean 1; None if all the same."""
+        from tl_pipeline.heads.estimators import balanced  # noqa: PLC0415 - sklearn
+
+        given = np.ones(len(targets)) if rows.weights is None else rows.weights
+        found = balanced(targets, given, self.how.class_weight)
+        return None if (found == found[0]).all() else found / found.mean()
+
+    def _held_out(self, images: "Images") -> "tuple[Images, Images | None]":
+        """The images to learn from, and those that choose the mix of ``wise``."""
+        from tl_pipeline.finetuning.training import Images  # noqa: PLC0415
+        from tl_pipeline.heads.folds import stratified_group_folds  # noqa: PLC0415
+
+        if not self.how.wise:
+            return images, None
+        groups = self._rows.groups if self._rows.grouped else None
+        part = stratified_group_folds(images.targets, _PARTS, self.seed, groups)
+
+        def some(there: np.ndarray) -> Images:
+            at = np.flatnonzero(there)
+            weighted = None if images.weights is None else images.weights[at]
+            return Images(images.pixels[at], images.targets[at], weighted)
+
+        return some(part != 0), some(part == 0)
+
+    def _first_head(self, classes: int) -> "LinearHead":
+        """What training begins with: fitted on embeddings of the same images."""
+        from tl_pipeline.finetuning.network import LinearHead  # noqa: PLC0415
+        from tl_pipeline.heads import fitted  # noqa: PLC0415
+        from tl_pipeline.heads.predictors import Linear  # noqa: PLC0415
+
+        store, rows = self.at.store, self._rows
+        trials = Trials(
+            store, self.manifest.dataset, self.embeddings, self.seed, None, None
+        )
+        configs = self._heads
+        tried = trials.of(configs, rows)
+        best = search.ranked([(one.accuracy, one.log_loss) for one in tried])[0]
+        (made,) = fits.make(store, self.embeddings, rows, [configs[best]], self.seed)
+        found = fitted.load(store.path(made)).predictor
+        assert isinstance(found, Linear)  # noqa: S101 - logistic regression is
+        coef, bias = found.coef, found.intercept
+        if classes == 2:  # one row, positive for the second
+            coef, bias = (np.concatenate([-v, v]) / 2 for v in (coef, bias))
+        if self.how.start == "random":
+            chance = np.random.default_rng(self.seed)
+            coef, bias = chance.normal(0, 0.01, coef.shape), np.zeros_like(bias)
+        parts = (coef, bias, found.mean, found.scale)
+        return LinearHead(*(part.astype(np.float32) for part in parts))
+
+    @property
+    def _heads(self) -> list[HeadConfig]:
+        """Those that training may begin with."""
+        return search.candidates(
+            heads.complete(HeadSpec(name="logistic")), SearchSpec(), self.seed
+        )
+
+    def _mirror(self, images: "Images") -> tuple[bool, str]:
+        """Whether images are mirrored, and why, in words."""
+        if self.dataset.mirror is not None:
+            said = "mirrored" if self.dataset.mirror else "not mirrored"
+            return self.dataset.mirror, f"{said}, as the catalogue says"
+        if self.how.augment == "none":
+            return False, "not augmented"
+        from tl_pipeline.embedding.devices import devices  # noqa: PLC0415 - torch
+        from tl_pipeline.embedding.forward import BATCH, Forward  # noqa: PLC0415
+        from tl_pipeline.finetuning import mirroring  # noqa: PLC0415
+
+        forward = Forward([self.encoder], devices()[0])
+        size = BATCH[forward.device.type]
+
+        def embed_mirrored(rows: np.ndarray) -> np.ndarray:
+            turned = images.pixels[rows][..., ::-1].transpose(0, 2, 3, 1)
+            batch = np.ascontiguousarray(turned).transpose(0, 3, 1, 2)
+            parts = range(0, len(rows), size)
+            return np.concatenate([forward(batch[at : at + size])[0] for at in parts])
+
+        found = concat.load(self.at.store, self.embeddings, self._rows.ids)
+        groups = self._rows.groups if self._rows.grouped else None
+        measured = mirroring.measure(
+            found.vectors, images.targets, groups, embed_mirrored, self.seed
+        )
+        said = "mirrored" if measured.harmless else "not mirrored"
+        share = f"{measured.plain:.1%} -> {measured.mirrored:.1%}".replace("%", " %")
+        return measured.harmless, f"{said}: a linear head is right in {share} of images"
