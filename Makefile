@@ -1,5 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
+# Without compiled modules every process of a test compiles the project again.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := PYTHON=$(PYTHON) scripts/install.sh
@@ -16,7 +18,7 @@ FLOOR_TESTS := tests/config tests/contracts tests/embedding tests/inputs tests/s
 demo: $(VENV)/demo  ## run the whole pipeline on embedded data and print where to look
 	$(BIN)/tl run digits
 
-test: $(VENV)/dev  ## every test but those of every network and every estimator
+test: $(VENV)/dev  ## every test but those marked exhaustive
 	$(PYTEST)
 
 test-exhaustive: $(VENV)/dev  ## the tests that `make test` leaves out
