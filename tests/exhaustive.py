@@ -19,3 +19,9 @@ def one_of_each(
         marks = [pytest.mark.exhaustive] if seen[kind(case)] > count else []
         marked.append(pytest.param(*values, marks=marks))
     return marked
+
+
+def more(*cases: Any) -> list[Any]:
+    """``cases`` to parametrize, all marked exhaustive: more of a kind."""
+    values = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*each, marks=pytest.mark.exhaustive) for each in values]

@@ -26,9 +26,9 @@ ALWAYS = {
     "squeezenet1_1": "classifier",
     "resnet18": "fc",
     "mobilenet_v3_small": "classifier",
-    "shufflenet_v2_x0_5": "fc",
 }
 MORE = {
+    "shufflenet_v2_x0_5": "fc",
     "densenet121": "classifier",
     "efficientnet_b0": "classifier",
     "mnasnet0_5": "classifier",

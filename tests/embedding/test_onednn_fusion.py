@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tests.exhaustive import more
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.embedding import onednn_fusion
 from tl_pipeline.embedding.forward import Forward
@@ -18,29 +19,31 @@ from tl_pipeline.store.artifacts import Store
 
 # One of each family, as small as it comes; layers before and after what is fused.
 NETWORKS = [
-    "alexnet:layer=fc7",
-    "vgg11_bn:layer=features.7",
-    "resnet18",
-    "resnet18:layer=layer2.1.add",
-    "resnet18:layer=layer1.0.conv1",
-    "googlenet",
-    "densenet121:crop=96,resize=96",
-    "squeezenet1_1",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mnasnet0_5",
-    "shufflenet_v2_x0_5",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "convnext_tiny:crop=96,resize=96",
-    "swin_t:crop=96,resize=96",
     "lenet5",
-    "timm:efficientnet_b0:side=96",
+    "resnet18:layer=layer2.1.add",
+    "squeezenet1_1",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
     "timm:tf_efficientnet_lite0:side=97",  # pads by the size of its input
-    "timm:resnet10t:layer=layer2,side=96",
-    "timm:convnext_atto:layer=stages.1,side=96",
     "timm:vit_tiny_patch16_224:layer=last2,pool=cls+mean,side=64",
     "timm:naflexvit_base_patch16_gap:side=32",  # cannot be traced
+    *more(
+        "alexnet:layer=fc7",
+        "vgg11_bn:layer=features.7",
+        "resnet18",
+        "resnet18:layer=layer1.0.conv1",
+        "googlenet",
+        "densenet121:crop=96,resize=96",
+        "mobilenet_v2",
+        "mnasnet0_5",
+        "efficientnet_b0",
+        "regnet_y_400mf",
+        "convnext_tiny:crop=96,resize=96",
+        "swin_t:crop=96,resize=96",
+        "timm:efficientnet_b0:side=96",
+        "timm:resnet10t:layer=layer2,side=96",
+        "timm:convnext_atto:layer=stages.1,side=96",
+    ),
 ]
 
 
@@ -78,7 +81,9 @@ def test_packed_weights_give_the_same_embeddings(text: str, store: Store):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("text", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "text", ["squeezenet1_1", *more("resnet18", "mobilenet_v3_small")]
+)
 def test_bfloat16_is_near(text: str, store: Store):
     encoder = encoder_of(text, store, precision="bf16")
     assert isinstance(encoder.preprocess, Preprocess)
@@ -124,7 +129,11 @@ def test_what_follows_a_convolution_is_taken_along(store: Store):
 )
 @pytest.mark.parametrize(
     ("text", "pools"),
-    [("mobilenet_v3_small", 10), ("mobilenet_v2", 1), ("timm:efficientnet_b0", 17)],
+    [
+        ("mobilenet_v3_small:side=64", 10),
+        ("mobilenet_v2:side=64", 1),
+        ("timm:efficientnet_b0:side=64", 17),
+    ],
 )
 def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store: Store):
     """By module and by function, and not where their values are float32."""

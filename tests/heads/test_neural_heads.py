@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
+from tests.exhaustive import more
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig, HeadSpec, SearchSpec
 from tl_pipeline.errors import InvalidSpec
@@ -71,8 +72,19 @@ def examples(x: np.ndarray, y: np.ndarray, factors: Any = None) -> Examples:
 
 
 @every_kind
-@pytest.mark.parametrize("optimiser", ["adamw", "adam", "sgd"])
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+@pytest.mark.parametrize(
+    ("optimiser", "schedule"),
+    [
+        ("adamw", "cosine"),
+        ("adam", "step"),
+        ("sgd", "constant"),
+        *more(
+            *(("adamw", schedule) for schedule in ("constant", "step")),
+            *(("adam", schedule) for schedule in ("constant", "cosine")),
+            *(("sgd", schedule) for schedule in ("cosine", "step")),
+        ),
+    ],
+)
 def test_separable_classes_are_learned(kind: str, optimiser: str, schedule: str):
     x, y = clusters()
     model = head(kind, optimiser=optimiser, schedule=schedule).fit(x[:120], y[:120])

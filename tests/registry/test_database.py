@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tests.submissions import right, submitted
 from tl_pipeline.errors import StoreError
 from tl_pipeline.registry import (
@@ -45,10 +46,10 @@ def table(store: Store) -> list[tuple[object, ...]]:
 
 
 def test_sqlite_and_mlflow_say_the_same(store: Store, monkeypatch: pytest.MonkeyPatch):
-    """More models and versions than fit on one page of MLflow."""
+    """More models and versions than fit on one page of what MLflow is asked for."""
     register(store, "ridge")
     client = connection._client(connection.uri(store))
-    for number in range(120):
+    for number in range(16):
         client.create_registered_model(f"model {number:03d}")
     for _ in range(8):
         made = client.create_model_version("photos", "file:///elsewhere")
@@ -57,7 +58,7 @@ def test_sqlite_and_mlflow_say_the_same(store: Store, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tracking, "_PAGE", 7)
     registry = tracking.Registry(client, store, own=True)
     found = index.registered(store)
-    assert len(found) == 121
+    assert len(found) == 17
     (photos,) = [model for model in found if model.name == "photos"]
     assert [version.number for version in photos.versions] == list(range(1, 9))
     assert photos.aliases == {"champion": 1, "second": 2}
@@ -129,7 +130,9 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize(
+    "name", ["short", "half made", "newer", *more("empty", "text", "without a schema")]
+)
 def test_a_broken_database_is_one_message_with_the_cure(store: Store, name: str):
     register(store, "ridge")
     register(store, "poor", wrong=5)

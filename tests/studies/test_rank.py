@@ -1,16 +1,13 @@
 """``tl rank`` end to end: order, cost, what is embedded, what is refused."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import Tl, in_this_process
 from tests.conftest import REPOSITORY
 from tl_pipeline.cli import rank_command
 from tl_pipeline.config import catalog
@@ -35,30 +32,11 @@ LETTERS, TWIN = (
 )
 DIGITS = REPOSITORY / "data_catalog.yaml"
 
-Tl = Callable[..., subprocess.CompletedProcess]
-
 
 @pytest.fixture
-def tl(tmp_path: Path) -> Tl:
-    """Run ``tl`` with the catalogue of this repository."""
-
-    def call(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
-            cwd=tmp_path,
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
-                "TORCH_HOME": str(tmp_path / "torch"),
-                "PYTHONPATH": str(REPOSITORY),
-                "TL_CATALOG": str(DIGITS),
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-
-    return call
+def tl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
+    """``tl`` with the catalogue of this repository."""
+    return in_this_process(tmp_path, monkeypatch, TL_CATALOG=str(DIGITS))
 
 
 def rank(store: Store, dataset: str, images: int, *wishes: EncoderSpec) -> Ranking:
