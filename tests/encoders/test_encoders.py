@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torchvision.models import SqueezeNet1_0_Weights, get_model
 
+from tests.exhaustive import more
 from tests.imports import resolved_elsewhere
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.encoders import backbones, loading, resolution
@@ -339,7 +340,9 @@ def test_weights_are_looked_for_where_torch_keeps_them(
     ("backbone", "by_hand"),
     [
         ("squeezenet1_0", lambda net: lambda x: net.features(x).mean(dim=(2, 3))),
-        ("mobilenet_v3_small", lambda net: lambda x: net.features(x).mean(dim=(2, 3))),
+        *more(
+            ("mobilenet_v3_small", lambda n: lambda x: n.features(x).mean(dim=(2, 3)))
+        ),
     ],
 )
 def test_a_pth_and_a_safetensors_file_embed_as_the_model_does(
@@ -356,7 +359,7 @@ def test_a_pth_and_a_safetensors_file_embed_as_the_model_does(
         torch.testing.assert_close(found, by_hand(model)(batch))
 
 
-@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("classes", [7, *more(2)])
 @pytest.mark.parametrize("backbone", ["lenet5", "squeezenet1_0", "resnet18"])
 def test_weights_fine_tuned_to_other_classes_load(
     resolved: Resolve, backbone: str, classes: int

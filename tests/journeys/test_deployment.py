@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.exhaustive import more
 from tests.prefect_server import Server
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,6 +36,7 @@ def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server
     deploy = server.call(
         *("--no-prompt", "deploy", "--name", "nightly", "--interval", "15"),
         *("--param", f"store={store}", "--param", 'heads=["logistic:C=0.1"]'),
+        *("--param", "controls=false"),
     )
     assert deploy.returncode == 0, deploy.stdout + deploy.stderr
     server.start("worker", "start", "--pool", "local")
@@ -82,11 +84,13 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
     ("parameter", "named", "choice"),
     [
         ('backbones=["resnet5"]', "backbones", "resnet50"),
-        ('heads=["svm"]', "heads", "logistic"),
         ("epochs=3", "epochs", "heads"),
-        ("runner=spark", "runner", "dask"),
-        ("part_rows=-5", "part_rows", "minimum"),
-        ('heads=["logistic:D=3"]', "heads", "logistic(:(C|"),
+        *more(
+            ('heads=["svm"]', "heads", "logistic"),
+            ("runner=spark", "runner", "dask"),
+            ("part_rows=-5", "part_rows", "minimum"),
+            ('heads=["logistic:D=3"]', "heads", "logistic(:(C|"),
+        ),
     ],
 )
 def test_bad_parameter_is_refused_with_its_name_and_the_choices(

@@ -22,6 +22,7 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 
 LOGISTIC = HeadSpec(name="logistic", params={"C": [0.01, 0.1]})
+WEIGHTS = "letters.safetensors"
 MLP = HeadSpec(name="mlp", params={"max_epochs": 5, "hidden": 16})
 
 
@@ -72,16 +73,46 @@ def step(record: RunRecord, stage: str, subject: str = "") -> Step:
 
 
 @pytest.fixture
-def project(folder: Path, tmp_path: Path) -> Project:
-    weights = tmp_path / "letters.safetensors"
+def fresh(folder: Path, tmp_path: Path) -> Project:
+    """A project that was never run."""
+    return made(folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ready(
+    tmp_path_factory: pytest.TempPathFactory, crops: Callable[[str, int], Image.Image]
+) -> tuple[Path, Path]:
+    """The place of a project and a copy of it, from after its first run."""
+    place, kept = (tmp_path_factory.mktemp("project") / name for name in ("it", "kept"))
+    images = place / "photos"
+    for label in ("china", "flower"):
+        (images / label).mkdir(parents=True)
+        for number in range(30):
+            crops(label, number).save(images / label / f"{number:03d}.jpg", quality=90)
+    made(images, place).run()
+    shutil.copytree(place, kept)
+    return place, kept
+
+
+@pytest.fixture
+def project(ready: tuple[Path, Path]) -> Project:
+    """A project as its first run left it: running it again is quick."""
+    place, kept = ready
+    shutil.rmtree(place)
+    shutil.copytree(kept, place)
+    return Project(place / "photos", place / WEIGHTS, place / "store")
+
+
+def made(images: Path, place: Path) -> Project:
+    weights = place / WEIGHTS
     lenet = backbones.find_backbone("lenet5")
     shutil.copyfile(backbones.named_weights(lenet, "LETTERS").file, weights)
-    return Project(folder, weights, tmp_path / "store")
+    return Project(images, weights, place / "store")
 
 
-def test_nothing_changed_runs_nothing(project: Project):
-    project.run()
-    assert ran(project.run().steps) == []
+def test_nothing_changed_runs_nothing(fresh: Project):
+    fresh.run()
+    assert ran(fresh.run().steps) == []
 
 
 def test_three_images_added_embeds_exactly_three(
@@ -195,9 +226,9 @@ def test_new_test_image_trains_nothing(
     assert stages == {"ingest", "embed", "audit", "evaluate", "register"}
 
 
-def test_plan_leaves_no_trace(project: Project):
-    wiring.plan(project.work())
-    assert not project.store.root.exists()
+def test_plan_leaves_no_trace(fresh: Project):
+    wiring.plan(fresh.work())
+    assert not fresh.store.root.exists()
 
 
 def test_killed_in_the_middle_of_embed_loses_nothing(project: Project, tmp_path: Path):

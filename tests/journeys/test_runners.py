@@ -21,6 +21,7 @@ from flows import clusters
 from flows.transfer_learning import transfer_learning
 from tests.command_line import in_this_process
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tests.object_store import ObjectStore
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.errors import InvalidSpec
@@ -29,7 +30,7 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
-PART_ROWS, IMAGES = 8, 240
+PART_ROWS, IMAGES = 8, 120
 SHARDS = IMAGES // PART_ROWS
 
 pytestmark = [
@@ -44,7 +45,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["dask", "ray"])
+@pytest.fixture(params=["ray", *more("dask")])
 def runner(request: pytest.FixtureRequest) -> str:
     """An engine that is installed."""
     why = f"pip install 'tl-pipeline[{request.param}]'"
@@ -65,7 +66,7 @@ def photos(
     tmp_path_factory: pytest.TempPathFactory,
     crops: Callable[[str, int], Image.Image],
 ) -> Path:
-    """240 small photos of two classes."""
+    """120 small photos of two classes."""
     root = tmp_path_factory.mktemp("photos")
     for label in ("china", "flower"):
         (root / label).mkdir()

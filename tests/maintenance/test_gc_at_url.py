@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.command_line import in_this_process
+from tests.exhaustive import more
 from tests.object_store import ObjectStore, environment
 from tests.store.test_mirror import killed
 from tl_pipeline import query
@@ -106,14 +107,9 @@ def tl(
     cache: Path, *arguments: object, code: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """The real command, on the machine with that ``cache``."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tl_pipeline.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "TL_CACHE": str(cache)},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        typed = in_this_process(cache.parent, patch, TL_CACHE=str(cache))
+        done = typed(*arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -282,7 +278,7 @@ def test_finished_work_that_was_never_sent_counts_as_the_rest(
 # Killed, or without a connection
 
 
-@pytest.mark.parametrize("deletions", [2, 9])
+@pytest.mark.parametrize("deletions", [9, *more(2)])
 def test_a_collection_killed_on_the_way_leaves_a_whole_store(
     made: str, used: str, at: At, object_server: ObjectStore, deletions: int
 ):

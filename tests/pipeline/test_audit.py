@@ -88,7 +88,9 @@ def test_copies_saved_anew_are_reported_as_leakage(photos: Path, tmp_path: Path)
         frozenset(Path(names[row[side]]).name for side in ("image_id", "near_id"))
         for row in pairs
     } == {frozenset({"000.jpg", "again0.jpg"}), frozenset({"001.jpg", "again1.jpg"})}
+    # without groups there is no control that is split image by image
     assert record.split_report.leakage is None
+    assert "shuffle" not in {step.stage for step in record.steps}
 
 
 def test_kept_together_they_leave_the_official_test_split_as_it_is(
@@ -113,7 +115,8 @@ def test_kept_together_they_leave_the_official_test_split_as_it_is(
 
 
 def test_ignored_they_are_not_looked_for(photos: Path, tmp_path: Path):
-    store, record = run(tmp_path, folder(photos, near_duplicates="ignore"))
+    entry = folder(photos, near_duplicates="ignore")
+    store, record = run(tmp_path, entry, controls=False)
     assert "audit" not in {step.stage for step in record.steps}
     assert record.split_report is not None
     assert record.split_report.near_duplicates is None
@@ -123,7 +126,8 @@ def test_ignored_they_are_not_looked_for(photos: Path, tmp_path: Path):
 def test_too_many_images_are_not_compared_and_that_is_said(
     photos: Path, tmp_path: Path
 ):
-    store, record = run(tmp_path, folder(photos, near_duplicates="{most_images: 9}"))
+    entry = folder(photos, near_duplicates="{most_images: 9}")
+    store, record = run(tmp_path, entry, controls=False)
     (said,) = [s.reason for s in record.steps if s.stage == "audit"]
     assert said == (
         "not looked for: 158 images are more than near_duplicates.most_images = 9"
@@ -180,8 +184,3 @@ def test_groups_bring_a_control_that_is_split_image_by_image(
     assert abs(found.by_group.value - found.test.value) < 0.25
     assert "split image by image" not in record.best.encoder
     assert controls.leakage(record.results) == found
-
-
-def test_without_groups_there_is_no_such_control(photos: Path, tmp_path: Path):
-    _, record = run(tmp_path, folder(photos))
-    assert "shuffle" not in {step.stage for step in record.steps}

@@ -18,6 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tests.object_store import SECRET, ObjectStore
 from tl_pipeline import query
 from tl_pipeline.cli import main
@@ -167,7 +168,7 @@ def test_models_have_the_same_versions_and_champion_everywhere(at: At, folder: P
 # What goes wrong
 
 
-@pytest.mark.parametrize("writes", [1, 14])
+@pytest.mark.parametrize("writes", [14, *more(1)])
 def test_a_connection_lost_while_sending_is_told_and_made_good(
     at: At, folder: Path, server: ObjectStore, url: str, writes: int
 ):
@@ -227,8 +228,9 @@ def killed(
     return alive
 
 
+@pytest.mark.parametrize("held", [(8,), *more(((5, 8),))])
 def test_a_killed_run_is_made_good_by_the_next(
-    at: At, folder: Path, server: ObjectStore, url: str
+    at: At, folder: Path, server: ObjectStore, url: str, held: tuple[int, ...]
 ):
     """SIGKILL while the server holds back the answer to one write after another."""
     code = (
@@ -240,8 +242,8 @@ def test_a_killed_run_is_made_good_by_the_next(
     )
     root = at("A").root
     command = [sys.executable, "-c", code, url, str(folder)]
-    kills = sum(killed(server, writes, command) for writes in (5, 8))
-    assert kills == 2
+    kills = sum(killed(server, writes, command) for writes in held)
+    assert kills == len(held)
     run(at("A"), folder)
     assert list(root.glob(".unsent/*")) == []
     assert due(at("B"), folder) == []
@@ -253,10 +255,12 @@ def test_a_killed_run_is_made_good_by_the_next(
     ("pattern", "damage", "stages"),
     [
         ("/part-", "truncated", {"embed"}),
-        ("heads/*/head-*.safetensors", "truncated", {"train"}),
         ("heads/*/provenance.json", "changed", {"train"}),
-        ("evaluations/*/metrics-", "changed", {"evaluate"}),
-        ("manifests/*/manifest-", "truncated", {"ingest", "audit"}),
+        *more(
+            ("heads/*/head-*.safetensors", "truncated", {"train"}),
+            ("evaluations/*/metrics-", "changed", {"evaluate"}),
+            ("manifests/*/manifest-", "truncated", {"ingest", "audit"}),
+        ),
     ],
 )
 def test_a_damaged_object_is_made_anew_and_replaced(
@@ -679,18 +683,19 @@ def tl(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return call
 
 
-def test_the_flow_runs_on_a_url_and_every_command_takes_it(
+def test_every_command_takes_a_url(
     url: str, tl: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Machine A runs the flow on the digits; B plans and runs it, C asks."""
+    """Machine A runs the digits; B plans and runs them, C asks.
+
+    The flow itself runs on a URL in test_runners.py.
+    """
     from sklearn.datasets import load_digits
 
     few = ("digits", "--no-controls", "--head", "logistic:C=0.1", "--store", url)
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "A"))
-    command = [sys.executable, "-m", "tl_pipeline.cli", "run", *few, "--json"]
-    done = subprocess.run(command, capture_output=True, check=True)
-    first = RunRecord.model_validate_json(done.stdout)
+    first = RunRecord.model_validate(tl("run", *few, "--runner", "direct"))
     assert len(ran(first)) == 6
 
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "B"))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.encoders import resolution, weight_store
 from tl_pipeline.errors import WeightsError
@@ -29,7 +30,7 @@ At = Callable[[str], Store]
 pytestmark = pytest.mark.usefixtures("one_thread", "one_core")
 
 
-@pytest.fixture(params=["sq.pth", "sq.safetensors"])
+@pytest.fixture(params=["sq.pth", *more("sq.safetensors")])
 def mine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Weights of LeNet-5 in a file of the user."""
     file = tmp_path / "a" / request.param
