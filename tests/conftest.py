@@ -32,16 +32,18 @@ _numbers = itertools.count()
 # Files of half a minute and more, the longest first: of two processes that take file
 # after file none is left alone with one of these at the end.
 LONG = (
-    "test_every_backbone.py",
     "test_documents.py",
-    "test_runners.py",
     "test_mirror.py",
-    "test_cli.py",
     "test_deployment.py",
-    "test_remote.py",
-    "test_neural_heads.py",
+    "test_runners.py",
+    "test_encoders_own.py",
+    "test_encoders_timm.py",
+    "test_networks.py",
+    "test_cli.py",
+    "test_gc_at_url.py",
+    "test_onednn_fusion.py",
     "test_store_commands.py",
-    "test_flow.py",
+    "test_every_head.py",
 )
 
 # No test may call home or look for a network.

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tests.likely_weights import noise
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.encoders import loading, resolution
@@ -137,7 +138,7 @@ def embedded(encoder: Encoder, batch: torch.Tensor) -> torch.Tensor:
     ("kind", "ending", "vector", "spatial"),
     [("onnx", "onnx", "vector", "map"), ("export", "pt2", "vector", "map")],
 )
-@pytest.mark.parametrize("images", [1, 2, 3, 5])
+@pytest.mark.parametrize("images", [1, 3, *more(2, 5)])
 def test_a_file_embeds_as_its_module_does(
     store: Store,
     files: Path,
@@ -550,7 +551,7 @@ def test_a_module_that_fails_for_its_input_is_told(store: Store, code: Callable)
 # Through the pipeline
 
 
-@pytest.mark.parametrize("kind", ["python", *KINDS])
+@pytest.mark.parametrize("kind", ["python", "onnx", *more("export")])
 def test_a_run_says_that_there_is_no_twin_and_its_model_predicts_again(
     store: Store, files: Path, folder: Path, code: Callable, kind: str
 ):

@@ -44,6 +44,13 @@ FAMILIES = {
     "vit_pwee_patch16_reg1_gap_256": 64,  # a register and no class token
     "vit_xsmall_patch16_clip_224": 64,
 }
+# Those that `make test` runs.
+SOME = (
+    "resnet10t",
+    "mambaout_femto",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_dinov3",
+)
 
 
 def resolved(store: Store, text: str, **changes: Any) -> Encoder:
@@ -86,7 +93,13 @@ def _by_timm(
     return network(batch)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        n if n in SOME else pytest.param(n, marks=pytest.mark.exhaustive)
+        for n in FAMILIES
+    ],
+)
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Family]:
