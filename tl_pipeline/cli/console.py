@@ -25,6 +25,7 @@ from rich.text import Text
 
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import SplitReport
+from tl_pipeline.encoders import labels
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.score import Score
@@ -87,11 +88,12 @@ def summarise(record: RunRecord, places: Mapping[str, object]) -> None:
 
 def print_stages(record: RunRecord) -> None:
     """Print what each stage of a run did, and why."""
+    shown = _names(record)
     print_rows(
         [
             {
                 "stage": step.stage,
-                "subject": step.subject,
+                "subject": shown[step.subject],
                 "time": _time(step),
                 "why": step.reason,
             }
@@ -103,9 +105,10 @@ def print_stages(record: RunRecord) -> None:
 
 def timing_rows(record: RunRecord) -> list[dict[str, Any]]:
     """Where the seconds of each encoder went that embedded something."""
+    shown = _names(record)
     return [
         {
-            "encoder": step.subject,
+            "encoder": shown[step.subject],
             "images": step.units,
             **{name: round(value, 2) for name, value in asdict(step.timings).items()},
             "bottleneck": step.timings.bottleneck,
@@ -113,6 +116,12 @@ def timing_rows(record: RunRecord) -> list[dict[str, Any]]:
         for step in record.steps
         if step.timings
     ]
+
+
+def _names(record: RunRecord) -> dict[str, str]:
+    """Subjects of steps and encoders of results, as short as tables may have them."""
+    subjects = [step.subject for step in record.steps]
+    return labels.short([*subjects, *(result.encoder for result in record.results)])
 
 
 def print_bottleneck(record: RunRecord) -> None:
@@ -147,11 +156,12 @@ def _time(step: Step) -> str:
 def _print_results(record: RunRecord) -> None:
     splits = {"folds" if result.folds else "validation" for result in record.results}
     split = splits.pop() if len(splits) == 1 else "held out"
+    shown = _names(record)
     print_rows(
         [
             {
                 "": {"best": "*", "control": "control"}.get(result.role, ""),
-                "encoder": result.encoder,
+                "encoder": shown[result.encoder],
                 "head": result.head,
                 split: _share(result.held_out),
                 "test [95 % interval]": percent(result.test),

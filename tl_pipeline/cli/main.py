@@ -124,6 +124,7 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     from dataclasses import asdict
 
     from tl_pipeline.cli import console
+    from tl_pipeline.encoders import labels
     from tl_pipeline.pipeline import wiring
 
     work, _ = _prepare(request, download=False)
@@ -131,10 +132,11 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     if json:
         console.print_json([asdict(step) for step in steps])
         return
+    shown = labels.short(step.subject for step in steps)
     rows = [
         {
             "stage": step.stage,
-            "subject": step.subject,
+            "subject": shown[step.subject],
             "would": console.would(step),
             "estimate": _estimate(step),
             "why": step.reason,

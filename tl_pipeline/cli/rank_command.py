@@ -1,6 +1,6 @@
 """``tl rank``, ``tl tune``: what suits the data, before the full pass is paid for."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -65,7 +65,7 @@ def rank(
     if json:
         console.print_json(_document(ranked))
         return
-    rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
+    rows = _table(ranked)
     console.print_rows(rows, list(rows[0]))
     console.out.print(f"\n{_sample(ranked)}\n{_conclusion(ranked)}", markup=False)
 
@@ -141,7 +141,7 @@ def tune(
         more = {"chosen": chosen.short(), "dropped": found.dropped}
         console.print_json({**_document(ranked), **more, "refused": grid.refused})
         return
-    rows = [_row(place, row) for place, row in enumerate(ranked.rows, start=1)]
+    rows = _table(ranked)
     console.print_rows(rows, list(rows[0]))
     said = [_sample(ranked)]
     if found.dropped:
@@ -219,6 +219,14 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _table(found: "Ranking") -> list[dict[str, Any]]:
+    from tl_pipeline.encoders import labels
+
+    short = labels.short(row.encoder for row in found.rows)
+    rows = [replace(row, encoder=short[row.encoder]) for row in found.rows]
+    return [_row(place, row) for place, row in enumerate(rows, start=1)]
 
 
 def _row(place: int, row: "Ranked") -> dict[str, Any]:

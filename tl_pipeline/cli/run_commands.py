@@ -19,6 +19,7 @@ def runs(*, store: StoreOption = "tl_store", json: Json = False) -> None:
         json: print their records as JSON.
     """
     from tl_pipeline.cli import console
+    from tl_pipeline.encoders import labels
     from tl_pipeline.runs import records
     from tl_pipeline.store.artifacts import Store
 
@@ -26,6 +27,7 @@ def runs(*, store: StoreOption = "tl_store", json: Json = False) -> None:
     if json:
         console.print_json([record.model_dump(mode="json") for record in found])
         return
+    shown = labels.short(record.best.encoder for record in found)
     rows = [
         {
             "run": record.run_id,
@@ -33,7 +35,7 @@ def runs(*, store: StoreOption = "tl_store", json: Json = False) -> None:
             "images": record.images,
             "ran": sum(not step.cached for step in record.steps),
             "seconds": round((record.finished - record.started).total_seconds(), 1),
-            "best": f"{record.best.head} on {record.best.encoder}",
+            "best": f"{record.best.head} on {shown[record.best.encoder]}",
             "test": console.percent(record.best.test),
         }
         for record in found

@@ -20,7 +20,7 @@ from tl_pipeline.errors import InvalidSpec, WeightsError
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.cache import Cache
 
-_FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".npy")
+FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".npy")
 # The cache of huggingface_hub links to files that are named by their content.
 _NAMED_BY_SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -64,7 +64,7 @@ def parse(text: str | None, backbone: Backbone) -> WeightsSpec:
             f"weights={text}: {backbone.name} brings its own weights; leave this out"
         )
     text = text or backbone.weights
-    if text.endswith(_FILE_ENDINGS) or "/" in text or Path(text).is_file():
+    if text.endswith(FILE_ENDINGS) or "/" in text or Path(text).is_file():
         return WeightsSpec(backbone.weights, file=Path(text).expanduser().resolve())
     kind, _, rest = text.partition(":")
     if kind != "random":

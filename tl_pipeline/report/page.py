@@ -10,6 +10,7 @@ import jinja2
 
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
+from tl_pipeline.encoders import labels
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -67,6 +68,7 @@ def render(store: Store, record: RunRecord) -> str:
     return _TEMPLATES.get_template("report.html").render(
         run=record,
         best=record.best,
+        short=labels.short(result.encoder for result in record.results),
         classes=classes if len(classes) <= _MATRIX_CLASSES else [],
         pairs=pairs,
         rows_of={name: sum(pairs[name, p] for p in classes) for name in classes},
