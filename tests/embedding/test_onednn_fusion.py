@@ -202,6 +202,40 @@ def test_normalisation_of_timm_is_folded_with_its_values(store: Store):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(other.abs().max()))
 
 
+class Residual(torch.nn.Module):
+    """What ends a block of timm's BotNeXt: an activation of a sum."""
+
+    def __init__(self, activation: torch.nn.Module) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.second = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.activation = activation
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        found = self.first(batch)
+        return self.activation(self.second(found) + found)
+
+
+@pytest.mark.skipif(
+    not onednn_fusion.can_pack(torch.float32), reason="no oneDNN for this processor"
+)
+@pytest.mark.parametrize(
+    "activation",
+    [torch.nn.ReLU(), torch.nn.SiLU(), torch.nn.Hardswish(), torch.nn.ReLU6()],
+    ids=lambda activation: type(activation).__name__,
+)
+def test_a_sum_takes_no_activation_along_but_relu(activation: torch.nn.Module):
+    torch.manual_seed(0)
+    network = Residual(activation).eval().requires_grad_(False)
+    batch = torch.randn(2, 3, 9, 9).to(memory_format=torch.channels_last)
+    expected = network(batch)
+    graph = torch.fx.symbolic_trace(network)
+    onednn_fusion.pack(graph, batch.shape, torch.float32)
+    torch.testing.assert_close(graph(batch), expected)
+    left = [n for n in graph.graph.nodes if n.target == "activation"]
+    assert len(left) == (not isinstance(activation, torch.nn.ReLU))
+
+
 def test_a_network_that_packing_changes_is_computed_without_and_said(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):

@@ -158,6 +158,14 @@ def test_a_register_is_not_taken_for_a_class_token(store: Store):
         loading.load(without)
 
 
+def test_a_module_in_several_places_keeps_its_values(store: Store):
+    """CoaT's position encodings belong to the network and to each of its blocks."""
+    text = "timm:coat_lite_tiny:weights=random:1,side=224"
+    network = loading.load_together([resolved(store, text)])
+    assert not [n for n, values in network.named_parameters() if values.is_meta]
+    assert network(noise(1, 3, 224))[0].shape == (1, 320)
+
+
 def test_a_network_of_two_branches_has_no_features(store: Store):
     text = "timm:crossvit_tiny_240:weights=random:0"
     assert loading.load(resolved(store, text))(noise(1, 3, 240)).shape == (

@@ -245,7 +245,8 @@ def _used_between(taken: fx.Node, node: fx.Node) -> bool:
 def _take_activation(graph: fx.GraphModule, node: fx.Node, layer: _Packed) -> None:
     users = list(node.users)
     found = _activation(graph, users[0]) if len(users) == 1 else None
-    if found is None or found[0] not in layer.takes:
+    summed = len(node.args) > 1  # and then ReLU is all that oneDNN does
+    if found is None or found[0] not in (("relu",) if summed else layer.takes):
         return
     layer.activation = found
     users[0].replace_all_uses_with(node)

@@ -62,11 +62,18 @@ def outputs_on_meta(
     ``image`` is (channels, height, width), ``method`` what is called.
     """
     quiet = _Quiet(network, method)
-    tensors = [*quiet.named_parameters(), *quiet.named_buffers()]
-    hollow = {name: tensor.to("meta") for name, tensor in tensors}
+    # A module that lies in several places is listed, and put back, once.
+    hollow = {
+        f"{place}.{name}" if place else name: tensor.to("meta")
+        for place, module in quiet.named_modules()
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        )
+    }
     batch = torch.empty((IMAGES, *image), device="meta")
     with torch.no_grad():
-        return functional_call(quiet, hollow, (batch,))
+        return functional_call(quiet, hollow, (batch,), tie_weights=False)
 
 
 class _Quiet(nn.Module):
