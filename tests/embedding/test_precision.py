@@ -1,7 +1,11 @@
 """precision=auto: what the store holds, then the hardware, then a probe."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from torchvision import models
 
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.embedding import devices, forward, precision
@@ -149,20 +153,66 @@ def test_drift_is_judged_as_heads_see_embeddings(
 
     monkeypatch.setattr(forward, "Forward", Far)
     assert precision.choose(network, store).precision == "fp32"
-    assert precision.cosines(*found).min() > 0.99999
+    left, right = found
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    assert ((left * right).sum(axis=1) / lengths).min() > 0.99999
 
 
-def test_standardised_columns_are_those_of_the_exact_embeddings():
+def test_kept_variance_is_in_units_of_each_column():
+    """A difference of half a deviation loses a quarter, in a column that varies."""
     exact = np.array([[1, 10, 5], [3, 30, 5]], np.float32)
-    left, right = precision.standardised(exact, exact + 1)
-    np.testing.assert_allclose(left, [[-1, -1], [1, 1]])
-    np.testing.assert_allclose(right, [[0, -0.9], [2, 1.1]], rtol=1e-6)
+    other = exact + np.array([[0.5, 0, 9], [0, 0, 9]], np.float32)
+    np.testing.assert_allclose(precision.kept_variance(exact, other), [0.875, 1])
+    shifted = exact + np.array([1, 10, 0], np.float32)
+    np.testing.assert_allclose(precision.kept_variance(exact, shifted), [0, 0])
+    np.testing.assert_allclose(precision.kept_variance(exact[:1], other[:1]), [1])
 
 
-def test_cosines_of_equal_opposite_and_empty_rows():
-    left = np.array([[1, 0], [1, 0], [0, 0], [0, 0], [3, 4]], np.float32)
-    right = np.array([[2, 0], [-1, 0], [0, 0], [1, 0], [4, 3]], np.float32)
-    np.testing.assert_allclose(precision.cosines(left, right), [1, -1, 1, 0, 0.96])
+@pytest.mark.usefixtures("hardware")
+@pytest.mark.parametrize(("bias", "chosen"), [(0, "bf16"), (500, "fp32")])
+def test_a_network_that_suffers_is_told_from_one_that_does_not(
+    store: Store, tmp_path: Path, bias: float, chosen: str
+):
+    """At 500, bfloat16 has steps of 2; what tells the images apart is 0.1."""
+    store.create()
+    torch.manual_seed(0)
+    network = models.squeezenet1_1()
+    for half in ("expand1x1", "expand3x3"):
+        network.get_submodule(f"features.12.{half}").bias.data += bias
+    file = tmp_path / "squeezenet.pth"
+    torch.save(network.state_dict(), file)
+    spec = EncoderSpec.parse(f"squeezenet1_1:side=96,weights={file}")
+    encoder = resolution.resolve(spec, store)
+    assert precision.choose(encoder, store).precision == chosen
+    how = encoder.preprocess
+    assert isinstance(how, Preprocess)
+    batch = precision.probe_images(how)
+    (exact,), (coarse,) = (
+        forward.Forward([encoder.model_copy(update={"precision": one})])(batch)
+        for one in ("fp32", "bf16")
+    )
+    kept = precision.kept_variance(exact, coarse)
+    assert kept.mean() > 0.99 if chosen == "bf16" else kept.mean() < 0.9
+    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(coarse, axis=1)
+    # As they come, they are alike whatever rounding does.
+    assert ((exact * coarse).sum(axis=1) / lengths).min() > 0.999
+
+
+@pytest.mark.usefixtures("hardware")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("squeezenet1_0", "squeezenet1_0-imagenet-deepcompression.pth"),
+        ("timm:tf_efficientnet_lite0", "tf_efficientnet_lite0-imagenet.pth"),
+    ],
+)
+def test_real_networks_whose_scores_do_not_move_take_bfloat16(
+    store: Store, shared: Path, name: str, file: str
+):
+    store.create()
+    spec = EncoderSpec.parse(f"{name}:weights={shared / 'weights' / file}")
+    encoder = resolution.resolve(spec, store)
+    assert precision.choose(encoder, store).precision == "bf16"
 
 
 def test_int8_is_refused_with_the_choices():

@@ -17,9 +17,11 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.cache import Cache
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
-# Embeddings in bfloat16 must point where those in float32 do, both standardised as
-# heads see them: the cosine of the two, on average and for the worst probe image.
-MEAN, WORST = 0.999, 0.99
+# What of the variance of standardised embeddings, as heads see them, must be left where
+# rounding is taken for noise: over all probe images, and for each of them. Five folds
+# do not tell a noise of a tenth of the variance from none (EfficientNet-Lite0, 1,000
+# images of CIFAR-10: 70.3 and 70.4 %; 243 photos of insects: 94.2 and 94.7 %).
+KEPT, WORST = 0.95, 0.5
 _IMAGES = 64
 # Networks of fewer bytes take no longer than the work around them.
 _SMALL = 1 << 20
@@ -47,7 +49,7 @@ def choose(encoder: Encoder, store: Store) -> Encoder:
         mean = choose(encoder.model_copy(update={"pooling": "mean"}), store)
         return half if mean.precision == "bf16" else encoder
     memo = Cache(store)
-    key = f"bf16 standardised {encoder.key} on {platform.node()}"
+    key = f"bf16 variance {encoder.key} on {platform.node()}"
     known = memo.get(key)
     if known is None:
         known = _probe(encoder, half)
@@ -57,7 +59,7 @@ def choose(encoder: Encoder, store: Store) -> Encoder:
 
 
 def _probe(encoder: Encoder, half: Encoder) -> dict[str, Any]:
-    """Whether ``half`` is faster and as good, and how much they are alike."""
+    """Whether ``half`` is faster and as good, and how much of the exact it keeps."""
     from tl_pipeline.embedding import devices  # noqa: PLC0415 - torch
     from tl_pipeline.embedding.forward import Forward  # noqa: PLC0415
 
@@ -70,9 +72,9 @@ def _probe(encoder: Encoder, half: Encoder) -> dict[str, Any]:
     assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - see choose
     batch = probe_images(encoder.preprocess)
     (left,), (right,) = exact(batch), Forward([half], device)(batch)
-    alike = cosines(*standardised(left, right))
-    mean, worst = float(alike.mean()), float(alike.min())
-    return {"good": mean >= MEAN and worst >= WORST, "mean": mean, "worst": worst}
+    kept = kept_variance(left, right)
+    mean, worst = float(kept.mean()), float(kept.min())
+    return {"good": mean >= KEPT and worst >= WORST, "mean": mean, "worst": worst}
 
 
 def probe_images(how: Preprocess) -> np.ndarray:
@@ -96,21 +98,17 @@ def probe_images(how: Preprocess) -> np.ndarray:
     return pixels.stack(rows)
 
 
-def standardised(exact: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both (n, width) with each column of ``exact`` at mean 0 and deviation 1.
+def kept_variance(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What ``other`` (n, width) keeps of the variance of ``exact``, by image: (n,).
 
-    Heads see embeddings so. As they come they are alike anyway: after a ReLU all point
-    into one corner. Columns that are constant in ``exact`` are left out.
+    1 less the squared difference of the two, both with each column of ``exact`` at mean
+    0 and deviation 1, as a share of the squared length that images have on average.
+    Raw embeddings are alike anyway: after a ReLU all point into one corner. Columns
+    that are constant in ``exact`` are left out; of constant images all is kept.
     """
     deviation = exact.std(axis=0)
-    kept = deviation > 1e-6 * np.abs(exact).max()
-    mean, scale = exact[:, kept].mean(axis=0), deviation[kept]
-    return (exact[:, kept] - mean) / scale, (other[:, kept] - mean) / scale
-
-
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The cosine of each row (n, width) with its counterpart: (n,); 1 of two zeros."""
-    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    products = np.einsum("nd,nd->n", left, right)
-    alike = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    return np.where((left == right).all(axis=1), 1, alike)
+    told = deviation > 1e-6 * np.abs(exact).max()
+    if not told.any():
+        return np.ones(len(exact))
+    lost = (other[:, told] - exact[:, told]) / deviation[told]
+    return 1 - (lost**2).sum(axis=1) / told.sum()
