@@ -30,7 +30,7 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
-PART_ROWS, IMAGES = 8, 120
+PART_ROWS, IMAGES = 8, 240
 SHARDS = IMAGES // PART_ROWS
 
 pytestmark = [
@@ -66,7 +66,7 @@ def photos(
     tmp_path_factory: pytest.TempPathFactory,
     crops: Callable[[str, int], Image.Image],
 ) -> Path:
-    """120 small photos of two classes."""
+    """240 small photos of two classes."""
     root = tmp_path_factory.mktemp("photos")
     for label in ("china", "flower"):
         (root / label).mkdir()
