@@ -16,7 +16,7 @@ from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.finetuning.network import Classifier, LinearHead
-from tl_pipeline.finetuning.training import Images, Trained, train
+from tl_pipeline.finetuning.training import Images, Trained, rate, train
 from tl_pipeline.store.artifacts import Store
 
 ROWS = 240
@@ -103,8 +103,10 @@ def test_a_lower_block_learns_by_smaller_steps(encoder: Encoder):
     """The k-th block below the head at learning_rate x decay^k."""
     from tl_pipeline.finetuning.training import _optimiser
 
-    how = FinetuneSpec(learning_rate=0.1, decay=0.5, weight_decay=0.2)
-    groups = _optimiser(network(encoder, how), how, torch.device("cpu")).param_groups
+    how = FinetuneSpec(decay=0.5, weight_decay=0.2)
+    groups = _optimiser(
+        network(encoder, how), how, torch.device("cpu"), 0.1
+    ).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (rate, decay) for rate in (0.1, 0.05, 0.025, 0.0125) for decay in (0.2, 0.0)
     ]
@@ -206,3 +208,12 @@ def test_frozen_blocks_take_no_gradient(encoder: Encoder):
     assert not net.extractor.training
     assert isinstance(net.head, nn.Linear)
     assert net.head.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "expected"),
+    [("all", 2000, 1e-3), ("all", 24, 4.8e-5), ("all,lr=0.01", 24, 0.01)],
+)
+def test_few_steps_are_short(text: str, steps: int, expected: float):
+    """Where no rate is given: what a network knew must outlive them."""
+    assert rate(FinetuneSpec.parse(text), steps) == pytest.approx(expected)

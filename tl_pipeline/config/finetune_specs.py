@@ -42,8 +42,10 @@ class FinetuneSpec(Spec):
     epochs: int = Field(
         default=8, ge=1, le=10_000, description="passes over the images to learn from"
     )
-    learning_rate: float = Field(
-        default=1e-3, gt=0, le=10, description="at its height, of the head; short: lr"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        default=None,
+        description="at its height, of the head; short: lr. By default 0.001, and less "
+        "in proportion where there are fewer than 500 steps",
     )
     decay: float = Field(
         default=1.0, gt=0, le=1, description="of the rate, from block to block down"

@@ -53,6 +53,10 @@ def best(candidates: Sequence[Candidate], split: str) -> Choice:
     """
     merit = [one.held_out.merit for one in candidates]
     found = max(range(len(candidates)), key=merit.__getitem__)
+    return Choice(found, reason(candidates[found].held_out, split))
+
+
+def reason(score: HeldOutScore, split: str) -> str:
+    """By what a candidate of that ``score`` was chosen, in words."""
     by = "folds of train and validation" if split == FOLDS else split
-    right = candidates[found].held_out.summary
-    return Choice(found, f"by {by}, right in {right} images")
+    return f"by {by}, right in {score.summary} images"

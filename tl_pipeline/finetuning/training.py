@@ -29,6 +29,8 @@ from tl_pipeline.finetuning.network import Classifier
 from tl_pipeline.store.files import publish
 
 MOMENTUM = 0.9  # of sgd
+# The learning rate where none is given, and the steps from which on it is taken whole.
+_RATE, _ENOUGH = 1e-3, 500
 # Fewer images a thread leave its core idle between operations.
 _LEAST = 8
 _SCORED = 256  # images at a time
@@ -148,7 +150,8 @@ class _Trainer:
         self._kind = precision(how)
         self.epochs = 0
         self._parameters = [p for group in network.learning for p in group]
-        self._optimiser = _optimiser(network, how, device)
+        self.rate = rate(how, self._steps * how.epochs)
+        self._optimiser = _optimiser(network, how, device, self.rate)
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._average = _copy(network) if how.ema else None
         network.train()
@@ -195,7 +198,7 @@ class _Trainer:
         if not math.isfinite(loss):
             raise InvalidSpec(
                 f"training diverged in epoch {self.epochs} at learning_rate "
-                f"{how.learning_rate:g} with {how.optimiser}; take a smaller one, or a "
+                f"{self.rate:g} with {how.optimiser}; take a smaller one, or a "
                 "longer warmup"
             )
         rate = self._optimiser.param_groups[0]["lr"]
@@ -431,23 +434,31 @@ def _with_patches(
     return values, 1 - (bottom - top) * (right - left) / (height * width)
 
 
+def rate(how: FinetuneSpec, steps: int) -> float:
+    """The learning rate at its height of a training of so many ``steps``.
+
+    A step of AdamW is about as long as the rate whatever the gradient is, and it takes
+    hundreds of them to find back to what a network knew: at 0.001, 24 steps on 183
+    photos left SqueezeNet at chance, 500 on traffic signs were best.
+    """
+    return how.learning_rate or _RATE * min(1.0, steps / _ENOUGH)
+
+
 def _optimiser(
-    network: Classifier, how: FinetuneSpec, device: torch.device
+    network: Classifier, how: FinetuneSpec, device: torch.device, highest: float
 ) -> torch.optim.Optimizer:
     """Each block at its own rate; norms and biases are not decayed."""
     groups = []
     for depth, block in enumerate(network.learning):
-        rate = how.learning_rate * how.decay**depth
+        rate = highest * how.decay**depth
         for decayed in (True, False):
             some = [p for p in block if (p.ndim > 1) == decayed]
             if some:
                 decay = how.weight_decay if decayed else 0.0
                 groups.append({"params": some, "lr": rate, "weight_decay": decay})
     if how.optimiser == "sgd":
-        return torch.optim.SGD(groups, how.learning_rate, momentum=MOMENTUM, fused=True)
-    return torch.optim.AdamW(
-        groups, how.learning_rate, fused=device.type in {"cpu", "cuda"}
-    )
+        return torch.optim.SGD(groups, highest, momentum=MOMENTUM, fused=True)
+    return torch.optim.AdamW(groups, highest, fused=device.type in {"cpu", "cuda"})
 
 
 def _copy(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_pipeline.data.splits import TEST, VALIDATION
+from tl_pipeline.data.splits import FOLDS, TEST, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice, scored_rows
-from tl_pipeline.evaluation.choice import Candidate, HeldOutScore
+from tl_pipeline.evaluation.choice import Candidate, Choice, HeldOutScore
+from tl_pipeline.evaluation.scored_rows import compared
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.registry import model_folder, registration
 from tl_pipeline.registry.registration import Registration, Submission
@@ -142,11 +143,43 @@ def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]
     about = {e.key: store.provenance(e) for e in evaluations}
     candidates = [e for e in evaluations if not about[e.key]["params"]["control"]]
     scored = [_candidate(store, evaluation) for evaluation in candidates]
-    splits = {split for _, split in scored}
-    if len(splits) > 1:  # folds score more images than validation has
+    frozen = [at for at, (_, split) in enumerate(scored) if split == FOLDS]
+    mixed = 0 < len(frozen) < len(scored)
+    if mixed:  # folds score more images than validation has
         scored = _on_common_images(store, candidates, scored)
     found = choice.best([one for one, _ in scored], scored[0][1])
+    if mixed and found.at not in frozen:
+        found = _unless_tied(store, candidates, scored, found, frozen)
     return candidates[found.at], found.reason
+
+
+def _unless_tied(
+    store: Store,
+    candidates: Sequence[Artifact],
+    scored: Sequence[tuple[Candidate, str]],
+    found: Choice,
+    frozen: Sequence[int],
+) -> Choice:
+    """The best on a ``frozen`` network where fine-tuning is not known to be better.
+
+    It is cheaper, and of few images the best of several is often so by luck.
+    """
+    from tl_pipeline.evaluation.intervals import paired_difference  # noqa: PLC0415
+
+    at = max(frozen, key=lambda one: scored[one][0].held_out.merit)
+    pair = (candidates[found.at], candidates[at])
+    both = compared(store, *pair, on_test=False)
+    gain = paired_difference(both.first, both.second, both.units, seed=0)
+    if gain.low is None or gain.low > 0:
+        return found
+    name, best = (scored[one][0] for one in (found.at, at))
+    said = f"[{gain.low:+.1%}, {gain.high:+.1%}]".replace("%", " %")
+    reason = (
+        f"{choice.reason(best.held_out, VALIDATION)}; {name.name} is right in "
+        f"{name.held_out.right:,}, which is a tie {said}, and the frozen network is "
+        "cheaper"
+    )
+    return Choice(at, reason)
 
 
 def _on_common_images(
