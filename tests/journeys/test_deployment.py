@@ -105,6 +105,7 @@ def test_bad_parameter_is_refused_with_its_name_and_the_choices(
     assert choice in said
 
 
+@pytest.mark.exhaustive  # a killed run: test_incremental.py and test_mirror.py
 def test_after_a_power_cut_the_next_run_completes(deployed: Server):
     """Server, worker and run are killed at once; nothing waits for what they held.
 

@@ -105,6 +105,7 @@ def test_the_second_machine_computes_nothing_and_asks_everything(
     assert {row["run_id"] for row in rows} == {first.run_id, record.run_id}
 
 
+@pytest.mark.exhaustive  # a second machine finds all: the test of that always runs
 def test_both_machines_give_the_same_embeddings_bit_for_bit(at: At, folder: Path):
     run(at("A"), folder)
     run(at("B"), folder)
@@ -117,6 +118,7 @@ def test_both_machines_give_the_same_embeddings_bit_for_bit(at: At, folder: Path
     np.testing.assert_array_equal(left.vectors, right.vectors)
 
 
+@pytest.mark.exhaustive  # a second machine finds all: the test of that always runs
 def test_another_head_on_the_second_machine_trains_that_head_only(at: At, folder: Path):
     run(at("A"), folder)
     record = run(at("B"), folder, LOGISTIC, RIDGE)
@@ -142,6 +144,7 @@ def test_a_new_image_is_embedded_alone_by_whoever_sees_it(
     assert due(at("A"), folder) == []
 
 
+@pytest.mark.exhaustive  # a second machine finds all: the test of that always runs
 def test_vectors_stay_where_they_are_until_they_are_needed(at: At, folder: Path):
     run(at("A"), folder)
     second = at("B")
@@ -255,8 +258,8 @@ def test_a_killed_run_is_made_good_by_the_next(
     ("pattern", "damage", "stages"),
     [
         ("/part-", "truncated", {"embed"}),
-        ("heads/*/provenance.json", "changed", {"train"}),
         *more(
+            ("heads/*/provenance.json", "changed", {"train"}),
             ("heads/*/head-*.safetensors", "truncated", {"train"}),
             ("evaluations/*/metrics-", "changed", {"evaluate"}),
             ("manifests/*/manifest-", "truncated", {"ingest", "audit"}),
