@@ -22,7 +22,12 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import MANIFEST, SEEN
 
-TUNED = "all,epochs=3,batch_size=16"
+TUNED = "all,epochs=3,learning_rate=0.002,batch_size=16"
+# Of two candidates the frozen one has a head that knows nothing.
+KNOWS_NOTHING = (
+    *("--finetune", TUNED, "--head", "logistic:C=1e-12"),
+    *("--no-controls", "--runner", "direct"),
+)
 ENTRY = """
 version: 1
 datasets:
@@ -143,11 +148,21 @@ def test_weights_that_have_seen_the_images_are_refused(tl: Tl, place: Path):
     assert "(--finetune)" in done.stderr
 
 
+def test_of_a_tie_the_frozen_network_is_registered(tl: Tl, place: Path):
+    """12 against 9 of 15 images may be chance, and the report says so in words."""
+    assert tl("run", "scenes", *KNOWS_NOTHING).returncode == 0
+    record = last(place)
+    assert record.best.encoder == "lenet5/c5 LETTERS"
+    assert record.chosen is not None
+    assert "which is a tie [" in record.chosen
+    own = next(r for r in record.results if r.head == "softmax(finetuned=true)")
+    assert own.validation is not None
+    assert own.validation.value > record.best.held_out.value
+
+
 def test_prediction_says_what_evaluation_said(tl: Tl, place: Path):
     """The registered model holds its weights; nothing else of the store is needed."""
-    tuned = ("--finetune", TUNED, "--no-controls", "--runner", "direct")
-    only = ("--head", "logistic:C=1e-12")  # knows nothing, so that the other is best
-    assert tl("run", "scenes", *tuned, *only).returncode == 0
+    assert tl("run", "scenes", *KNOWS_NOTHING, "--search", "validation").returncode == 0
     record = last(place)
     assert record.best.head == "softmax(finetuned=true)"
     sql = (
