@@ -52,6 +52,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def part(self, wanted: np.ndarray) -> "Images":
+        """Those that are ``wanted``, bool (n,); all as they lie in their file."""
+        if wanted.all():
+            return self
+        weights = None if self.weights is None else self.weights[wanted]
+        return Images(self.pixels[wanted], self.targets[wanted], weights)
+
 
 @dataclass(frozen=True)
 class Point:

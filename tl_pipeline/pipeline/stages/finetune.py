@@ -177,25 +177,24 @@ class Finetune(Unit[Finetuned]):
 
         fits.check(self._rows, self.manifest.dataset)
         self._scratch.mkdir(parents=True, exist_ok=True)
-        rows = self._rows
-        classes = sorted(rows.classes)
-        head = self._first_head(len(classes))
+        classes = sorted(self._rows.classes)
+        held = self._held_out(classes)
+        head = self._first_head(len(classes), held)
         model = network.Classifier(self.encoder, head, self.how)
         total = self.how.epochs * len(self._rows)
         with track(self.title, total) as progress:
             images, watched = self._images(classes)
             mirror, why = self._mirror(images)
-            kept, held = self._held_out(images)
             trained = training.train(
                 model,
                 self.how,
-                kept,
+                images.part(~held),
                 {"validation": watched} if watched else {},
                 mirror=mirror,
                 seed=self.seed,
                 checkpoint=self._scratch / "checkpoint.pt",
                 done=progress.advance,
-                held=held,
+                held=images.part(held) if held.any() else None,
             )
         self._keep(folder, model.weights(), model.linear(), classes, trained, why)
         return self.key
@@ -291,30 +290,26 @@ class Finetune(Unit[Finetuned]):
         found = balanced(targets, given, self.how.class_weight)
         return None if (found == found[0]).all() else found / found.mean()
 
-    def _held_out(self, images: "Images") -> "tuple[Images, Images | None]":
-        """The images to learn from, and those that choose the mix of ``wise``."""
-        from tl_pipeline.finetuning.training import Images  # noqa: PLC0415
+    def _held_out(self, classes: list[str]) -> np.ndarray:
+        """Which images choose the mix of ``wise`` and teach nothing: bool (n,)."""
         from tl_pipeline.heads.folds import stratified_group_folds  # noqa: PLC0415
 
         if not self.how.wise:
-            return images, None
+            return np.zeros(len(self._rows), bool)
+        targets = np.searchsorted(classes, self._rows.labels)
         groups = self._rows.groups if self._rows.grouped else None
-        part = stratified_group_folds(images.targets, _PARTS, self.seed, groups)
+        part = stratified_group_folds(targets, _PARTS, self.seed, groups)
+        return part == 0
 
-        def some(there: np.ndarray) -> Images:
-            at = np.flatnonzero(there)
-            weighted = None if images.weights is None else images.weights[at]
-            return Images(images.pixels[at], images.targets[at], weighted)
-
-        return some(part != 0), some(part == 0)
-
-    def _first_head(self, classes: int) -> "LinearHead":
-        """What training begins with: fitted on embeddings of the same images."""
+    def _first_head(self, classes: int, held: np.ndarray) -> "LinearHead":
+        """What training begins with: fitted on embeddings of all but ``held``."""
         from tl_pipeline.finetuning.network import LinearHead  # noqa: PLC0415
         from tl_pipeline.heads import fitted  # noqa: PLC0415
         from tl_pipeline.heads.predictors import Linear  # noqa: PLC0415
 
         store, rows = self.at.store, self._rows
+        if held.any():
+            rows = rows.part(np.array(rows.ids)[~held])
         (made,) = fits.make(store, self.embeddings, rows, [_FIRST], self.seed)
         found = fitted.load(store.path(made)).predictor
         assert isinstance(found, Linear)  # noqa: S101 - logistic regression is
