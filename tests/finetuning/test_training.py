@@ -200,12 +200,28 @@ def test_a_training_that_diverges(encoder: Encoder, digits: Images, tmp_path: Pa
     assert not (tmp_path / "c.pt").exists()
 
 
+def test_dropout_before_what_learns_is_off(store: Store):
+    """Of AlexNet up to fc7 that alone learns: what comes before it gives the same."""
+    text = "alexnet:weights=random:0,side=64,precision=fp32"
+    small = resolution.resolve(EncoderSpec.parse(text), store)
+    on = {}
+    for how in ("blocks=1", "all"):
+        net = Classifier(small, head(4096), FinetuneSpec.parse(how))
+        net.train()
+        on[how] = [
+            name
+            for name, module in net.extractor.body.named_modules()
+            if isinstance(module, nn.Dropout) and module.training
+        ]
+    assert on == {"blocks=1": [], "all": ["classifier.0", "classifier.3"]}
+
+
 def test_frozen_blocks_take_no_gradient(encoder: Encoder):
     """Their modules stay in evaluation too."""
     net = network(encoder, FinetuneSpec(blocks=0))
     net.train()
     assert not any(p.requires_grad for p in net.extractor.parameters())
-    assert not net.extractor.training
+    assert not any(module.training for module in net.extractor.modules())
     assert isinstance(net.head, nn.Linear)
     assert net.head.weight.requires_grad
 

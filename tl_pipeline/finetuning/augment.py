@@ -95,11 +95,6 @@ def by_policy(
         return torch.stack([policy(image) for image in images])
 
 
-def mirrored(images: torch.Tensor) -> torch.Tensor:
-    """``images`` (n, channels, side, side) with left and right exchanged."""
-    return images.flip(3)
-
-
 def _matrices(
     number: int, how: Augmentation, mirror: bool, chance: torch.Generator
 ) -> torch.Tensor:

@@ -38,8 +38,10 @@ def measure(
     groups: np.ndarray | None,
     embed_mirrored: Callable[[np.ndarray], np.ndarray],
     seed: int,
-) -> Mirrored:
+) -> Mirrored | None:
     """Learn from half of the rows, and ask about the other half in both ways.
+
+    None where there are too few rows to tell.
 
     Args:
         vectors: embeddings of the frozen network, (n, width).
@@ -54,7 +56,7 @@ def measure(
     learned = chance.permutation(np.flatnonzero(part != 0))[:_LEARNED]
     tested = np.sort(chance.permutation(np.flatnonzero(part == 0))[:_TESTED])
     if len(np.unique(targets[learned])) < 2 or not len(tested):
-        return Mirrored(1.0, 0.0)  # too few to tell: not mirrored
+        return None
     head = LogisticHead(C=_C).fit(vectors[learned], targets[learned])
     truth = targets[tested]
     plain, turned = (

@@ -40,8 +40,8 @@ class LinearHead:
 class Classifier(nn.Module):
     """Pixels to logits: normalise, the trunk up to the layer of an encoder, the head.
 
-    Called with float32 pixels in [0, 1], (n, channels, crop, crop). The blocks that do
-    not learn are in evaluation mode whatever ``train`` says.
+    Called with float32 pixels in [0, 1], (n, channels, crop, crop). What comes before
+    the first block that learns is in evaluation mode whatever ``train`` says.
 
     Raises:
         WeightsError, InvalidSpec: see ``loading.load_together``; the network has fewer
@@ -89,14 +89,12 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         """See ``nn.Module``; what does not learn, and frozen statistics, stay."""
         super().train(mode)
-        for module in self.extractor.modules():
-            own = list(module.parameters(recurse=False))
-            still = bool(own) and not any(p.requires_grad for p in own)
-            norm = isinstance(module, _BatchNorm) and self._frozen_norms
-            if still or norm:
-                module.train(mode=False)
-        if not self.learning[1:]:
-            self.extractor.train(mode=False)
+        learns = False
+        for module in self.extractor.modules():  # from the input on
+            own = module.parameters(recurse=False)
+            learns = learns or any(p.requires_grad for p in own)
+            if not learns or (isinstance(module, _BatchNorm) and self._frozen_norms):
+                module.training = False
         return self
 
     @property

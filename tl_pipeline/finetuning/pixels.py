@@ -3,7 +3,7 @@
 An epoch then reads pixels, not files. The file is no part of the store's artifacts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,12 +23,10 @@ def decoded(
     read: Read,
     how: Preprocess,
     file: Path,
-    done: Callable[[int], None] = lambda number: None,  # noqa: ARG005
 ) -> np.ndarray:
     """The pixels of ``images`` as a network is fed: uint8 (n, channels, crop, crop).
 
-    They lie in ``file``, channels last in memory. ``done`` is told how many more there
-    are.
+    They lie in ``file``, channels last in memory.
 
     Raises:
         DatasetError: one cannot be read any more, or has changed since it was embedded.
@@ -38,7 +36,7 @@ def decoded(
     rows = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     image = modalities.of(how)
 
-    def fill(first: int) -> int:
+    def fill(first: int) -> None:
         some = images[first : first + _AT_A_TIME]
         for at, one in enumerate(some, first):
             try:
@@ -49,9 +47,7 @@ def decoded(
                     "once it is as it was, or ingest it as it is"
                 ) from None
             rows[at] = row.transpose(1, 2, 0)
-        return len(some)
 
     with ThreadPoolExecutor(cores()) as threads:
-        for number in threads.map(fill, range(0, len(images), _AT_A_TIME)):
-            done(number)
+        list(threads.map(fill, range(0, len(images), _AT_A_TIME)))
     return rows.transpose(0, 3, 1, 2)

@@ -446,7 +446,7 @@ def rate(how: FinetuneSpec, steps: int) -> float:
 
     A step of AdamW is about as long as the rate whatever the gradient is, and it takes
     hundreds of them to find back to what a network knew: at 0.001, 24 steps on 183
-    photos left SqueezeNet at chance, 500 on traffic signs were best.
+    photos left SqueezeNet near chance, 500 on traffic signs did it good.
     """
     return how.learning_rate or _RATE * min(1.0, steps / _ENOUGH)
 

@@ -347,6 +347,8 @@ class Finetune(Unit[Finetuned]):
         measured = mirroring.measure(
             found.vectors, images.targets, groups, embed_mirrored, self.seed
         )
+        if measured is None:
+            return False, "not mirrored: too few images to tell whether they may be"
         said = "mirrored" if measured.harmless else "not mirrored"
         share = f"{measured.plain:.1%} -> {measured.mirrored:.1%}".replace("%", " %")
         return measured.harmless, f"{said}: a linear head is right in {share} of images"
