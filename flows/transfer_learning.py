@@ -20,6 +20,7 @@ from tl_pipeline.config.specs import (
     Method,
     RunSpec,
     SearchSpec,
+    TuneSpec,
 )
 from tl_pipeline.embedding import process
 from tl_pipeline.encoders.backbones import PATTERN
@@ -27,6 +28,7 @@ from tl_pipeline.heads import HEADS, PRESETS
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.studies import tune_stage
 
 
 def _heads() -> str:
@@ -39,6 +41,8 @@ def _heads() -> str:
 
 
 _FIELD = rf"({'|'.join(FinetuneSpec.model_fields)}|lr)=[^,]+"
+_PART = rf"({'|'.join(TuneSpec.model_fields)})=[^,]+"
+_TUNE = rf"^(true|{_PART}(,{_PART})*)$"
 # The patterns make Prefect refuse a wrong name before it creates a run.
 BackboneText = Annotated[str, Field(pattern=PATTERN)]
 ConcatText = Annotated[list[BackboneText], Field(min_length=2)]
@@ -46,6 +50,7 @@ HeadText = Annotated[str, Field(pattern=_heads())]
 NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 FinetuneText = Annotated[str, Field(pattern=rf"^(all|head|{_FIELD})(,{_FIELD})*$")]
+TuneText = Annotated[str, Field(pattern=_TUNE)]
 SearchText = Annotated[str, Field(pattern=r"^(validation|cross_validation)(:.+=.+)?$")]
 DEFAULTS = RunSpec(dataset="-")
 BACKBONES_BY_DEFAULT = list(map(texts_of, DEFAULTS.backbones))
@@ -61,6 +66,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     dataset: str,
     backbones: list[BackboneText | ConcatText] = BACKBONES_BY_DEFAULT,
     heads: list[HeadText] = HEADS_BY_DEFAULT,
+    tune: bool | TuneText = False,
     finetune: list[FinetuneText] = [],  # noqa: B006 - Prefect reads it, nobody writes
     search: SearchText = SEARCH_BY_DEFAULT,
     ensemble: Ensemble | None = None,
@@ -84,6 +90,9 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
             candidate, their embeddings side by side.
         heads: each NAME or NAME:param=value, a slash between the values of a grid;
             or quick or thorough.
+        tune: first compare sides and pools of the backbones on a sample, and go on
+            with the best; true, or side=96/128,pool=gap/grid2,images=2000,minutes=5.
+            The choice is kept until there are a quarter more training images.
         finetune: ways to fine-tune each backbone besides, such as all, head, or
             blocks=2,epochs=5.
         search: cross_validation or validation, and how, such as
@@ -108,6 +117,7 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         dataset=dataset,
         backbones=tuple(map(backbone_of, backbones)),
         heads=tuple(map(HeadSpec.parse, heads)),
+        tune=TuneSpec.parse("true" if tune is True else tune) if tune else None,
         finetune=tuple(map(FinetuneSpec.parse, finetune)),
         search=SearchSpec.parse(search),
         ensemble=ensemble,
@@ -117,13 +127,12 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         seed=seed,
         part_rows=part_rows,
     )
+    file = Path(catalog) if catalog else None
     work = wiring.prepare(
-        spec,
-        Store.open(store),
-        catalog_file=Path(catalog) if catalog else None,
-        verify=verify,
-        download=download,
+        spec, Store.open(store), catalog_file=file, verify=verify, download=download
     )
     executor = None if runner == "threads" else ClusterExecutor(runner, address)
+    execute = TaskPerStage()
     with logged():
-        return wiring.run(work, TaskPerStage(), executor)
+        work = tune_stage.tuned(work, execute, catalog_file=file, download=download)
+        return wiring.run(work, execute, executor)

@@ -97,6 +97,27 @@ def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
     assert [s.subject for s in flow.steps] == [s.subject for s in direct.steps]
 
 
+def test_a_flow_tunes_in_a_task_and_keeps_the_choice(folder: Path, tmp_path: Path):
+    """What nightly runs do."""
+    given = {
+        "dataset": str(folder),
+        "backbones": ["squeezenet1_0:weights=random:0,side=48,precision=fp32"],
+        "heads": ["logistic:C=0.1"],
+        "tune": "side=32/48,pool=gap",
+        "controls": False,
+        "store": str(tmp_path / "store"),
+    }
+    first = transfer_learning(**given, return_state=True)
+    second = transfer_learning(**given, return_state=True)
+    ran = task_runs(first.state_details.flow_run_id)["tune photos"]
+    cached = task_runs(second.state_details.flow_run_id)["tune photos"]
+    assert ran.state.message.startswith("ran: nothing is chosen yet: 2 candidates")
+    assert cached.state.name == "Cached"
+    record = first.result()
+    assert [s.short() for s in record.spec.backbones] == [record.tuning.spec]
+    assert second.result().tuning == record.tuning
+
+
 def test_failure_is_the_first_error_itself(tmp_path: Path):
     """Not a Prefect wrapper, and the state tells the message."""
     store = str(tmp_path / "store")

@@ -64,7 +64,8 @@ def test_studies_have_the_splits_of_a_run(store: Store, catalog_file: Path):
     sides = rows["split"].to_pylist()
     manifest = study(store, catalog_file).ingested()
     assert manifest.key == record.manifest
-    ranked = ranking.rank(study(store, catalog_file), [work_encoder(store)], 1000)
+    sample = ranking.draw(manifest, 1000)
+    ranked = ranking.rank(study(store, catalog_file), [work_encoder(store)], sample)
     assert ranked.trained == sides.count("train")
     assert ranked.grouped
     shown = few_shots.few_shots(

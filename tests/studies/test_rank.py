@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from tl_pipeline.cli import rank_command
 from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.encoders import concat
+from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.pipeline import wiring, work
 from tl_pipeline.pipeline.stages import embed
@@ -43,7 +47,12 @@ def rank(store: Store, dataset: str, images: int, *wishes: EncoderSpec) -> Ranki
     named = Path(dataset).exists()
     entry = catalog.find(dataset, None if named else DIGITS)
     encoders = work.resolve(wishes or (LETTERS, TWIN), store)
-    return ranking.rank(study(store, entry), encoders, images)
+    return judged(study(store, entry), encoders, images)
+
+
+def judged(asked: Study, encoders: Sequence[AnyEncoder], images: int) -> Ranking:
+    sample = ranking.draw(asked.ingested(), images)
+    return ranking.rank(asked, concat.unique_members(encoders), sample)
 
 
 def study(store: Store, entry: DatasetSpec) -> Study:
@@ -140,7 +149,7 @@ def test_whole_groups_are_judged_at_a_time(store: Store, folder: Path, tmp_path:
         "image_column: file, label_column: species, group_column: session}\n"
     )
     listed = study(store, catalog.find("listed", entry))
-    found = ranking.rank(listed, work.resolve([LETTERS], store), 30)
+    found = judged(listed, work.resolve([LETTERS], store), 30)
     assert found.grouped
     assert found.probed == found.sampled == 30
 
@@ -152,7 +161,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_for_all(
         file.write_bytes(file.read_bytes()[:-900])
     entry = catalog.find(str(folder)).model_copy(update={"max_quarantined": 0.5})
     encoders = work.resolve([LETTERS, TWIN], store)
-    found = ranking.rank(study(store, entry), encoders, 100)
+    found = judged(study(store, entry), encoders, 100)
     refused = [len(EmbeddingFolder(store, row.key).refused()) for row in found.rows]
     assert found.probed == found.sampled - refused[0]
     assert refused[0] == refused[1] > 0
@@ -207,6 +216,49 @@ def test_weights_of_another_network_are_refused_before_anything_is_computed(
     assert (done.returncode, done.stdout) == (2, "")
     assert "does not hold weights of resnet18" in done.stderr
     assert not (tmp_path / "tl_store").exists()
+
+
+def test_pools_of_one_network_share_a_pass_and_cost_what_one_costs_alone(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+    plain = embed.fill
+
+    def counted(*given: Any) -> dict[str, embed.EmbedResult]:
+        calls.append(len(given[2]))
+        done = plain(*given)
+        fast = embed.Speed(50.0, 8)
+        return {key: one._replace(speed=fast) for key, one in done.items()}
+
+    monkeypatch.setattr(embed, "fill", counted)
+    network = "squeezenet1_0:weights=random:0,precision=fp32"
+    wishes = [f"{network},side=64,pool={pool}" for pool in ("gap", "grid2", "avg+max")]
+    wishes.append(f"{network},side=32,pool=gap")
+    found = rank(store, str(folder), 12, *map(EncoderSpec.parse, wishes))
+    assert sorted(calls) == [1, 3]
+    assert {row.cost.seconds_per_image for row in found.rows} == {0.02}
+
+
+def test_what_is_remembered_of_a_shared_pass_is_the_speed_of_one_alone(
+    store: Store, folder: Path
+):
+    """Else a plan for the winner would promise a third of what it takes."""
+    entry = catalog.find(str(folder))
+    pools = ("gap", "grid2", "avg+max")
+    network = "squeezenet1_0:weights=random:0,precision=fp32,side=64"
+    wishes = [EncoderSpec.parse(f"{network},pool={pool}") for pool in pools]
+    encoders = work.resolve(wishes, store)
+    every = embed.pairs(study(store, entry).ingested().images)
+    done = embed.fill(store, entry, encoders, every[:20])
+    elapsed = sum(one.timings.elapsed for one in done.values())
+    for encoder in encoders:
+        speed = embed.known_speed(EmbeddingFolder(store, encoder.key))
+        assert speed
+        assert speed.images_per_second == pytest.approx(20 / elapsed, rel=0.01)
+    manifest = study(store, entry).ingested()
+    planned = embed.Embed(Workspace(store), entry, manifest, tuple(encoders)).plan()
+    seconds = sum(step.estimated_seconds or 0 for step in planned.steps)
+    assert seconds == pytest.approx((len(every) - 20) * elapsed / 20, rel=0.01)
 
 
 def test_the_speed_is_measured_warm_and_few_images_do_not_replace_it(

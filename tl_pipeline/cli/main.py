@@ -95,7 +95,7 @@ def run(
     work, store = _prepare(request, download=True)
     with console.LiveProgress() as live, progress.reporting(live):
         if runner == "direct":
-            record = wiring.run(work)
+            record = wiring.run(_tuned(request, work))
         else:
             from flows import launch
 
@@ -128,7 +128,7 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     from tl_pipeline.pipeline import wiring
 
     work, _ = _prepare(request, download=False)
-    steps = wiring.plan(work)
+    steps = wiring.plan(_tuned(request, work, planning=True))
     if json:
         console.print_json([asdict(step) for step in steps])
         return
@@ -238,7 +238,30 @@ def _prepare(request: Request = NOTHING, *, download: bool) -> "tuple[Work, Stor
         verify=request.verify,
         download=download,
     )
+    if work.spec.tune:
+        from tl_pipeline.studies import tune_stage
+
+        tune_stage.check(work)
     return work, store
+
+
+def _tuned(
+    request: Request,
+    work: "Work",
+    *,
+    planning: bool = False,
+) -> "Work":
+    """``work`` with the encoder that is chosen for it, if it asks for that."""
+    if work.spec.tune is None:
+        return work
+    from tl_pipeline.studies import tune_stage
+
+    return tune_stage.tuned(
+        work,
+        tune_stage.Tune.plan if planning else tune_stage.Tune.run,
+        catalog_file=request.catalog,
+        download=not planning,
+    )
 
 
 def _cluster(runner: str, address: str | None) -> dict[str, str | None]:

@@ -2,13 +2,15 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from tl_pipeline.cli.request import CatalogOption, Json, StoreOption
-from tl_pipeline.config.encoder_specs import SIDES, EncoderSpec, Pool
-from tl_pipeline.errors import InvalidSpec, UnknownName
+from tl_pipeline.config.encoder_specs import EncoderSpec
+from tl_pipeline.config.short_forms import checked
+from tl_pipeline.config.specs import TuneSpec
+from tl_pipeline.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from tl_pipeline.studies.ranking import Ranked, Ranking
@@ -46,7 +48,6 @@ def rank(
 
     from tl_pipeline import progress
     from tl_pipeline.cli import console
-    from tl_pipeline.encoders import concat
     from tl_pipeline.store.artifacts import Store
     from tl_pipeline.studies import study
 
@@ -54,14 +55,13 @@ def rank(
     asked = study.prepare(
         dataset, wishes, opened, catalog_file=catalog, seed=seed, verify=verify
     )
-    encoders = concat.unique_members(asked.encoders)
-
     from tl_pipeline.studies import (
         ranking,  # scikit-learn: after what may be refused at once
     )
 
     with console.LiveProgress() as live, progress.reporting(live), asked.in_use():
-        ranked = ranking.rank(asked, encoders, images)
+        sample = ranking.draw(asked.ingested(), images)
+        ranked = ranking.rank(asked, asked.singles, sample)
     if json:
         console.print_json(_document(ranked))
         return
@@ -78,6 +78,7 @@ def tune(
     side: str = "",
     pool: str = "",
     images: int = 2000,
+    minutes: float | None = None,
     write: Path | None = None,
     seed: int = 0,
     verify: Annotated[bool, Parameter(negative="")] = False,
@@ -98,6 +99,7 @@ def tune(
         side: sides in pixels, 96/128/160; default: up to the network's own.
         pool: gap/grid2/grid3/avg+max; default: the layer's own and the last three.
         images: the size of the sample of training images.
+        minutes: a budget; the dearest candidates that do not fit are left out.
         write: a YAML file for `tl run --config`, with what was chosen.
         seed: of the bootstrap behind the intervals.
         verify: read every input again instead of trusting size and time.
@@ -105,40 +107,38 @@ def tune(
         catalog: the data catalogue.
         json: print the ranking as JSON.
     """
-    wishes, sides, pools = _wishes(backbone), _sides(side), _pools(pool)
-    if images < 1:
-        raise InvalidSpec(f"--images must be at least 1, not {images}")
+    wishes = _wishes(backbone)
+    given = {"side": side or (), "pool": pool or (), "images": images}
+    how = checked(TuneSpec, {**given, "minutes": minutes}, "tl tune")
 
     from tl_pipeline import progress
     from tl_pipeline.cli import console
-    from tl_pipeline.encoders import concat
     from tl_pipeline.store.artifacts import Store
-    from tl_pipeline.studies import study, tuning
+    from tl_pipeline.studies import ranking, study, tuning
 
-    opened = Store.open(store)
-    for spec in wishes:  # refuses wrong names before weights are downloaded
-        study.prepare(
-            dataset, [spec], opened, catalog_file=catalog, seed=seed, verify=verify
-        )
-    grid = tuning.grid(wishes, sides, pools, opened)
     asked = study.prepare(
         dataset,
-        grid.specs,
-        opened,
+        wishes,
+        Store.open(store),
         catalog_file=catalog,
         seed=seed,
-        verify=False,
+        verify=verify,
     )
-    spec_of = dict(zip([e.key for e in asked.encoders], grid.specs, strict=True))
-    encoders = concat.unique_members(asked.encoders)
+    grid = tuning.grid(wishes, asked.singles, how, asked)
+    asked = replace(asked, encoders=grid.encoders)
     with console.LiveProgress() as live, progress.reporting(live), asked.in_use():
-        found = tuning.tune(asked, encoders, images)
+        sample = ranking.draw(asked.ingested(), images)
+        found = tuning.tune(asked, grid.encoders, sample, minutes)
     ranked = found.ranking
-    chosen = spec_of[ranked.pick.key]
+    chosen = grid.candidates[ranked.pick.key].spec
     if write:
         _write(write, dataset, chosen)
     if json:
-        more = {"chosen": chosen.short(), "dropped": found.dropped}
+        more = {
+            "chosen": chosen.short(),
+            "dropped": found.dropped,
+            "unaffordable": found.unaffordable,
+        }
         console.print_json({**_document(ranked), **more, "refused": grid.refused})
         return
     rows = _table(ranked)
@@ -146,6 +146,9 @@ def tune(
     said = [_sample(ranked)]
     if found.dropped:
         said.append(f"behind on a quarter of it: {', '.join(found.dropped)}")
+    if found.unaffordable:
+        out = ", ".join(found.unaffordable)
+        said.append(f"left out, as they do not fit into {minutes:g} min: {out}")
     said += [
         f"not compared: {', '.join(texts)}: {why}"
         for why, texts in grid.refused.items()
@@ -153,36 +156,6 @@ def tune(
     said.append(_conclusion(ranked))
     told = f"--config {write}" if write else f"{dataset} --backbone {chosen.short()}"
     console.out.print("\n" + "\n".join(said) + f"\ntl run {told}", markup=False)
-
-
-def _sides(text: str) -> list[int]:
-    """The numbers in ``96/128``.
-
-    Raises:
-        InvalidSpec: one is none.
-    """
-    parts = [part.strip() for part in text.split("/") if text]
-    for part in parts:
-        if not (part.isdecimal() and SIDES.start <= int(part) < SIDES.stop):
-            raise InvalidSpec(
-                f"--side {part} is no side from {SIDES.start} to {SIDES.stop - 1} "
-                "pixels; write 96/128/160"
-            )
-    return [int(part) for part in parts]
-
-
-def _pools(text: str) -> list[Pool]:
-    """The poolings in ``gap/grid2``.
-
-    Raises:
-        UnknownName: one is not there.
-    """
-    known = {pool: pool for pool in get_args(Pool)}
-    parts = [part.strip() for part in text.split("/") if text]
-    for part in parts:
-        if part not in known:
-            raise UnknownName("pool", part, list(known))
-    return [known[part] for part in parts]
 
 
 def _write(file: Path, dataset: str, chosen: EncoderSpec) -> None:

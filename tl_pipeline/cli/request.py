@@ -15,7 +15,14 @@ from tl_pipeline.config.encoder_specs import (
     texts_of,
 )
 from tl_pipeline.config.finetune_specs import FinetuneSpec
-from tl_pipeline.config.specs import Ensemble, HeadSpec, Method, RunSpec, SearchSpec
+from tl_pipeline.config.specs import (
+    Ensemble,
+    HeadSpec,
+    Method,
+    RunSpec,
+    SearchSpec,
+    TuneSpec,
+)
 from tl_pipeline.errors import InvalidSpec
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
@@ -72,6 +79,10 @@ class Request:
     """all, head or blocks=N, and what differs: blocks=2,epochs=5; repeat to compare.
     Each backbone is then also fine-tuned."""
 
+    tune: Annotated[bool | str, Parameter(negative="")] = False
+    """Compare sides and pools of the backbones on a sample first, and go on with the
+    best: after DATASET, or --tune=side=96/128,pool=gap/grid2,images=2000,minutes=5."""
+
     search: str | None = None
     """cross_validation or validation, :folds=,strategy=,configurations=,refit="""
 
@@ -126,6 +137,7 @@ class Request:
             "backbones": encoders or None,
             "heads": tuple(map(HeadSpec.parse, self.head)) or None,
             "finetune": tuple(map(FinetuneSpec.parse, self.finetune)) or None,
+            "tune": self._tune(),
             "search": SearchSpec.parse(self.search) if self.search else None,
             "ensemble": self.ensemble,
             "calibration": self.calibration,
@@ -147,6 +159,12 @@ class Request:
             option = str(fault["loc"][0]).replace("_", "-")
             raise InvalidSpec(f"--{option}: {fault['msg']}") from None
 
+    def _tune(self) -> TuneSpec | None:
+        if isinstance(self.tune, bool):
+            # so that a mapping in --config stays what it is
+            return TuneSpec() if self.tune and not self.config else None
+        return TuneSpec.parse(self.tune)
+
     def parameters(self, spec: RunSpec) -> dict[str, Any]:
         """``spec`` and the rest of this request as parameters of the flow."""
         return {
@@ -154,6 +172,7 @@ class Request:
             "backbones": list(map(texts_of, spec.backbones)),
             "heads": [head.short() for head in spec.heads],
             "finetune": [how.short() for how in spec.finetune],
+            "tune": spec.tune.short() if spec.tune else False,
             "search": spec.search.short(),
             "ensemble": spec.ensemble,
             "controls": spec.controls,

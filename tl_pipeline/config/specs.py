@@ -6,11 +6,11 @@ Pure: nothing here reads a file or knows which heads exist. Encoders stand in
 
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from tl_pipeline.config.encoder_specs import BackboneField, EncoderSpec
+from tl_pipeline.config.encoder_specs import SIDES, BackboneField, EncoderSpec, Pool
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.short_forms import (
     Scalar,
@@ -22,9 +22,41 @@ from tl_pipeline.config.short_forms import (
     short_form,
     text_of,
 )
+from tl_pipeline.errors import InvalidSpec, UnknownName
 
 # How the probabilities of several heads become one candidate, see ``averaging``.
 Ensemble = Literal["average", "greedy"]
+
+
+def _sides(value: Any) -> Any:
+    """``96/128`` as numbers.
+
+    Raises:
+        ValueError: one is no side.
+    """
+    parts = value.split("/") if isinstance(value, str) else value
+    parts = [parts] if isinstance(parts, int) else parts
+    for part in parts:
+        text = str(part).strip()
+        if not (text.isdecimal() and int(text) in SIDES):
+            raise ValueError(
+                f"{text} is no side from {SIDES.start} to {SIDES.stop - 1} pixels; "
+                "write 96/128/160"
+            )
+    return parts
+
+
+def _pools(value: Any) -> Any:
+    """``gap/grid2`` as names.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    parts = value.split("/") if isinstance(value, str) else value
+    for part in parts:
+        if part not in get_args(Pool):
+            raise ValueError(str(UnknownName("pool", str(part), get_args(Pool))))
+    return parts
 
 
 class HeadConfig(Spec):
@@ -120,6 +152,68 @@ def _finetune(value: Any) -> Any:
     return parsed(FinetuneSpec.parse, value)
 
 
+def _minutes(value: float | None) -> float | None:
+    """A budget.
+
+    Raises:
+        ValueError: nothing fits into it.
+    """
+    if value is not None and not value > 0:
+        raise ValueError(
+            f"{value:g} is no budget: give more than 0, or none to try everything"
+        )
+    return value
+
+
+class TuneSpec(Spec):
+    """What is compared before a run, and at what cost: sides and pools on a sample.
+
+    Each side with each pool, on ``images`` of the training images. Without ``side``
+    some up to the network's own are compared, without ``pool`` that of the layer and
+    those that tell where things are. What does not fit into ``minutes`` is left out.
+    """
+
+    side: Annotated[tuple[int, ...], BeforeValidator(_sides)] = Field(
+        default=(), description="of the input in pixels; up to the network's own"
+    )
+    pool: Annotated[tuple[Pool, ...], BeforeValidator(_pools)] = Field(
+        default=(), description="of a map; the layer's own and the last three"
+    )
+    images: int = Field(default=2000, ge=1, description="of the sample")
+    minutes: Annotated[float | None, AfterValidator(_minutes)] = Field(
+        default=None, description="a budget; what does not fit is left out and named"
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``true`` or what differs: ``side=96/128,pool=gap/grid2,minutes=5``.
+
+        Raises:
+            InvalidSpec: the text has another form, or an unknown parameter.
+        """
+        if text == "true":
+            return cls()
+        if "=" not in text:
+            raise InvalidSpec(
+                f"--tune {text!r}: write true, or what differs: "
+                f"{', '.join(f'{name}=' for name in cls.model_fields)}"
+            )
+        return checked(cls, parse_short(f"-:{text}")[1], f"--tune {text}")
+
+    def short(self) -> str:
+        """The text that ``parse`` reads back to this."""
+        given = self.model_dump(exclude_defaults=True)
+        if not given:
+            return "true"
+        return short_form("", EncoderSpec.texts(given)).removeprefix(":")
+
+
+def _tune(value: Any) -> Any:
+    if isinstance(value, bool):
+        return TuneSpec() if value else None
+    return parsed(TuneSpec.parse, value)
+
+
 Method = Literal["none", "temperature"]
 ErrorRate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -143,6 +237,10 @@ class RunSpec(Spec):
         default=(HeadSpec(name="logistic"), HeadSpec(name="mlp")), min_length=1
     )
     search: Annotated[SearchSpec, BeforeValidator(_search)] = SearchSpec()
+    tune: Annotated[TuneSpec | None, BeforeValidator(_tune)] = Field(
+        default=None,
+        description="compare sides and pools first, and go on with the best",
+    )
     finetune: tuple[Annotated[FinetuneSpec, BeforeValidator(_finetune)], ...] = Field(
         default=(), description="each backbone is also fine-tuned in each of these ways"
     )

@@ -26,7 +26,7 @@ from tl_pipeline.embedding.gpu.batch_loader import NvjpegBatchLoader
 from tl_pipeline.embedding.process import cores
 from tl_pipeline.embedding.result import EmbedStats, Pace
 from tl_pipeline.embedding.workers import PER_GPU, NetworkThreads, pool, prefetched
-from tl_pipeline.encoders.encoder import Encoder, shares_network
+from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.encoders.loading import weight_bytes
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.modalities import Input
@@ -85,19 +85,6 @@ def embed(
             folders,
         ).run(images, read, part_rows, track)
     return [done[job.encoder.key] for job in jobs]
-
-
-def sharing(encoders: Sequence[Encoder]) -> list[list[Encoder]]:
-    """``encoders`` in groups that one forward pass serves."""
-    groups: list[list[Encoder]] = []
-    for encoder in encoders:
-        for group in groups:
-            if shares_network(group[0], encoder):
-                group.append(encoder)
-                break
-        else:
-            groups.append([encoder])
-    return groups
 
 
 def _passes(groups: Sequence[list[Encoder]]) -> Iterator[list[list[Encoder]]]:
@@ -257,9 +244,13 @@ class _Pass:
         self._clock.add("idle", idle)
         self._clock.add("elapsed", idle / threads)
         shares = self._pace.seconds_per_image(self._keys)
-        for key, timings in self._clock.split(self._keys).items():
-            self._done[key].timings = timings
-            self._done[key].seconds_per_image = shares.get(key)
+        timings = self._clock.split(self._keys)
+        for forward in self._networks[0]:
+            keys = [encoder.key for encoder in forward.encoders]
+            alone = sum(shares[key] for key in keys) if shares else None
+            for key in keys:
+                self._done[key].timings = timings[key]
+                self._done[key].seconds_per_image = alone
 
 
 def _batches(

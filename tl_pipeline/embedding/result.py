@@ -12,8 +12,8 @@ class EmbedStats:
     """What one call of ``engine.embed`` did for one encoder.
 
     ``width`` is of an embedding. ``timings`` holds its share of the time, loading
-    apart; ``seconds_per_image`` what an image cost after the first batch, None where
-    there were too few images to tell.
+    apart; ``seconds_per_image`` what an image costs after the first batch, under this
+    encoder alone, None where there were too few images to tell.
     """
 
     images: int = 0

@@ -4,6 +4,7 @@ An ``Encoder`` is that identity, whose key names the folder of the embeddings.
 ``wishes`` finds it, and ``encoder_networks`` the network that it means.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,3 +85,16 @@ def shares_network(one: Encoder, other: Encoder) -> bool:
         other.preprocess,
         other.precision,
     )
+
+
+def sharing(encoders: Sequence[Encoder]) -> list[list[Encoder]]:
+    """``encoders`` in groups that one forward pass serves."""
+    groups: list[list[Encoder]] = []
+    for encoder in encoders:
+        for group in groups:
+            if shares_network(group[0], encoder):
+                group.append(encoder)
+                break
+        else:
+            groups.append([encoder])
+    return groups

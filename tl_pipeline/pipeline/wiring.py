@@ -290,7 +290,7 @@ def plan(work: Work) -> list[Step]:
             return outcome.output
 
         wire(replace(work, at=replace(work.at, store=overlay)), perform)
-    return steps + work.skipped
+    return [*work.before, *steps, *work.skipped]
 
 
 def directly(stage: Stage[OutputT]) -> Outcome[OutputT]:
@@ -308,7 +308,7 @@ def run(
     Raises:
         DatasetError, WeightsError: see the stages.
     """
-    started, steps = datetime.now(UTC), list[Step]()
+    started, steps = datetime.now(UTC), [*work.before]
     work.at.store.check_writable()  # before hours of work that it could not keep
 
     def perform(stage: Stage[OutputT]) -> OutputT:
@@ -356,8 +356,9 @@ def _advise(work: Work, manifest: Manifest) -> None:
 def _keep_refused(work: Work, steps: Sequence[Step]) -> None:
     """Let the quarantine of a refused run be read; ``steps`` are those it took."""
     store = work.at.store
-    if steps:  # else ingest has noted it
-        records.note_refused(store, work.dataset.name, steps[0].keys["manifest"])
+    if len(steps) > len(work.before):  # else ingest has noted it
+        ingest = next(step for step in steps if step.stage == "ingest")
+        records.note_refused(store, work.dataset.name, ingest.keys["manifest"])
     if any((store.root / "refused").glob("*/*.json")):
         query.build(store)
 
@@ -412,6 +413,7 @@ def _recorded(
         registered=_registered(dataset, best),
         chosen=best.chosen,
         source=source(work.dataset),
+        tuning=work.tuning,
     )
 
 

@@ -26,7 +26,7 @@ from tl_pipeline.inputs.images import AS_IS
 from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
-from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.runs.records import RunRecord, Tuning
 from tl_pipeline.storage import downloads
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -57,7 +57,8 @@ class Work:
     for, None to ignore them. ``baselines`` maps the key of an encoder to that of the
     same network with random weights. ``finetune`` is done besides. ``skipped`` are the
     controls that were asked for and do not exist. With ``verify`` no cache of unchanged
-    files is trusted.
+    files is trusted. ``tuning`` chose the backbones of ``spec``, in the steps
+    ``before``.
     """
 
     spec: RunSpec
@@ -69,6 +70,8 @@ class Work:
     finetune: list[FineTuning] = field(default_factory=list)
     skipped: list[Step] = field(default_factory=list)
     verify: bool = False
+    tuning: Tuning | None = None
+    before: tuple[Step, ...] = ()
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:

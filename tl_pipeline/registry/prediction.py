@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from tl_pipeline.embedding.devices import devices
-from tl_pipeline.embedding.engine import sharing
 from tl_pipeline.embedding.forward import BATCH, Forward
 from tl_pipeline.encoders import concat
+from tl_pipeline.encoders.encoder import sharing
 from tl_pipeline.evaluation.averaging import aligned
 from tl_pipeline.inputs import modalities
 from tl_pipeline.inputs.images import RefusedImage

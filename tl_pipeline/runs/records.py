@@ -81,13 +81,51 @@ class Registered(BaseModel):
     comparable: bool = True
 
 
+class TunedEncoder(BaseModel):
+    """An encoder that a sample judged; ``behind`` is None for the best of them.
+
+    ``seconds_per_image`` is None where it was never measured.
+    """
+
+    key: str
+    encoder: str
+    probe: Score
+    behind: Score | None
+    seconds_per_image: float | None
+
+
+class Tuning(BaseModel):
+    """The encoder that was chosen for a run, and what it was compared with.
+
+    ``question`` says in a digest between what was chosen. ``spec`` is how the chosen
+    one is written, ``key`` its key. ``sampled`` of ``trained`` training images judged.
+    ``dropped`` were behind on a part of them, ``unaffordable`` did not fit the budget.
+    """
+
+    question: str
+    spec: str
+    key: str
+    chosen: datetime
+    trained: int
+    sampled: int
+    candidates: list[TunedEncoder]
+    dropped: list[str]
+    unaffordable: list[str]
+
+    @property
+    def label(self) -> str:
+        """The name of the chosen encoder."""
+        return next(one.encoder for one in self.candidates if one.key == self.key)
+
+
 class RunRecord(BaseModel):
     """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
 
     Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
     are the encoders that have no embeddings of their own in the store. ``chosen`` tells
     in words by what the best was chosen, ``source`` is the local path that the dataset
-    was read from; in older records both are None.
+    was read from; in older records both are None. With ``tuning`` the backbones of
+    ``spec`` are what it chose.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,6 +148,7 @@ class RunRecord(BaseModel):
     joints: list[JointEncoder] = []
     chosen: str | None = None
     source: str | None = None
+    tuning: Tuning | None = None
 
     @property
     def best(self) -> Result:
@@ -173,6 +212,17 @@ def latest(store: Store, dataset: str) -> RunRecord | None:
     store.mirror.fetch(folder / name for name in sorted(there)[-1:])
     files = sorted(folder.glob("*.json"), reverse=True)
     return next(filter(None, map(_read, files)), None)
+
+
+def last_tuning(store: Store, dataset: str, question: str) -> Tuning | None:
+    """What the last run on ``dataset`` chose that had this ``question``."""
+    folder = store.root / "runs" / dataset
+    store.mirror.fetch_folder(folder)
+    for file in sorted(folder.glob("*.json"), reverse=True):
+        record = _read(file)
+        if record and record.tuning and record.tuning.question == question:
+            return record.tuning
+    return None
 
 
 def every(store: Store) -> list[RunRecord]:

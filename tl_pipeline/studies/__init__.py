@@ -3,4 +3,4 @@
 In: a dataset and encoders. Out: a ranking; embeddings and trials stay in the store.
 """
 
-__all__ = ["few_shots", "ranking", "study", "tuning"]
+__all__ = ["few_shots", "ranking", "study", "tune_stage", "tuning"]

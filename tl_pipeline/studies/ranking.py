@@ -7,25 +7,26 @@ not looked at.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from tl_pipeline.data.sampling import Drawable, stratified
 from tl_pipeline.data.splits import TRAIN
-from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.intervals import paired_difference, share
+from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.progress import track
 from tl_pipeline.score import Score
+from tl_pipeline.store import tables
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.studies import probe
 from tl_pipeline.studies.study import Study
 from tl_pipeline.studies.transferability import LogME, logme
 
-IMAGES = 1000
 # Costs that differ by less are taken for equal: so much they vary by themselves.
 _SAME_COST = 1.1
 
@@ -119,41 +120,62 @@ class _ProbeResult(NamedTuple):
     cost: Cost
 
 
-def rank(study: Study, encoders: Sequence[Encoder], images: int) -> Ranking:
-    """Embed a sample of ``images`` training images under each of ``encoders``.
+@dataclass(frozen=True)
+class Sample:
+    """``drawn`` of the training images ``trained``, and what all ``images`` are.
 
-    An encoder that stands there twice is ranked once. All are judged on the same rows:
-    an image that one of them refuses is left out for all.
+    ``images`` are pairs of id and uri.
+    """
+
+    images: Sequence[tuple[str, str]]
+    trained: Sequence[Drawable]
+    drawn: Sequence[Drawable]
+
+    def part(self, size: int) -> "Sample":
+        """The same with ``size`` images drawn, or all."""
+        return replace(self, drawn=stratified(self.trained, size))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Id and uri of what was drawn."""
+        ids = {image.image_id for image in self.drawn}
+        return [image for image in self.images if image[0] in ids]
+
+
+def draw(manifest: Manifest, size: int) -> Sample:
+    """``size`` training images of ``manifest``, or all, and nothing else of it."""
+    names = ("image_id", "label", "group", "split")
+    trained = [
+        Drawable(image_id, label, group or manifest.clusters.get(image_id))
+        for image_id, label, group, split in tables.values(manifest.table, *names)
+        if split == TRAIN
+    ]
+    return Sample(embed.pairs(manifest.images), trained, stratified(trained, size))
+
+
+def rank(study: Study, encoders: Sequence[Encoder], sample: Sample) -> Ranking:
+    """Embed ``sample`` under each of ``encoders``, and judge them.
+
+    An encoder that stands there twice is ranked once. Those that share a network share
+    its passes. All are judged on the same rows: an image that one of them refuses is
+    left out for all.
 
     Raises:
         InvalidSpec: a sample too small for its classes.
-        DatasetError: no two classes that could be judged; or see ``stages.ingest``.
+        DatasetError: no two classes that could be judged.
         WeightsError: a network cannot be loaded.
     """
-    manifest = study.ingested()
-    rows = manifest.table.to_pylist()
-    trained = [row for row in rows if row["split"] == TRAIN]
-    drawn = stratified(
-        [
-            Drawable(
-                row["image_id"],
-                row["label"],
-                row["group"] or manifest.clusters.get(row["image_id"]),
-            )
-            for row in trained
-        ],
-        images,
-    )
     wanted = {encoder.key: encoder for encoder in encoders}
-    every = embed.pairs(manifest.images)
-    costs = {key: _cost(study, wanted[key], drawn, every) for key in wanted}
+    costs: dict[str, Cost] = {}
+    for together in sharing([*wanted.values()]):
+        costs |= _costs(study, together, sample)
     refused = set[str]().union(
         *(EmbeddingFolder(study.at.store, key).refused() for key in wanted)
     )
-    usable = [image for image in drawn if image.image_id not in refused]
+    usable = [image for image in sample.drawn if image.image_id not in refused]
     kept = probe.probed([i.label for i in usable], [i.unit for i in usable])
     judged = [usable[row] for row in kept]
-    _check(study, judged, drawn, len(trained))
+    _check(study, judged, sample)
     cut = probe.divide([i.label for i in judged], [i.unit for i in judged])
     with track("probe", len(wanted)) as progress:
         found = []
@@ -162,9 +184,9 @@ def rank(study: Study, encoders: Sequence[Encoder], images: int) -> Ranking:
             progress.advance()
     return Ranking(
         dataset=study.dataset.name,
-        images=len(rows),
-        trained=len(trained),
-        sampled=len(drawn),
+        images=len(sample.images),
+        trained=len(sample.trained),
+        sampled=len(sample.drawn),
         probed=len(judged),
         classes=len({image.label for image in judged}),
         grouped=cut.grouped,
@@ -172,44 +194,41 @@ def rank(study: Study, encoders: Sequence[Encoder], images: int) -> Ranking:
     )
 
 
-def _cost(
-    study: Study,
-    encoder: Encoder,
-    drawn: Sequence[Drawable],
-    every: Sequence[tuple[str, str]],
-) -> Cost:
-    """Embed what is missing of the sample, and tell what that costs an image."""
-    folder = EmbeddingFolder(study.at.store, encoder.key)
-    ids = {image.image_id for image in drawn}
-    sample = [image for image in every if image[0] in ids]
-    measured = None
-    if embed.pending(folder, sample):
-        done = embed.fill(study.at.store, study.dataset, [encoder], sample)
-        measured = done[encoder.key].speed
-    speed = measured or embed.known_speed(folder)
-    return Cost(
-        seconds_per_image=1 / speed.images_per_second if speed else None,
-        remembered=measured is None,
-        images=len(every),
-        missing=len(embed.pending(folder, every)),
-    )
+def _costs(
+    study: Study, together: Sequence[Encoder], sample: Sample
+) -> dict[str, Cost]:
+    """Embed what is missing of ``sample`` in one pass, and tell what an image costs.
+
+    That is the cost of one of the encoders alone, whose network does nearly all of it.
+    """
+    folders = [EmbeddingFolder(study.at.store, encoder.key) for encoder in together]
+    drawn, measured = sample.pairs, None
+    if any(embed.pending(folder, drawn) for folder in folders):
+        done = embed.fill(study.at.store, study.dataset, together, drawn)
+        measured = next((one.speed for one in done.values() if one.speed), None)
+    known = map(embed.known_speed, folders)
+    speed = measured or next((one for one in known if one), None)
+    return {
+        encoder.key: Cost(
+            seconds_per_image=1 / speed.images_per_second if speed else None,
+            remembered=measured is None,
+            images=len(sample.images),
+            missing=len(embed.pending(folder, sample.images)),
+        )
+        for encoder, folder in zip(together, folders, strict=True)
+    }
 
 
-def _check(
-    study: Study,
-    judged: Sequence[Drawable],
-    drawn: Sequence[Drawable],
-    trained: int,
-) -> None:
+def _check(study: Study, judged: Sequence[Drawable], sample: Sample) -> None:
     classes = len({image.label for image in judged})
     if classes > 1:
         return
     said = (
-        f"{study.dataset.name}: among {len(drawn):,} sampled training images "
+        f"{study.dataset.name}: among {len(sample.drawn):,} sampled training images "
         f"{classes} classes have two images (or groups) that could be embedded; a "
         "probe needs two such classes"
     )
-    if len(drawn) < trained:
+    if len(sample.drawn) < len(sample.trained):
         raise InvalidSpec(f"{said}. Give more --images")
     raise DatasetError(f"{said}. Add images, or see the quarantine table")
 

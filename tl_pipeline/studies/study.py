@@ -10,6 +10,7 @@ from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.encoder_specs import BackboneSpec, EncoderSpec
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
+from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages.audit import Audit
 from tl_pipeline.pipeline.stages.embed import Embed
@@ -32,6 +33,11 @@ class Study:
     seed: int
     verify: bool = False
     duplicate_encoder: AnyEncoder | None = None
+
+    @property
+    def singles(self) -> list[Encoder]:
+        """The encoders, members of concatenations among them, each once."""
+        return [*concat.unique_members(self.encoders)]
 
     def ingested(self) -> Manifest:
         """The manifest of the dataset, with the splits that a run has.

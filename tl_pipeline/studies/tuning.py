@@ -4,20 +4,24 @@ Scores and costs are those of ``ranking``. The first round looks at a part of th
 and lets half of the candidates go on.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tl_pipeline.config.encoder_specs import EncoderSpec, Pool
-from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline import progress
+from tl_pipeline.config.encoder_specs import BackboneSpec, EncoderSpec, Pool
+from tl_pipeline.config.specs import TuneSpec
+from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.pipeline import work
+from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.studies import ranking
-from tl_pipeline.studies.ranking import Ranking
+from tl_pipeline.studies.ranking import Ranking, Sample
 from tl_pipeline.studies.study import Study
 
-IMAGES = 2000
 # None: the usual one of the layer, none of one that gives a vector.
 POOLS: tuple[Pool | None, ...] = (None, "grid2", "grid3", "avg+max")
 # Smaller inputs than a network's own that are tried unless others are named.
@@ -26,72 +30,224 @@ _SIDES = (64, 96, 128, 160, 192)
 _FIRST, _GO_ON = 4, 2
 
 
-class Grid(NamedTuple):
-    """What is compared, each encoder once; and what is not, by the reason."""
+class Candidate(NamedTuple):
+    """An encoder that is compared, and how it is written."""
 
-    specs: list[EncoderSpec]
+    spec: EncoderSpec
+    encoder: Encoder
+
+
+class Grid(NamedTuple):
+    """What is compared, by encoder key; and what is not, by the reason."""
+
+    candidates: dict[str, Candidate]
     refused: dict[str, list[str]]
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """Each encoder once."""
+        return [candidate.encoder for candidate in self.candidates.values()]
 
 
 class Tuned(NamedTuple):
-    """The last round, and the encoders that did not reach it, by label."""
+    """The last round, and by label the encoders that did not reach it.
+
+    Those that were ``dropped`` were behind in the first round; ``unaffordable`` ones
+    do not fit into the budget.
+    """
 
     ranking: Ranking
     dropped: list[str]
+    unaffordable: list[str]
+
+
+def check(asked: Sequence[BackboneSpec]) -> list[EncoderSpec]:
+    """``asked``, each of which is one network.
+
+    Raises:
+        InvalidSpec: one is several.
+    """
+    single = [spec for spec in asked if isinstance(spec, EncoderSpec)]
+    if len(single) < len(asked):
+        raise InvalidSpec(
+            "tune chooses one encoder, and a concatenation is several: name each as a "
+            "backbone of its own, or run without tune"
+        )
+    return single
 
 
 def grid(
     asked: Sequence[EncoderSpec],
-    sides: Sequence[int],
-    pools: Sequence[Pool],
-    store: Store,
+    encoders: Sequence[Encoder],
+    how: TuneSpec,
+    study: Study,
 ) -> Grid:
     """Each of ``asked`` with each side and pool, its own among them.
 
-    Without ``sides`` those up to the network's own are tried, without ``pools`` all
-    that suit a map. Weights are downloaded.
+    ``encoders`` are what was ``asked``, resolved. All others compute in the precision
+    of theirs. Without sides those up to the network's own are tried, without pools all
+    that suit a map.
 
     Raises:
-        UnknownName, WeightsError, InvalidSpec: one of ``asked`` itself is wrong.
+        InvalidSpec: one of ``asked`` takes no images.
     """
-    specs: dict[str, EncoderSpec] = {}
+    found: dict[str, Candidate] = {}
     refused: dict[str, list[str]] = {}
-    for spec in asked:
-        (own,) = work.resolve([spec], store, download=True)
-        assert isinstance(own, Encoder)  # noqa: S101 - of one spec
+    for spec, own in zip(asked, encoders, strict=True):
         if not isinstance(own.preprocess, Preprocess):
             raise InvalidSpec(
                 f"{spec.short()} takes no images: there is no side to tune"
             )
         usual = own.preprocess.crop
-        specs.setdefault(own.key, spec)
-        for side in sides or [side for side in _SIDES if side < usual] + [usual]:
-            for pool in pools or POOLS:
-                one = _with(spec, side, pool)
+        found.setdefault(own.key, Candidate(spec, own))
+        for side in how.side or [*(side for side in _SIDES if side < usual), usual]:
+            for pool in how.pool or POOLS:
+                one = _with(spec, own, side, pool)
                 try:
-                    (found,) = work.resolve([one], store, download=True)
+                    (made,) = work.resolve(
+                        [one], study.at.store, how=study.dataset.pixels
+                    )
                 except InvalidSpec as fault:
                     refused.setdefault(str(fault), []).append(one.short())
                     continue
-                specs.setdefault(found.key, one)
-    return Grid(list(specs.values()), refused)
+                assert isinstance(made, Encoder)  # noqa: S101 - of one spec
+                found.setdefault(made.key, Candidate(one, made))
+    return Grid(found, refused)
 
 
-def tune(study: Study, encoders: Sequence[Encoder], images: int) -> Tuned:
-    """Rank ``encoders`` on a sample of ``images``, in two rounds if they are many.
+def tune(
+    study: Study,
+    encoders: Sequence[Encoder],
+    sample: Sample,
+    minutes: float | None = None,
+    stays: str | None = None,
+) -> Tuned:
+    """Rank ``encoders`` on ``sample``, in two rounds if they are many.
+
+    How long it takes is told beforehand; what does not fit into ``minutes`` is left
+    out. The encoder with the key ``stays`` is in all rounds.
 
     Raises:
-        InvalidSpec, DatasetError, WeightsError: see ``ranking.rank``.
+        InvalidSpec: not one of them fits into ``minutes``; or see ``ranking.rank``.
+        DatasetError, WeightsError: see ``ranking.rank``.
     """
-    if len(encoders) <= _FIRST:
-        return Tuned(ranking.rank(study, encoders, images), [])
-    first = ranking.rank(study, encoders, max(1, images // _FIRST))
-    ahead = [row.key for row in first.rows[: -(-len(first.rows) // _GO_ON)]]
-    kept = [encoder for encoder in encoders if encoder.key in ahead]
-    dropped = [row.encoder for row in first.rows if row.key not in ahead]
-    return Tuned(ranking.rank(study, kept, images), dropped)
+    began = time.monotonic()
+    first = sample.part(max(1, len(sample.drawn) // _FIRST))
+    passes = sharing(encoders)
+    seconds = _estimated(study, passes, sample, first)
+    left = None if minutes is None else 60 * minutes - (time.monotonic() - began)
+    kept, unaffordable = _affordable(passes, seconds, left, stays)
+    if not kept:
+        raise InvalidSpec(
+            f"minutes={minutes:g}: not one candidate fits into it; the cheapest takes "
+            f"about {min(seconds.values()) / 60:.2g} min. Give more minutes, or fewer "
+            "images"
+        )
+    whole = sum(seconds[together[0].key] for together in kept)
+    number = sum(map(len, kept))
+    progress.notice(
+        f"tune: {number} candidates, at most {len(kept)} passes over "
+        f"{len(sample.drawn):,} images, about {whole / 60:.1f} min"
+    )
+    within = [encoder for together in kept for encoder in together]
+    out = [encoder.label for encoder in unaffordable]
+    if len(within) <= _FIRST:
+        return Tuned(ranking.rank(study, within, sample), [], out)
+    early = ranking.rank(study, within, first)
+    ahead = {row.key for row in early.rows[: -(-len(early.rows) // _GO_ON)]} | {stays}
+    dropped = [row.encoder for row in early.rows if row.key not in ahead]
+    on = [encoder for encoder in within if encoder.key in ahead]
+    return Tuned(ranking.rank(study, on, sample), dropped, out)
 
 
-def _with(spec: EncoderSpec, side: int, pool: Pool | None) -> EncoderSpec:
-    sized = {"side": side, "resize": None, "crop": None}
-    return spec.model_copy(update={**sized, "pool": pool})
+def known_seconds(
+    study: Study, encoders: Sequence[Encoder], sample: Sample
+) -> float | None:
+    """What ``tune`` takes at most, if all of its networks were timed before."""
+    passes = sharing(encoders)
+    timed = {_network(one) for one in passes if _speed(study.at.store, one)}
+    if timed < {_network(one) for one in passes}:
+        return None
+    return sum(_estimated(study, passes, sample, sample).values())
+
+
+def _estimated(
+    study: Study, passes: Sequence[Sequence[Encoder]], sample: Sample, first: Sample
+) -> dict[str, float]:
+    """What each pass over ``sample`` takes in seconds, by the key of its first encoder.
+
+    By the speed that is remembered; of a network that was never timed, the pass of the
+    fewest pixels is timed on ``first``, and the others take as much a pixel.
+    """
+    speeds: dict[str, float] = {}
+    for network in {_network(together) for together in passes}:
+        own = sorted((one for one in passes if _network(one) == network), key=_pixels)
+        known = {one[0].key: _speed(study.at.store, one) for one in own}
+        if not any(known.values()):
+            embed.fill(study.at.store, study.dataset, own[0], first.pairs)
+            known[own[0][0].key] = _speed(study.at.store, own[0])
+        timed = [(one, each) for one in own if (each := known[one[0].key])]
+        for together in own:
+            # of several, the nearest in size
+            one, each = min(timed, key=lambda t: abs(_pixels(t[0]) - _pixels(together)))
+            speeds[together[0].key] = each * _pixels(together) / _pixels(one)
+    return {
+        together[0].key: speeds[together[0].key]
+        * max(
+            len(embed.pending(EmbeddingFolder(study.at.store, e.key), sample.pairs))
+            for e in together
+        )
+        for together in passes
+    }
+
+
+def _affordable(
+    passes: Sequence[list[Encoder]],
+    seconds: Mapping[str, float],
+    budget: float | None,
+    stays: str | None,
+) -> tuple[list[list[Encoder]], list[Encoder]]:
+    """The cheapest of ``passes`` that take ``budget`` together; what is left out.
+
+    That of the encoder ``stays`` comes first.
+    """
+    if budget is None:
+        return [*passes], []
+    kept: list[list[Encoder]] = []
+    left_out: list[Encoder] = []
+
+    def order(together: Sequence[Encoder]) -> tuple[bool, float]:
+        mine = any(encoder.key == stays for encoder in together)
+        return (not mine, seconds[together[0].key])
+
+    for together in sorted(passes, key=order):
+        budget -= seconds[together[0].key]
+        if budget >= 0:
+            kept.append(together)
+        else:
+            left_out += together
+    return kept, left_out
+
+
+def _network(together: Sequence[Encoder]) -> tuple[str, str | None, str]:
+    one = together[0]
+    return one.backbone, one.weights.sha256, one.precision
+
+
+def _pixels(together: Sequence[Encoder]) -> int:
+    how = together[0].preprocess
+    return how.crop**2 if isinstance(how, Preprocess) else 1
+
+
+def _speed(store: Store, together: Sequence[Encoder]) -> float | None:
+    """Seconds an image, as remembered."""
+    for encoder in together:
+        known = embed.known_speed(EmbeddingFolder(store, encoder.key))
+        if known:
+            return 1 / known.images_per_second
+    return None
+
+
+def _with(spec: EncoderSpec, own: Encoder, side: int, pool: Pool | None) -> EncoderSpec:
+    changes = {"side": side, "resize": None, "crop": None, "pool": pool}
+    return spec.model_copy(update={**changes, "precision": own.precision})

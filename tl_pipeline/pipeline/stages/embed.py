@@ -23,7 +23,7 @@ from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import refusals
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders import resolution
-from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.encoder import Encoder, shares_network
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.progress import Track, track
 from tl_pipeline.runs.planning import Outcome, Step, Workspace, field_changes
@@ -45,7 +45,7 @@ EmbeddingsOf = Mapping[str, Artifact]
 
 
 class Speed(NamedTuple):
-    """How fast an encoder embeds on this machine, and the floats of an embedding."""
+    """How fast an encoder embeds alone on this machine, and the floats it gives."""
 
     images_per_second: float
     width: int
@@ -112,9 +112,18 @@ class Embed:
 
     def _look(self) -> Outcome[EmbeddingsOf]:
         found = {encoder.key: self._look_at(encoder) for encoder in self.encoders}
+        due = [e for e in self.encoders if not found[e.key][1].cached]
+
+        def shared(encoder: Encoder) -> Step:
+            step = found[encoder.key][1]
+            if step.cached or step.estimated_seconds is None:
+                return step
+            number = sum(shares_network(encoder, other) for other in due)
+            return replace(step, estimated_seconds=step.estimated_seconds / number)
+
         return Outcome(
             {key: artifact for key, (artifact, _) in found.items()},
-            tuple(step for _, step in found.values()),
+            tuple(map(shared, self.encoders)),
         )
 
     def run(self) -> Outcome[EmbeddingsOf]:
@@ -282,7 +291,12 @@ def fill(
                 for job, done in zip(group, made, strict=True):
                     total[job.encoder.key] += done
         return {
-            job.encoder.key: _result(job, total[job.encoder.key], remote)
+            job.encoder.key: _result(
+                job,
+                total[job.encoder.key],
+                remote,
+                sum(shares_network(job.encoder, other.encoder) for other in jobs),
+            )
             for job in jobs
         }
 
@@ -307,13 +321,18 @@ def group_by_missing(
     return [Group([jobs[at] for at in which], found) for which, found in groups.items()]
 
 
-def _result(job: "Job", done: EmbedStats, remote: RemoteResult) -> EmbedResult:
-    """What was done here and elsewhere; our own speed is remembered for plans."""
+def _result(
+    job: "Job", done: EmbedStats, remote: RemoteResult, sharing: int
+) -> EmbedResult:
+    """What was done here and elsewhere; our own speed is remembered for plans.
+
+    So many encoders, itself among them, were ``sharing`` its network.
+    """
     known, speed = known_speed(job.folder), None
     if done.seconds_per_image:
         speed = Speed(1 / done.seconds_per_image, done.width)
     elif done.images and known is None:
-        speed = Speed(done.images / done.timings.elapsed, done.width)
+        speed = Speed(done.images / (done.timings.elapsed * sharing), done.width)
     if speed:
         _remember_speed(job.folder, speed)
     there = remote.done.get(job.encoder.key)
