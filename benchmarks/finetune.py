@@ -1,10 +1,12 @@
-"""A step of fine-tuning beside a plain torch loop of the same recipe.
+"""A step of fine-tuning beside a plain torch loop, and of a tail beside the whole.
 
 ``.venv/bin/python benchmarks/finetune.py`` trains squeezenet1_0 (random weights) at 128
 pixels on 1,024 small JPEGs: batch 64, AdamW, bf16 where the processor is fast at it,
 turned, scaled, moved and recoloured images. The plain loop is a DataLoader with as many
 workers as cores, torchvision's v2 transforms an image, and the network on all cores.
-Rounds in turn, medians; the first epoch of each is not counted.
+Then the last block of resnet18 (random weights) learns from the same images as they
+are, once as a whole network, once from what its frozen blocks gave. Rounds in turn,
+medians; the first epoch of each is not counted.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.encoders import resolution
-from tl_pipeline.finetuning import pixels, training
+from tl_pipeline.finetuning import activations, pixels, training
 from tl_pipeline.finetuning.network import Classifier, LinearHead
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Store
@@ -87,35 +89,53 @@ def plain(files: list[Path], kind: torch.dtype) -> float:
     return len(files) / min(seconds[1:])
 
 
-def ours(files: list[Path]) -> float:
-    """Images a second of ``training.train``, decoding for its first epoch apart."""
+def ours(
+    files: list[Path], backbone: str, how: str, *, divided: bool = False
+) -> tuple[float, float]:
+    """Images a second of ``training.train``, and seconds of the frozen blocks.
+
+    Those are computed once before; decoding is in neither.
+    """
     with tempfile.TemporaryDirectory() as place:
         store = Store.open(Path(place) / "store")
-        spec = f"squeezenet1_0:weights=random:0,side={SIDE}"
-        encoder = resolution.resolve(EncoderSpec.parse(spec), store)
+        spec = EncoderSpec.parse(f"{backbone}:weights=random:0,side={SIDE}")
+        encoder = resolution.resolve(spec, store)
         assert isinstance(encoder.preprocess, Preprocess)
         references = [(image_id(file.read_bytes()), str(file)) for file in files]
         rows = pixels.decoded(
-            references,
-            lambda uri: Path(uri).read_bytes(),
-            encoder.preprocess,
-            Path(place) / "pixels.npy",
+            references, lambda uri: Path(uri).read_bytes(), encoder.preprocess
         )
         targets = np.array([int(file.parent.name[-1]) for file in files])
         zeros, ones = np.zeros(WIDTH, "f4"), np.ones(WIDTH, "f4")
         weight = np.zeros((CLASSES, WIDTH), "f4")
         head = LinearHead(weight, np.zeros(CLASSES, "f4"), zeros, ones)
-        how = FinetuneSpec(epochs=EPOCHS, learning_rate=1e-4)
+        asked = FinetuneSpec.parse(f"{how},epochs={EPOCHS},lr=1e-4")
+        network = Classifier(encoder, head, asked)
+        numbers, values = np.arange(len(files)), torch.from_numpy(rows)
+        started = time.perf_counter()
+        if divided:
+            prefix = network.divided()
+            assert prefix is not None
+            at = {reference: number for number, reference in enumerate(references)}
+            values = activations.kept(
+                Path(place),
+                references,
+                lambda some: rows[[at[one] for one in some]],
+                rows.shape[1:],
+                prefix,
+                training.precision(asked),
+            )
+        once = time.perf_counter() - started
         found = training.train(
-            Classifier(encoder, head, how),
-            how,
-            training.Images(rows, targets),
+            network,
+            asked,
+            training.Images(values, targets, numbers),
             {},
             mirror=False,
             seed=0,
             checkpoint=Path(place) / "checkpoint.pt",
         )
-        return len(files) / min(point.seconds for point in found.curve[1:])
+        return len(files) / min(point.seconds for point in found.curve[1:]), once
 
 
 def main() -> None:
@@ -123,22 +143,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--only", choices=["step", "tail"])
     asked = parser.parse_args()
     kind = training.precision(FinetuneSpec())
+    typed = f"`python benchmarks/finetune.py --rounds {asked.rounds}"
     with tempfile.TemporaryDirectory() as place:
         folder = small(Path(place), asked.images)
         files = sorted(folder.rglob("*.jpg"))
-        found = [(ours(files), plain(files, kind)) for _ in range(asked.rounds)]
-    mine, theirs = (statistics.median(each) for each in zip(*found, strict=True))
-    ratios = [one / other for one, other in found]
+        if asked.only != "tail":
+            found = [
+                (ours(files, "squeezenet1_0", "all")[0], plain(files, kind))
+                for _ in range(asked.rounds)
+            ]
+            record(
+                "A step of fine-tuning beside a plain loop",
+                f"{typed}`; {machine()}; {processor()}; "
+                f"{str(kind).removeprefix('torch.')}.\n\n"
+                + table(found, "fine-tuning", "plain loop"),
+            )
+        if asked.only != "step":
+            tails(files, asked.rounds, typed)
+
+
+def tails(files: list[Path], rounds: int, typed: str) -> None:
+    """Measure the last block of resnet18, and record."""
+    said = []
+    for precision in ("auto", "fp32"):
+        how = f"blocks=1,augment=none,precision={precision}"
+        found = [
+            (
+                ours(files, "resnet18", how, divided=True),
+                ours(files, "resnet18", how)[0],
+            )
+            for _ in range(rounds)
+        ]
+        kind = training.precision(FinetuneSpec.parse(how))
+        once = statistics.median(seconds for (_, seconds), _ in found)
+        said.append(
+            f"{str(kind).removeprefix('torch.')}, the frozen blocks once: {once:.1f} s"
+            "\n\n"
+            + table([(mine, other) for (mine, _), other in found], "tail", "whole")
+        )
     record(
-        "A step of fine-tuning beside a plain loop",
-        f"`python benchmarks/finetune.py --rounds {asked.rounds}`; {machine()}; "
-        f"{processor()}; {str(kind).removeprefix('torch.')}.\n\n"
+        "The last block of resnet18, its frozen blocks computed once",
+        f"{typed} --images {len(files)} --only tail`; {machine()}; {processor()}; "
+        f"{SIDE} px, batches of {BATCH}.\n\n" + "\n\n".join(said),
+    )
+
+
+def table(found: list[tuple[float, float]], mine: str, other: str) -> str:
+    """Medians of two, and of their ratio."""
+    ratios = [one / two for one, two in found]
+    first, second = (statistics.median(each) for each in zip(*found, strict=True))
+    return (
         "| | images/s |\n|---|---|\n"
-        f"| fine-tuning | {mine:.0f} |\n| plain loop | {theirs:.0f} |\n"
+        f"| {mine} | {first:.0f} |\n| {other} | {second:.0f} |\n"
         f"| ratio | {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f}-{max(ratios):.2f}) |",
+        f"({min(ratios):.2f}-{max(ratios):.2f}) |"
     )
 
 

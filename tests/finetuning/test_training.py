@@ -1,6 +1,7 @@
 """What learns, what stays, and that a broken training goes on as it would have."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def digits() -> Images:
     found: Any = load_digits()
     small = np.repeat(np.repeat(found.images[:ROWS], 4, 1), 4, 2)
     pixels = (small * (255 / 16)).astype(np.uint8)[:, None]
-    return Images(pixels, found.target[:ROWS])
+    return of(pixels, found.target[:ROWS])
+
+
+def of(pixels: np.ndarray, targets: np.ndarray) -> Images:
+    """Each image in its row."""
+    return Images(torch.from_numpy(pixels), targets, np.arange(len(targets)))
 
 
 @pytest.fixture
@@ -119,8 +125,8 @@ def test_statistics_of_batch_normalisation(
     """Frozen they stay, whatever mode the network is in; their weights learn."""
     spec = EncoderSpec.parse("resnet18:weights=random:0,side=32,precision=fp32")
     small = resolution.resolve(spec, store)
-    pixels = np.repeat(digits.pixels[:33], 3, 1)  # 33: a last image alone
-    images = Images(pixels, digits.targets[:33])
+    # 33: a last image alone
+    images = of(np.repeat(digits.values[:33].numpy(), 3, 1), digits.targets[:33])
     how = FinetuneSpec.parse(f"blocks=1,norm={norm},epochs=1,batch_size=16")
     net = Classifier(small, head(512), how)
     before = net.weights()
@@ -179,7 +185,7 @@ def test_wise_is_chosen_by_images_left_out(
 ):
     """Labels without a meaning: the weights from before are as good or better."""
     chance = np.random.default_rng(0)
-    wrong = Images(digits.pixels, chance.permutation(digits.targets))
+    wrong = replace(digits, targets=chance.permutation(digits.targets))
     how = FinetuneSpec(epochs=2, learning_rate=1e-2, wise=True)
     found = trained(network(encoder, how), how, wrong, tmp_path / "c.pt", held=digits)
     assert found.mix is not None

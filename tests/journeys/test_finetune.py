@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tests.command_line import Tl, in_this_process
 from tests.conftest import REPOSITORY
+from tl_pipeline.finetuning import pixels
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
@@ -212,6 +214,32 @@ def test_labels_without_a_meaning_stay_at_chance(tmp_path: Path, monkeypatch):
     )
     assert len(curve) == 12
     assert curve[-1]["accuracy"] > 0.9
+
+
+def test_frozen_blocks_see_each_image_once(
+    tl: Tl, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both trainings of a run share what they give; nothing of it is left."""
+    decoded: list[str] = []
+    found = pixels.decoded
+
+    def counted(images: Sequence[tuple[str, str]], **how: Any) -> np.ndarray:
+        decoded.extend(one for one, _ in images)
+        return found(images, **how)
+
+    monkeypatch.setattr(pixels, "decoded", counted)
+    how = "blocks=1,epochs=2,augment=none"
+    assert tl("run", "scenes", "--finetune", how, *MORE).returncode == 0
+    record = last(place)
+    tuned = [step for step in record.steps if step.stage == "finetune"]
+    assert len(tuned) == 2
+    for step in tuned:
+        assert "; not augmented; frozen blocks computed once; " in step.reason
+    assert record.split_report is not None
+    splits = record.split_report.splits
+    images = splits["train"].images + splits["validation"].images
+    assert (len(decoded), len(set(decoded))) == (images, images)
+    assert not list((place / "tl_store" / ".building").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ class FinetuneSpec(Spec):
         default=True, description="train once more with validation images"
     )
 
+    @property
+    def augmented(self) -> bool:
+        """Whether a network is given other pixels of an image in each epoch."""
+        return self.augment != "none" or bool(self.mixup or self.cutmix)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``all``, ``head``, ``blocks=2,epochs=5``: a word, and what differs.

@@ -69,7 +69,12 @@ def drawn(
 
 
 def applied(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """``images``, uint8 (n, channels, side, side), changed: float32 in [0, 1]."""
+    """``images``, uint8 (n, channels, side, side), changed: float32 in [0, 1].
+
+    Values that are no pixels stay as they are.
+    """
+    if images.dtype != torch.uint8:
+        return images
     values = images.to(torch.float32) / 255
     if draws.matrices is not None:
         values = _sampled(values, draws.matrices)

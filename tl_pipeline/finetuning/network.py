@@ -18,7 +18,7 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.encoders.feature_extractor import FeatureExtractor
 from tl_pipeline.encoders.networks import hollow, input_shape
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.finetuning import blocks
+from tl_pipeline.finetuning import blocks, cut
 from tl_pipeline.inputs.images import Preprocess
 
 State = dict[str, torch.Tensor]
@@ -40,8 +40,11 @@ class LinearHead:
 class Classifier(nn.Module):
     """Pixels to logits: normalise, the trunk up to the layer of an encoder, the head.
 
-    Called with float32 pixels in [0, 1], (n, channels, crop, crop). What comes before
-    the first block that learns is in evaluation mode whatever ``train`` says.
+    Called with float32 pixels in [0, 1], (n, channels, crop, crop); once it is
+    ``divided``, with what its frozen blocks give for them. What comes before the first
+    block that learns is in evaluation mode whatever ``train`` says. ``learning`` are
+    the parameters that learn, the head's and then block by block; ``frozen`` says
+    whether some do not.
 
     Raises:
         WeightsError, InvalidSpec: see ``loading.load_together``; the network has fewer
@@ -50,41 +53,48 @@ class Classifier(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
 
     def __init__(self, encoder: Encoder, head: LinearHead, how: FinetuneSpec) -> None:
         super().__init__()
         preprocess = encoder.preprocess
         assert isinstance(preprocess, Preprocess)  # noqa: S101 - checked by prepare
+        self.normalise = _Normalise(preprocess)
         self.extractor = loading.load_together([encoder])
+        self._body = (self.extractor.body,)  # no submodule: ``divided`` may take it off
+        self._image = input_shape(preprocess)
         self.dropout = nn.Dropout(how.dropout)
         self.head = nn.Linear(head.weight.shape[1], len(head.weight))
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(head.weight))
             self.head.bias.copy_(torch.from_numpy(head.bias))
-        constants = {
-            "mean": torch.from_numpy(head.mean),
-            "scale": torch.from_numpy(head.scale),
-            "pixel_mean": torch.tensor(preprocess.mean).view(1, -1, 1, 1),
-            "pixel_std": torch.tensor(preprocess.std).view(1, -1, 1, 1),
-        }
-        for name, values in constants.items():
-            self.register_buffer(name, values.float(), persistent=False)
+        for name, values in (("mean", head.mean), ("scale", head.scale)):
+            constant = torch.from_numpy(values).float()
+            self.register_buffer(name, constant, persistent=False)
         self._frozen_norms = how.norm == "frozen"
-        self.learning = self._unfrozen(encoder, how)
+        own = _used(self.extractor, encoder)
+        chosen = _blocks(encoder, list(own), how) if how.blocks else []
+        self.learning = [list(self.head.parameters())]
+        self.learning += [[own[name].requires_grad_() for name in b] for b in chosen]
+        self.frozen = sum(map(len, chosen)) < len(own)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Logits (n, K)."""
-        return self.head(self.dropout(self.embed(pixels)))
+        (vectors,) = self.extractor(self.normalise(values))
+        return self.head(self.dropout((vectors - self.mean) / self.scale))
 
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Standardised embeddings (n, width)."""
-        batch = (pixels - self.pixel_mean) / self.pixel_std
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        (vectors,) = self.extractor(batch)
-        return (vectors - self.mean) / self.scale
+    def divided(self) -> nn.Module | None:
+        """Take the frozen blocks off: they map pixels to what it is called with then.
+
+        None if the network cannot be cut before its first block that learns; it stays
+        as it is.
+        """
+        found = cut.halves(self.extractor.body, self._image)
+        if found is None:
+            return None
+        prefix = nn.Sequential(self.normalise, found[0]).eval()
+        self.normalise, self.extractor.body = nn.Identity(), found[1]
+        return prefix
 
     def train(self, mode: bool = True) -> "Classifier":
         """See ``nn.Module``; what does not learn, and frozen statistics, stay."""
@@ -102,13 +112,14 @@ class Classifier(nn.Module):
         """Whether images of a batch must go through together, or dropout be drawn."""
         return any(
             (isinstance(m, _BatchNorm) and m.training)
-            or (isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p)  # noqa: SLF001
+            or (m.training and (getattr(m, "p", 0) or getattr(m, "drop_prob", 0)))
             for m in self.modules()
         )
 
     def weights(self) -> State:
         """Those of the trunk, by the names of its provider, in float32."""
-        state: State = self.extractor.body.state_dict()  # pyright: ignore[reportCallIssue]
+        (body,) = self._body
+        state: State = body.state_dict()
         return {
             name: values.detach().cpu().contiguous().clone()
             for name, values in state.items()
@@ -122,19 +133,22 @@ class Classifier(nn.Module):
         )
         return LinearHead(weight, bias, mean, scale)
 
-    def _unfrozen(
-        self, encoder: Encoder, how: FinetuneSpec
-    ) -> list[list[nn.Parameter]]:
-        """The parameters that learn: the head's, then block by block below it."""
-        groups = [list(self.head.parameters())]
-        if how.blocks == 0:
-            return groups
-        own = _used(self.extractor, encoder)
-        chosen = _blocks(encoder, list(own), how)
-        for names in chosen:
-            for name in names:
-                own[name].requires_grad_()
-        return groups + [[own[name] for name in names] for names in chosen]
+
+class _Normalise(nn.Module):
+    """Pixels in [0, 1] as a network is fed."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, how: Preprocess) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            constant = torch.tensor(getattr(how, name)).view(1, -1, 1, 1)
+            self.register_buffer(name, constant, persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        batch = (pixels - self.mean) / self.std
+        return batch.contiguous(memory_format=torch.channels_last)
 
 
 def check_blocks(encoder: Encoder, how: FinetuneSpec) -> None:

@@ -7,12 +7,12 @@ step wait less than those that meet at every operation. Imports torch.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from tl_pipeline.embedding.devices import devices, has_bfloat16
 from tl_pipeline.embedding.process import cores
 from tl_pipeline.embedding.workers import pool, threads_of_batches, use_threads
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.finetuning.augment import applied, by_policy, drawn
+from tl_pipeline.finetuning.augment import Draws, applied, by_policy, drawn
 from tl_pipeline.finetuning.network import Classifier
 from tl_pipeline.store.files import publish
 
@@ -34,30 +34,39 @@ _RATE, _ENOUGH = 1e-3, 500
 # Fewer images a thread leave its core idle between operations.
 _LEAST = 8
 _SCORED = 256  # images at a time
+_UNCHANGED = Draws(None, None)
 # Shares of the trained weights in WiSE-FT; 1 are they alone.
 _MIXES = tuple(round(0.1 * n, 1) for n in range(11))
 
 
 @dataclass(frozen=True)
 class Images:
-    """``pixels``, uint8 (n, channels, side, side), with class numbers ``targets`` (n,).
+    """What a network is given for n images, with their class numbers ``targets`` (n,).
 
-    ``weights`` (n,) multiply the losses of their images and have mean 1.
+    ``values`` are pixels, uint8 (m, channels, side, side), or what frozen blocks give
+    for them; image i has the row ``rows[i]`` of them. ``weights`` (n,) multiply the
+    losses of their images and have mean 1.
     """
 
-    pixels: np.ndarray
+    values: torch.Tensor
     targets: np.ndarray
+    rows: np.ndarray
     weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def take(self, some: np.ndarray) -> torch.Tensor:
+        """The values of the images of these numbers."""
+        kind = self.values.dtype  # numpy gathers rows faster, and has no bfloat16
+        held = self.values.view(torch.int16) if kind == torch.bfloat16 else self.values
+        return torch.from_numpy(held.numpy()[self.rows[some]]).view(kind)
+
     def part(self, wanted: np.ndarray) -> "Images":
-        """Those that are ``wanted``, bool (n,); all as they lie in their file."""
-        if wanted.all():
-            return self
+        """Those that are ``wanted``, bool (n,); values stay where they lie."""
         weights = None if self.weights is None else self.weights[wanted]
-        return Images(self.pixels[wanted], self.targets[wanted], weights)
+        rows, targets = self.rows[wanted], self.targets[wanted]
+        return Images(self.values, targets, rows, weights)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,23 @@ def precision(how: FinetuneSpec) -> torch.dtype:
         fast = has_bfloat16(devices()[0])
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if how.precision == "bf16" else torch.float32
+
+
+def autocast(device: torch.device, kind: torch.dtype) -> torch.autocast:
+    """In the block, products on ``device`` are computed in ``kind``."""
+    return torch.autocast(device.type, torch.bfloat16, kind == torch.bfloat16)
+
+
+@contextmanager
+def sharing(
+    device: torch.device, *, whole: bool = False
+) -> Iterator[tuple[Executor, int]]:
+    """Threads that compute shares of a batch, and how many: one for ``whole`` ones."""
+    counts = [1] if device.type != "cpu" else threads_of_batches(cores())
+    if whole:
+        counts = [sum(counts)]
+    with pool("learn", len(counts), partial(use_threads, counts[-1])) as threads:
+        yield threads, len(counts)
 
 
 def train(
@@ -162,12 +188,8 @@ class _Trainer:
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._average = _copy(network) if how.ema else None
         network.train()
-        counts = [1] if device.type != "cpu" else threads_of_batches(cores())
-        if network.in_one_piece:
-            counts = [sum(counts)]
-        self._shares = len(counts)
-        begin = partial(use_threads, counts[-1])
-        self._pool = pools.enter_context(pool("learn", len(counts), begin))
+        shared = sharing(device, whole=network.in_one_piece)
+        self._pool, self._shares = pools.enter_context(shared)
         self._averaged_steps = 0
 
     @property
@@ -225,13 +247,14 @@ class _Trainer:
     def score(self, images: Images) -> tuple[float, float]:
         """Mean cross-entropy and accuracy on ``images``, as they are."""
         self._network.eval()
+        numbers = np.arange(len(images))
         parts = [
-            slice(first, first + _SCORED) for first in range(0, len(images), _SCORED)
+            numbers[first : first + _SCORED] for first in range(0, len(images), _SCORED)
         ]
 
-        def one(part: slice) -> torch.Tensor:
-            values = self._moved(images.pixels[part]).to(torch.float32) / 255
-            with torch.inference_mode(), self._autocast():
+        def one(part: np.ndarray) -> torch.Tensor:
+            values = applied(self._moved(images.take(part)), _UNCHANGED)
+            with torch.inference_mode(), autocast(self._device, self._kind):
                 return self._network(values).float().cpu()
 
         logits = torch.cat(list(self._pool.map(one, parts)))
@@ -331,12 +354,12 @@ class _Trainer:
     def _augmented(
         self, rows: np.ndarray, number: int, chance: torch.Generator
     ) -> torch.Tensor:
-        """The images ``rows``, changed: float32 in [0, 1], in ``number`` parts."""
+        """What the network is given for ``rows``, changed, in ``number`` parts."""
         how = self._how.augment
-        pixels = torch.from_numpy(self._images.pixels[rows])
-        pixels = self._moved(by_policy(pixels, how, chance))
+        values = by_policy(self._images.take(rows), how, chance)
         draws = drawn(len(rows), how, mirror=self._mirror, chance=chance)
-        parts = self._pool.map(applied, pixels.chunk(number), draws.chunk(number))
+        shares = self._moved(values).chunk(number)
+        parts = self._pool.map(applied, shares, draws.chunk(number))
         return torch.cat(list(parts))
 
     def _share(
@@ -344,7 +367,7 @@ class _Trainer:
     ) -> tuple[Sequence[torch.Tensor], float, torch.Tensor]:
         """Gradients, sum of losses and guesses of a part of a batch."""
         with torch.enable_grad():
-            with self._autocast():
+            with autocast(self._device, self._kind):
                 logits = self._network(values)
             loss = -(soft * logits.float().log_softmax(dim=1)).sum()
             gradients = torch.autograd.grad(loss / total, self._parameters)
@@ -400,12 +423,8 @@ class _Trainer:
     def _averaged(self) -> "_Swapped":
         return _Swapped(self._network, self._average)
 
-    def _moved(self, pixels: Any) -> torch.Tensor:
-        return torch.as_tensor(pixels).to(self._device, non_blocking=True)
-
-    def _autocast(self) -> Any:
-        on = self._kind == torch.bfloat16
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=on)
+    def _moved(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self._device, non_blocking=True)
 
 
 class _Swapped:

@@ -8,13 +8,15 @@ models find them. The encoder is one like any other, but for one thing: it has s
 labels of the images that it learned from, so heads on it are scored on others.
 
 Each epoch leaves a checkpoint below ``.building``; a run that is broken off goes on.
+There lies, too, what the network is given for each image: pixels, or what its frozen
+blocks give for them where images are not augmented. Both trainings of a run read it.
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -24,6 +26,7 @@ import pyarrow as pa
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.specs import HeadConfig
+from tl_pipeline.data.reading import ImageRef
 from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
@@ -38,10 +41,13 @@ from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables, weights
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.files import file_sha256
-from tl_pipeline.store.keys import KeyDocument, key_document
+from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import CURVE, SEEN
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from tl_pipeline.finetuning.network import LinearHead
     from tl_pipeline.finetuning.training import Images, Trained
 
@@ -53,6 +59,9 @@ ABOUT, HEAD = "finetuned.json", "head.safetensors"
 _FIRST = HeadConfig(name="logistic", params={"C": 0.01})
 # Of the images to learn from, so many parts, one of which chooses the mix of ``wise``.
 _PARTS = 10
+# What is said where blocks are frozen and images are not augmented.
+_ONCE = "frozen blocks computed once"
+_EACH = "frozen blocks computed in each epoch: {} cannot be cut after them"
 
 
 def check_unseen(store: Store, encoder: AnyEncoder, scored: Iterable[str]) -> None:
@@ -123,7 +132,8 @@ class Finetune(Unit[Finetuned]):
         inputs = {"encoder": self.encoder.key, "training rows": rows.fingerprint}
         if rows.groups_fingerprint:
             inputs["groups"] = rows.groups_fingerprint
-        params |= {"seed": self.seed, "mirror": self.dataset.mirror}
+        mirror = self.dataset.mirror and self.how.augment != "none"
+        params |= {"seed": self.seed, "mirror": mirror}
         return key_document("finetune", VERSION, params, inputs)
 
     def found(self, made: Artifact) -> str:
@@ -156,7 +166,10 @@ class Finetune(Unit[Finetuned]):
         with self.at.store.lock(name, f"another run that fine-tunes {self.subject}"):
             outcome = super().run()
             shutil.rmtree(self._scratch, ignore_errors=True)
-            return outcome
+        if not outcome.step.cached and not (self.how.refit and self.sides == (TRAIN,)):
+            with self.at.store.lock(self._inputs.name):
+                shutil.rmtree(self._inputs, ignore_errors=True)
+        return outcome
 
     def output(self, made: Artifact | None) -> Finetuned:
         sha256, file = 2 * self.key, None
@@ -181,10 +194,14 @@ class Finetune(Unit[Finetuned]):
         held = self._held_out(classes)
         head = self._first_head(len(classes), held)
         model = network.Classifier(self.encoder, head, self.how)
+        prefix, frozen = None, None
+        if model.frozen and not self.how.augmented:
+            prefix = model.divided()
+            frozen = _ONCE if prefix else _EACH.format(self.encoder.backbone)
+        images, watched = self._images(prefix, classes)
+        mirror, why = self._mirror(images)
         total = self.how.epochs * len(self._rows)
         with track(self.title, total) as progress:
-            images, watched = self._images(classes)
-            mirror, why = self._mirror(images)
             trained = training.train(
                 model,
                 self.how,
@@ -192,11 +209,12 @@ class Finetune(Unit[Finetuned]):
                 {"validation": watched} if watched else {},
                 mirror=mirror,
                 seed=self.seed,
-                checkpoint=self._scratch / "checkpoint.pt",
+                checkpoint=self._scratch / ("tail.pt" if prefix else "checkpoint.pt"),
                 done=progress.advance,
                 held=images.part(held) if held.any() else None,
             )
-        self._keep(folder, model.weights(), model.linear(), classes, trained, why)
+        said = "; ".join(filter(None, (why, frozen)))
+        self._keep(folder, model.weights(), model.linear(), classes, trained, said)
         return self.key
 
     def _keep(
@@ -206,7 +224,7 @@ class Finetune(Unit[Finetuned]):
         head: "LinearHead",
         classes: list[str],
         trained: "Trained",
-        mirroring: str,
+        said: str,
     ) -> None:
         from safetensors.numpy import save_file as save_arrays  # noqa: PLC0415
         from safetensors.torch import save_file  # noqa: PLC0415
@@ -226,7 +244,7 @@ class Finetune(Unit[Finetuned]):
         about = {
             "sha256": sha256,
             "classes": classes,
-            "mirroring": mirroring,
+            "mirroring": said,
             "mix": trained.mix,
             "images_per_second": round(trained.images_per_second, 1),
         }
@@ -255,32 +273,69 @@ class Finetune(Unit[Finetuned]):
     def _rows(self) -> Rows:
         return self._encoded.learned(*self.sides)
 
-    def _images(self, classes: list[str]) -> "tuple[Images, Images | None]":
-        """The images to learn from, and the validation images that are only watched."""
-        from tl_pipeline.finetuning import pixels  # noqa: PLC0415
-        from tl_pipeline.finetuning.training import Images  # noqa: PLC0415
-        from tl_pipeline.inputs.images import Preprocess  # noqa: PLC0415
+    @cached_property
+    def _watched(self) -> Rows:
+        """The validation images."""
+        return self._encoded.held_out(VALIDATION)
 
-        preprocess = self.encoder.preprocess
-        assert isinstance(preprocess, Preprocess)  # noqa: S101 - checked by prepare
-        read = open_source(self.dataset).read
+    @cached_property
+    def _inputs(self) -> Path:
+        """What both trainings of a run are given, of train and validation."""
+        learned = self._encoded.learned(TRAIN).fingerprint
+        of = (self.encoder.key, self.how.blocks, self.how.augmented, self.how.precision)
+        found = digest({"of": of, "rows": (learned, self._watched.fingerprint)})
+        return self.at.store.root / ".building" / f"inputs-{found}"
+
+    def _images(
+        self, prefix: "nn.Module | None", classes: list[str]
+    ) -> "tuple[Images, Images | None]":
+        """The images to learn from, and the validation images that are only watched."""
+        from tl_pipeline.finetuning.training import Images  # noqa: PLC0415
+
+        ids = sorted({*self._encoded.learned(TRAIN).ids, *self._watched.ids})
         uris = dict(tables.values(self.manifest.images, "image_id", "uri"))
+        self._inputs.mkdir(parents=True, exist_ok=True)
+        with self.at.store.lock(self._inputs.name, "another run that reads its images"):
+            values = self._values([(one, uris[one]) for one in ids], prefix)
         number = {name: at for at, name in enumerate(classes)}
 
-        def images(rows: Rows, name: str) -> Images:
-            references = [(one, uris[one]) for one in rows.ids]
-            file = self._scratch / f"{name}.npy"
-            found = pixels.decoded(references, read, preprocess, file)
+        def images(rows: Rows) -> Images:
             targets = np.array([number[label] for label in rows.labels.tolist()])
-            return Images(found, targets, self._weights(rows, targets))
+            at = np.searchsorted(ids, rows.ids)
+            return Images(values, targets, at, self._weights(rows, targets))
 
         watched = None
         if VALIDATION not in self.sides:
-            held = self._encoded.held_out(VALIDATION)
-            named = zip(held.ids, held.labels.tolist(), strict=True)
+            named = zip(self._watched.ids, self._watched.labels.tolist(), strict=True)
             if known := [one for one, label in named if label in number]:
-                watched = images(held.part(known), "validation")
-        return images(self._rows, "train"), watched
+                watched = images(self._watched.part(known))
+        return images(self._rows), watched
+
+    def _values(
+        self, references: Sequence[ImageRef], prefix: "nn.Module | None"
+    ) -> "torch.Tensor":
+        """The pixels of images, or what ``prefix`` gives for them."""
+        import torch  # noqa: PLC0415 - where there is something to learn
+
+        from tl_pipeline.encoders.networks import input_shape  # noqa: PLC0415
+        from tl_pipeline.finetuning import activations, pixels, training  # noqa: PLC0415
+        from tl_pipeline.inputs.images import Preprocess  # noqa: PLC0415
+
+        how, read = self.encoder.preprocess, open_source(self.dataset).read
+        assert isinstance(how, Preprocess)  # noqa: S101 - checked by prepare
+        if prefix is None:
+            file = self._inputs / "pixels.npy"
+            return torch.from_numpy(pixels.kept(file, references, read, how))
+        with track(f"{self.title}: frozen blocks", len(references)) as progress:
+            return activations.kept(
+                self._inputs,
+                references,
+                partial(pixels.decoded, read=read, how=how),
+                input_shape(how),
+                prefix,
+                training.precision(self.how),
+                progress.advance,
+            )
 
     def _weights(self, rows: Rows, targets: np.ndarray) -> np.ndarray | None:
         """How much the loss of each image counts, with mean 1; None if all the same."""
@@ -324,11 +379,11 @@ class Finetune(Unit[Finetuned]):
 
     def _mirror(self, images: "Images") -> tuple[bool, str]:
         """Whether images are mirrored, and why, in words."""
+        if self.how.augment == "none":
+            return False, "not augmented"
         if self.dataset.mirror is not None:
             said = "mirrored" if self.dataset.mirror else "not mirrored"
             return self.dataset.mirror, f"{said}, as the catalogue says"
-        if self.how.augment == "none":
-            return False, "not augmented"
         from tl_pipeline.embedding.devices import devices  # noqa: PLC0415 - torch
         from tl_pipeline.embedding.forward import BATCH, Forward  # noqa: PLC0415
         from tl_pipeline.finetuning import mirroring  # noqa: PLC0415
@@ -337,7 +392,7 @@ class Finetune(Unit[Finetuned]):
         size = BATCH[forward.device.type]
 
         def embed_mirrored(rows: np.ndarray) -> np.ndarray:
-            turned = images.pixels[rows][..., ::-1].transpose(0, 2, 3, 1)
+            turned = images.take(rows).numpy()[..., ::-1].transpose(0, 2, 3, 1)
             batch = np.ascontiguousarray(turned).transpose(0, 3, 1, 2)
             parts = range(0, len(rows), size)
             return np.concatenate([forward(batch[at : at + size])[0] for at in parts])
