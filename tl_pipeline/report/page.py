@@ -11,7 +11,8 @@ import jinja2
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
 from tl_pipeline.encoders import labels
-from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.report import cost_picture
+from tl_pipeline.runs.records import RunRecord, Tuning
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.files import write_atomically
@@ -77,6 +78,8 @@ def render(store: Store, record: RunRecord) -> str:
         reliability=reliability(rows),
         split=record.split_report,
         **(_split(record.split_report) if record.split_report else {}),
+        tuning=record.tuning,
+        **(_tuning(record.tuning) if record.tuning else {}),
     )
 
 
@@ -97,6 +100,18 @@ def reliability(rows: Iterable[Mapping[str, Any]]) -> list[Bin]:
         )
         for _, inside in sorted(bins.items())
     ]
+
+
+def _tuning(tuning: Tuning) -> dict[str, Any]:
+    """What ``tuning.html`` shows of ``tuning`` beside itself."""
+    compared = [one.encoder for one in tuning.candidates]
+    short = labels.short([*compared, *tuning.dropped, *tuning.unaffordable])
+    return {
+        "tuning_names": short,
+        "tuning_dropped": [short[label] for label in tuning.dropped],
+        "tuning_left_out": [short[label] for label in tuning.unaffordable],
+        "costs": cost_picture.picture(tuning),
+    }
 
 
 def _split(report: SplitReport) -> dict[str, Any]:
