@@ -58,6 +58,19 @@ def watched() -> bool:
     return not isinstance(_reporter, _Silent)
 
 
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``52 s``, ``1 min 40 s``, ``3 h 05 min``."""
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 class Track:
     """The handle through which a stage reports."""
 

@@ -20,6 +20,7 @@ from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.pipeline import wiring, work
 from tl_pipeline.pipeline.stages import embed
+from tl_pipeline.progress import duration
 from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
@@ -100,6 +101,12 @@ def test_digits_rank_letters_first_and_a_second_call_embeds_nothing(
     assert lines[0].split()[:3] == ["rank", "encoder", "LogME"]
     assert lines[1].count("(remembered)") == lines[2].count("(remembered)") == 1
     assert "600 of 1,079 training images sampled" in again.stdout
+    assert found["finetuning"]["validation"] == 359
+    assert found["finetuning"]["frozen"] == best["probe"]["value"]
+    assert lines[-1].startswith(
+        "lenet5/c5 LETTERS: 1,079 images of 10 classes to learn from; the frozen "
+        f"network is right in {100 * best['probe']['value']:.1f} % in the probe of 600,"
+    )
     assert "lenet5/c5 LETTERS is the best, " in again.stdout
     assert "a full pass over 1,797 images costs " in again.stdout
 
@@ -316,7 +323,7 @@ def ranked(name: str, value: float, behind: tuple | None, seconds: float | None)
 
 
 def of(*rows: Ranked) -> Ranking:
-    return Ranking("birds", 3212, 2000, 500, 500, 3, grouped=False, rows=rows)
+    return Ranking("birds", 3212, 2000, 500, 500, 3, 400, grouped=False, rows=rows)
 
 
 BEST = ranked("best", 0.95, None, 0.030)
@@ -383,4 +390,4 @@ def test_the_conclusion_names_the_cheapest_that_is_not_worse(rows, pick, said: s
     ],
 )
 def test_durations_read_as_people_say_them(seconds: float, said: str):
-    assert rank_command.duration(seconds) == said
+    assert duration(seconds) == said

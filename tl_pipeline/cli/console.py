@@ -188,6 +188,8 @@ def _print_findings(record: RunRecord) -> None:
             f"gain by transfer: {100 * record.gain.value:+.1f} points "
             f"{_literal(f'[{low:+.1f}, {high:+.1f}]')} over the same network untrained"
         )
+    for finetuning in record.finetunings:
+        out.print(_literal(finetuning.sentence))
     if record.decisions:
         out.print(_literal(record.decisions.sentence))
         if record.decisions.shortage:

@@ -33,6 +33,8 @@ from tl_pipeline.embedding import process
 from tl_pipeline.errors import InvalidSpec, MachineError, TransferLearningError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tl_pipeline.pipeline.wiring import Work
     from tl_pipeline.runs.planning import Step
     from tl_pipeline.store.artifacts import Store
@@ -147,6 +149,10 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     due = sum(not step.cached for step in steps)
     able = sum(not step.skipped for step in steps)
     console.out.print(f"\n{due} of {able} stages would run")
+    for note in dict.fromkeys(step.note for step in steps if step.note):
+        console.out.print(note, markup=False)
+    if said := _training_time(steps):
+        console.out.print(said)
 
 
 @app.command
@@ -270,6 +276,19 @@ def _cluster(runner: str, address: str | None) -> dict[str, str | None]:
         "runner": "threads" if runner == "prefect" else runner,
         "address": address,
     }
+
+
+def _training_time(steps: "Sequence[Step]") -> str:
+    """How long all that is to be fine-tuned takes; "" where nothing is."""
+    from tl_pipeline import progress
+
+    found = [s for s in steps if s.stage == "finetune" and not s.cached]
+    known = [s.estimated_seconds for s in found if s.estimated_seconds is not None]
+    if not found:
+        return ""
+    if len(known) < len(found):
+        return "fine-tuning: no speed is measured yet; the first epoch will say"
+    return f"fine-tuning takes about {progress.duration(sum(known))}"
 
 
 def _estimate(step: "Step") -> str:

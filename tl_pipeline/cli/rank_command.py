@@ -11,6 +11,7 @@ from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.short_forms import checked
 from tl_pipeline.config.specs import TuneSpec
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.progress import duration
 
 if TYPE_CHECKING:
     from tl_pipeline.studies.ranking import Ranked, Ranking
@@ -67,7 +68,8 @@ def rank(
         return
     rows = _table(ranked)
     console.print_rows(rows, list(rows[0]))
-    console.out.print(f"\n{_sample(ranked)}\n{_conclusion(ranked)}", markup=False)
+    said = [_sample(ranked), _conclusion(ranked), ranked.finetuning.sentence]
+    console.out.print("\n" + "\n".join(said), markup=False)
 
 
 def tune(
@@ -181,19 +183,6 @@ def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:
     return list(map(EncoderSpec.parse, backbones))
 
 
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``52 s``, ``1 min 40 s``, ``3 h 05 min``."""
-    whole = round(seconds)
-    if whole < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _table(found: "Ranking") -> list[dict[str, Any]]:
     from tl_pipeline.encoders import labels
 
@@ -292,4 +281,6 @@ def _document(found: "Ranking") -> dict[str, Any]:
         }
         for place, row in enumerate(found.rows, start=1)
     ]
-    return {**asdict(found), "pick": found.pick.encoder, "rows": rows}
+    finetuning = found.finetuning.model_dump() | {"verdict": found.finetuning.verdict}
+    more = {"pick": found.pick.encoder, "finetuning": finetuning, "rows": rows}
+    return {**asdict(found), **more}

@@ -132,6 +132,7 @@ def train(
     seed: int,
     checkpoint: Path,
     done: Callable[[int], None] = lambda number: None,  # noqa: ARG005
+    told: Callable[[Sequence[Point]], None] = lambda curve: None,  # noqa: ARG005
     held: Images | None = None,
 ) -> Trained:
     """Train ``network`` on ``images``; ``watched`` are scored after each epoch.
@@ -139,7 +140,8 @@ def train(
     Nothing is chosen by those. After each epoch all that goes on is kept in
     ``checkpoint``; where that file is there, training goes on from it, and ends with
     the weights that it would have had. Draws depend on ``seed`` and the epoch alone.
-    ``held`` choose the mix of ``wise``. ``done`` is told of images learned from.
+    ``held`` choose the mix of ``wise``. ``done`` is told of images learned from,
+    ``told`` the curve up to each epoch that ends.
 
     Raises:
         InvalidSpec: the loss is not finite any more.
@@ -156,6 +158,7 @@ def train(
             curve += trainer.epoch(done)
             curve += [trainer.point(n, some) for n, some in watched.items()]
             trainer.keep(checkpoint, curve)
+            told(curve)
         trainer.finish()
         mix = None
         if before is not None and held is not None:

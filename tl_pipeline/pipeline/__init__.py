@@ -12,6 +12,7 @@ __all__ = [
     "partitions",
     "stage",
     "stages",
+    "training_speed",
     "trials",
     "wiring",
     "work",

@@ -36,8 +36,9 @@ from tl_pipeline.pipeline.stages.shuffle import Shuffle
 from tl_pipeline.pipeline.stages.train import Train
 from tl_pipeline.pipeline.work import FineTuning, Work, prepare, source
 from tl_pipeline.registry import logged_run
-from tl_pipeline.runs import controls, records, results
+from tl_pipeline.runs import controls, finetunings, records, results
 from tl_pipeline.runs.controls import Subject
+from tl_pipeline.runs.finetunings import Expectation, Tuning
 from tl_pipeline.runs.planning import UNTRAINED, Outcome, Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
@@ -73,6 +74,7 @@ class Wired:
     evaluations: tuple[Artifact, ...]
     subjects: tuple[Subject, ...]
     registered: Best | None
+    tunings: tuple[Tuning, ...] = ()
 
 
 def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wired:
@@ -89,9 +91,24 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     for encoder, heads in work.heads:
         for head in heads:
             scored.add(manifest, encoder, head)
+    frozen, tunings = scored.by_encoder(), list[Tuning]()
     for wanted in work.finetune:
-        tuned = _finetuned(work, wanted, perform, ingested, manifest, embedded)
+        before = frozen.get(wanted.encoder.key, [])
+        expected = _expected(work, wanted, manifest, before)
+        tuned = _finetuned(
+            work, wanted, perform, ingested, manifest, embedded, expected
+        )
         scored.add_tuned(manifest, tuned, wanted.heads)
+        tunings.append(
+            Tuning(
+                label=wanted.encoder.label,
+                how=wanted.how.short(),
+                frozen=wanted.encoder.key,
+                tuned=tuned.final.encoder.key,
+                finetuned=tuned.judged.artifact.key,
+                expected=expected,
+            )
+        )
     if work.leakage:
         encoder, heads = work.leakage
         shuffled = perform(Shuffle(at, manifest, dataset.split.seed))
@@ -101,7 +118,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     evaluations, used = tuple(scored.evaluations), tuple(scored.encoders)
     asked = logged_run.params(spec.seed, spec.search, spec.calibration, spec.error)
     best = perform(Register(at, dataset.name, manifest, evaluations, used, asked))
-    return Wired(manifest, evaluations, tuple(scored.subjects), best)
+    return Wired(manifest, evaluations, tuple(scored.subjects), best, tuple(tunings))
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,7 @@ def _finetuned(
     ingested: Manifest,
     manifest: Manifest,
     embedded: EmbeddingsOf,
+    expected: Expectation | None,
 ) -> _Tuned:
     """Fine-tune one encoder in one way, and embed all images with what comes of it."""
     at, how = work.at, wanted.how
@@ -141,6 +159,7 @@ def _finetuned(
             how,
             work.spec.seed,
             sides,
+            expected,
         )
         return perform(stage)
 
@@ -158,6 +177,22 @@ def _finetuned(
     )
 
 
+def _expected(
+    work: Work, wanted: FineTuning, manifest: Manifest, frozen: Sequence[Artifact]
+) -> Expectation | None:
+    """What to expect of fine-tuning by the evaluations of the ``frozen`` encoder."""
+    images = tables.counts(manifest.table["split"])
+    validation = images.get(VALIDATION, 0)
+    return finetunings.expected(
+        work.at.store,
+        wanted.encoder.label,
+        frozen,
+        images.get(TRAIN, 0) + validation,
+        len(tables.counts(manifest.table["label"])),
+        validation,
+    )
+
+
 class _Scored:
     """The evaluations of a run as they come, each with its encoder."""
 
@@ -172,6 +207,14 @@ class _Scored:
         # What may be averaged: candidates, and their random-init baselines.
         self._candidates: list[Artifact] = []
         self._baselines: list[Artifact] = []
+
+    def by_encoder(self) -> dict[str, list[Artifact]]:
+        """The evaluations so far by the key of their encoder."""
+        found: dict[str, list[Artifact]] = {}
+        for evaluation, encoder in zip(self.evaluations, self.encoders, strict=True):
+            if encoder:
+                found.setdefault(encoder.key, []).append(evaluation)
+        return found
 
     def add(self, manifest: Manifest, encoder: AnyEncoder, head: HeadSpec) -> None:
         """Train ``head`` on the embeddings of ``encoder``, and evaluate it."""
@@ -404,6 +447,7 @@ def _recorded(
         split_report=split.model_copy(update={"leakage": controls.leakage(found)}),
         manifest=manifest.key,
         results=found,
+        finetunings=finetunings.results(store, wired.tunings, found, spec.seed),
         joints=_joints(work),
         gain=controls.gain(store, found[0], spec.seed),
         decisions=decisions.of(

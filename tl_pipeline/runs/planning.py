@@ -26,7 +26,7 @@ class Step:
     images to embed, heads to train or epochs; the estimates are None where nothing is
     known, and so is ``width``, the values of an embedding (4 bytes each).
     What is ``skipped`` cannot be done at all, and the reason says why. ``timings`` tell
-    where the time of embedding went.
+    where the time of embedding went, ``note`` what to know before it is paid for.
     """
 
     stage: str
@@ -41,6 +41,7 @@ class Step:
     width: int | None = None
     skipped: bool = False
     timings: Timings | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

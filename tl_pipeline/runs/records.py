@@ -12,6 +12,7 @@ from tl_pipeline import progress
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.evaluation.decisions import Decisions
+from tl_pipeline.runs.finetunings import FinetuningResult
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.score import Score
 from tl_pipeline.store.artifacts import Store
@@ -142,6 +143,7 @@ class RunRecord(BaseModel):
     duplicates: int
     split_report: SplitReport | None = None
     results: list[Result]
+    finetunings: list[FinetuningResult] = []
     gain: Score | None
     decisions: Decisions | None = None
     registered: Registered

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_pipeline.data.sampling import Drawable, stratified
-from tl_pipeline.data.splits import TRAIN
+from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.intervals import paired_difference, share
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.progress import track
+from tl_pipeline.runs.finetunings import Expectation
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -84,7 +85,8 @@ class Ranking:
     """Encoders from the best to the worst in the probe.
 
     ``probed`` rows of ``sampled`` images are judged: classes with one image, or one
-    group, are left out. ``grouped`` tells that whole groups were judged at a time.
+    group, are left out. ``validation`` images are not looked at. ``grouped``
+    tells that whole groups were judged at a time.
     """
 
     dataset: str
@@ -93,6 +95,7 @@ class Ranking:
     sampled: int
     probed: int
     classes: int
+    validation: int
     grouped: bool
     rows: tuple[Ranked, ...]
 
@@ -105,6 +108,18 @@ class Ranking:
         tied = [row for row in self.rows if row.tied]
         least = min(_seconds(row) for row in tied)
         return next(row for row in tied if _seconds(row) <= _SAME_COST * least)
+
+    @property
+    def finetuning(self) -> Expectation:
+        """What fine-tuning the one that was picked may bring."""
+        return Expectation(
+            encoder=self.pick.encoder,
+            frozen=self.pick.probe.value,
+            by=f"in the probe of {self.probed:,}",
+            images=self.trained,
+            classes=self.classes,
+            validation=self.validation,
+        )
 
 
 def _seconds(row: Ranked) -> float:
@@ -124,12 +139,13 @@ class _ProbeResult(NamedTuple):
 class Sample:
     """``drawn`` of the training images ``trained``, and what all ``images`` are.
 
-    ``images`` are pairs of id and uri.
+    ``images`` are pairs of id and uri, ``validation`` of them are of that split.
     """
 
     images: Sequence[tuple[str, str]]
     trained: Sequence[Drawable]
     drawn: Sequence[Drawable]
+    validation: int
 
     def part(self, size: int) -> "Sample":
         """The same with ``size`` images drawn, or all."""
@@ -143,14 +159,16 @@ class Sample:
 
 
 def draw(manifest: Manifest, size: int) -> Sample:
-    """``size`` training images of ``manifest``, or all, and nothing else of it."""
+    """``size`` training images of ``manifest``, or all, but the number of others."""
     names = ("image_id", "label", "group", "split")
     trained = [
         Drawable(image_id, label, group or manifest.clusters.get(image_id))
         for image_id, label, group, split in tables.values(manifest.table, *names)
         if split == TRAIN
     ]
-    return Sample(embed.pairs(manifest.images), trained, stratified(trained, size))
+    validation = tables.counts(manifest.table["split"]).get(VALIDATION, 0)
+    drawn = stratified(trained, size)
+    return Sample(embed.pairs(manifest.images), trained, drawn, validation)
 
 
 def rank(study: Study, encoders: Sequence[Encoder], sample: Sample) -> Ranking:
@@ -189,6 +207,7 @@ def rank(study: Study, encoders: Sequence[Encoder], sample: Sample) -> Ranking:
         sampled=len(sample.drawn),
         probed=len(judged),
         classes=len({image.label for image in judged}),
+        validation=sample.validation,
         grouped=cut.grouped,
         rows=_sorted(found, cut, study.seed),
     )

@@ -32,10 +32,11 @@ from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.encoders.encoder import Encoder, Weights
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.pipeline import fits
+from tl_pipeline.pipeline import fits, training_speed
 from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
-from tl_pipeline.progress import track
+from tl_pipeline.progress import duration, notice, track
+from tl_pipeline.runs.finetunings import UNKNOWN, Expectation
 from tl_pipeline.runs.planning import LOST, Outcome
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables, weights
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tl_pipeline.finetuning.network import LinearHead
-    from tl_pipeline.finetuning.training import Images, Trained
+    from tl_pipeline.finetuning.training import Images, Point, Trained
 
 # Bump when the same inputs must give other weights.
 VERSION = 1
@@ -87,6 +88,24 @@ def check_unseen(store: Store, encoder: AnyEncoder, scored: Iterable[str]) -> No
             )
 
 
+def epoch_line(curve: "Sequence[Point]", epochs: int) -> str:
+    """What the last epoch of ``curve`` gave, and how long the rest of ``epochs`` takes.
+
+    ``epoch 2 of 8: train loss 0.412, right in 91.0 %; 12 s an epoch, 1 min 12 s left``
+    """
+    last = curve[-1].epoch
+    said = "; ".join(
+        f"{p.split} loss {p.loss:.3f}, right in {100 * p.accuracy:.1f} %"
+        for p in curve
+        if p.epoch == last
+    )
+    each = sum(point.seconds for point in curve) / last
+    line = f"epoch {last} of {epochs}: {said}; {duration(each)} an epoch"
+    return (
+        line if last == epochs else f"{line}, {duration(each * (epochs - last))} left"
+    )
+
+
 class Finetuned(NamedTuple):
     """A fine-tuned encoder and the artifact that tells how it was made.
 
@@ -101,7 +120,8 @@ class Finetuned(NamedTuple):
 class Finetune(Unit[Finetuned]):
     """``encoder``, fine-tuned on the images of the splits ``sides`` as ``how`` says.
 
-    ``embeddings`` are those of ``encoder``.
+    ``embeddings`` are those of ``encoder``, and what is ``expected`` of it is known
+    where heads on them are scored.
 
     Raises:
         DatasetError: fewer than two classes; an image that was embedded is gone.
@@ -120,6 +140,7 @@ class Finetune(Unit[Finetuned]):
     how: FinetuneSpec
     seed: int
     sides: tuple[str, ...] = (TRAIN,)
+    expected: Expectation | None = None
 
     @property
     def subject(self) -> str:
@@ -141,7 +162,9 @@ class Finetune(Unit[Finetuned]):
 
     def missing(self) -> str:
         learned = f"{self.how.epochs} epochs of {len(self._rows):,} images"
-        return f"{learned}: {super().missing()}"
+        speed = self._speed
+        basis = speed.basis if speed else "speed unknown, the first epoch will say"
+        return f"{learned}, {basis}: {super().missing()}"
 
     def told(self, reason: str, made: Artifact) -> str:
         return f"{reason}; {self._told(made)}"
@@ -153,11 +176,16 @@ class Finetune(Unit[Finetuned]):
     def look(self) -> Outcome[Finetuned]:
         """See ``Unit``; it is not there either where the weights are lost."""
         looked = super().look()
-        if not looked.step.cached:
+        step, encoder = looked.step, looked.output.encoder
+        if step.cached and weights.find(self.at.store, encoder.weights.sha256):
             return looked
-        if weights.find(self.at.store, looked.output.encoder.weights.sha256):
-            return looked
-        step = replace(looked.step, cached=False, reason=LOST, units=self.units(None))
+        if step.cached:
+            step = replace(step, cached=False, reason=LOST, units=self.units(None))
+        if self.sides == (TRAIN,):  # what comes of both is the same
+            step = replace(step, note=self._note)
+        if speed := self._speed:
+            seconds = step.units * len(self._rows) / speed.images_per_second
+            step = replace(step, estimated_seconds=seconds)
         return Outcome(self.output(None), (step,))
 
     def run(self) -> Outcome[Finetuned]:
@@ -189,6 +217,8 @@ class Finetune(Unit[Finetuned]):
         from tl_pipeline.finetuning import network, training  # noqa: PLC0415
 
         fits.check(self._rows, self.manifest.dataset)
+        if self.expected and self.sides == (TRAIN,):
+            notice(self.expected.sentence)
         self._scratch.mkdir(parents=True, exist_ok=True)
         classes = sorted(self._rows.classes)
         held = self._held_out(classes)
@@ -211,6 +241,7 @@ class Finetune(Unit[Finetuned]):
                 seed=self.seed,
                 checkpoint=self._scratch / ("tail.pt" if prefix else "checkpoint.pt"),
                 done=progress.advance,
+                told=lambda curve: notice(epoch_line(curve, self.how.epochs)),
                 held=images.part(held) if held.any() else None,
             )
         said = "; ".join(filter(None, (why, frozen)))
@@ -264,6 +295,14 @@ class Finetune(Unit[Finetuned]):
     def _scratch(self) -> Path:
         """What is needed only while it is trained; the next run goes on from it."""
         return self.at.store.root / ".building" / f"finetune-{self.key}"
+
+    @property
+    def _note(self) -> str:
+        return self.expected.sentence if self.expected else UNKNOWN
+
+    @cached_property
+    def _speed(self) -> training_speed.TrainingSpeed | None:
+        return training_speed.expected(self.at.store, self.encoder, self.how)
 
     @cached_property
     def _encoded(self) -> EncodedImages:
