@@ -6,7 +6,7 @@ import pytest
 
 from tests.runs.made import result
 from tl_pipeline.runs import finetunings
-from tl_pipeline.runs.finetunings import Expectation, FinetuningResult, Tuning
+from tl_pipeline.runs.finetunings import Expectation, FinetuningResult, FinetunedPair
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -126,8 +126,8 @@ def compared(
         result("c" * 32, "control", encoder_key=FROZEN),
     ]
     expected = expectation(0.6, 1000, 10, 50)
-    tuning = Tuning("lenet5", "all", FROZEN, TUNED, "a" * 32, expected)
-    (one,) = finetunings.results(store, [tuning], found, seed=0)
+    asked = FinetunedPair("lenet5", "all", FROZEN, TUNED, "a" * 32, expected)
+    (one,) = finetunings.results(store, [asked], found, seed=0)
     assert (one.tuned, one.frozen) == (pair[0].key, pair[1].key)
     return one
 

@@ -38,7 +38,7 @@ from tl_pipeline.pipeline.work import FineTuning, Work, prepare, source
 from tl_pipeline.registry import logged_run
 from tl_pipeline.runs import controls, finetunings, records, results
 from tl_pipeline.runs.controls import Subject
-from tl_pipeline.runs.finetunings import Expectation, Tuning
+from tl_pipeline.runs.finetunings import Expectation, FinetunedPair
 from tl_pipeline.runs.planning import UNTRAINED, Outcome, Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
@@ -74,7 +74,7 @@ class Wired:
     evaluations: tuple[Artifact, ...]
     subjects: tuple[Subject, ...]
     registered: Best | None
-    tunings: tuple[Tuning, ...] = ()
+    finetuned: tuple[FinetunedPair, ...] = ()
 
 
 def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wired:
@@ -91,7 +91,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     for encoder, heads in work.heads:
         for head in heads:
             scored.add(manifest, encoder, head)
-    frozen, tunings = scored.by_encoder(), list[Tuning]()
+    frozen, finetuned = scored.by_encoder(), list[FinetunedPair]()
     for wanted in work.finetune:
         before = frozen.get(wanted.encoder.key, [])
         expected = _expected(work, wanted, manifest, before)
@@ -99,8 +99,8 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
             work, wanted, perform, ingested, manifest, embedded, expected
         )
         scored.add_tuned(manifest, tuned, wanted.heads)
-        tunings.append(
-            Tuning(
+        finetuned.append(
+            FinetunedPair(
                 label=wanted.encoder.label,
                 how=wanted.how.short(),
                 frozen=wanted.encoder.key,
@@ -118,7 +118,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     evaluations, used = tuple(scored.evaluations), tuple(scored.encoders)
     asked = logged_run.params(spec.seed, spec.search, spec.calibration, spec.error)
     best = perform(Register(at, dataset.name, manifest, evaluations, used, asked))
-    return Wired(manifest, evaluations, tuple(scored.subjects), best, tuple(tunings))
+    return Wired(manifest, evaluations, tuple(scored.subjects), best, tuple(finetuned))
 
 
 @dataclass(frozen=True)
@@ -447,7 +447,7 @@ def _recorded(
         split_report=split.model_copy(update={"leakage": controls.leakage(found)}),
         manifest=manifest.key,
         results=found,
-        finetunings=finetunings.results(store, wired.tunings, found, spec.seed),
+        finetunings=finetunings.results(store, wired.finetuned, found, spec.seed),
         joints=_joints(work),
         gain=controls.gain(store, found[0], spec.seed),
         decisions=decisions.of(

@@ -12,11 +12,12 @@ from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
 from tl_pipeline.encoders import labels
 from tl_pipeline.report import cost_picture
+from tl_pipeline.report.curves import Panel, panels
 from tl_pipeline.runs.records import RunRecord, Tuning
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.files import write_atomically
-from tl_pipeline.store.tables import PREDICTIONS
+from tl_pipeline.store.tables import CURVE, PREDICTIONS
 
 # A larger confusion matrix is not readable as a table; the worst pairs are listed.
 _MATRIX_CLASSES = 20
@@ -74,6 +75,7 @@ def render(store: Store, record: RunRecord) -> str:
         pairs=pairs,
         rows_of={name: sum(pairs[name, p] for p in classes) for name in classes},
         worst=worst[:_WORST_PAIRS],
+        curves=_curves(store, record),
         decisions=record.decisions,
         reliability=reliability(rows),
         split=record.split_report,
@@ -81,6 +83,16 @@ def render(store: Store, record: RunRecord) -> str:
         tuning=record.tuning,
         **(_tuning(record.tuning) if record.tuning else {}),
     )
+
+
+def _curves(store: Store, record: RunRecord) -> dict[str, tuple[Panel, Panel]]:
+    """The learning curve of each fine-tuning, by the key of its artifact."""
+    keys = [one.finetuned for one in record.finetunings]
+    folders = {key: store.path(Artifact("finetuned", key, key)) for key in keys}
+    return {
+        key: panels(tables.read(CURVE, folder).to_pylist())
+        for key, folder in folders.items()
+    }
 
 
 def reliability(rows: Iterable[Mapping[str, Any]]) -> list[Bin]:

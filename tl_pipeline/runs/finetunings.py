@@ -161,7 +161,7 @@ class FinetuningResult(BaseModel):
         return "registered is neither"
 
 
-class Tuning(NamedTuple):
+class FinetunedPair(NamedTuple):
     """One fine-tuning of a run: keys of its encoders, before and after, and how.
 
     ``finetuned`` is the key of the artifact of the network that judges.
@@ -213,12 +213,12 @@ def expected(
 
 
 def results(
-    store: Store, tunings: Sequence[Tuning], found: "Sequence[Result]", seed: int
+    store: Store, pairs: Sequence[FinetunedPair], found: "Sequence[Result]", seed: int
 ) -> list[FinetuningResult]:
-    """Each of ``tunings`` beside its frozen network; ``found`` has the best first."""
+    """Each of ``pairs`` beside its frozen network; ``found`` has the best first."""
     made = []
-    for tuning in tunings:
-        tuned, frozen = (_best(found, key) for key in (tuning.tuned, tuning.frozen))
+    for one in pairs:
+        tuned, frozen = (_best(found, key) for key in (one.tuned, one.frozen))
         if not (tuned and frozen):
             continue
         pair = [
@@ -231,9 +231,9 @@ def results(
         registered = "fine-tuned" if tuned.role == "best" else registered
         made.append(
             FinetuningResult(
-                encoder=tuning.label,
-                how=tuning.how,
-                finetuned=tuning.finetuned,
+                encoder=one.label,
+                how=one.how,
+                finetuned=one.finetuned,
                 tuned=tuned.evaluation,
                 frozen=frozen.evaluation,
                 tuned_accuracy=float(test.first.mean()),
@@ -242,7 +242,7 @@ def results(
                 test=paired_difference(*test, seed),
                 validation=paired_difference(*held, seed=0),  # as register does
                 registered=registered,
-                expected=tuning.expected,
+                expected=one.expected,
             )
         )
     return made
