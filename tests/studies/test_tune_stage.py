@@ -128,7 +128,7 @@ def test_it_is_kept_until_there_are_a_quarter_more_or_fewer_images(
         update={"candidates": [TunedEncoder.model_validate(candidate("key"))]}
     )
     tune = tune_with(folder, store, monkeypatch, last)
-    sample = ranking.Sample([], [ranking.Drawable("a", "b")] * trained, [])
+    sample = ranking.Sample([], [ranking.Drawable("a", "b")] * trained, [], 1)
     looked = tune._look(sample)
     assert looked.step.cached == kept
     if not kept:
