@@ -6,7 +6,7 @@ import pytest
 
 from tests.runs.made import result
 from tl_pipeline.runs import finetunings
-from tl_pipeline.runs.finetunings import Expectation, FinetuningResult, FinetunedPair
+from tl_pipeline.runs.finetunings import Expectation, FinetunedPair, FinetuningResult
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store

@@ -217,23 +217,23 @@ def results(
 ) -> list[FinetuningResult]:
     """Each of ``pairs`` beside its frozen network; ``found`` has the best first."""
     made = []
-    for one in pairs:
-        tuned, frozen = (_best(found, key) for key in (one.tuned, one.frozen))
+    for pair in pairs:
+        tuned, frozen = (_best(found, key) for key in (pair.tuned, pair.frozen))
         if not (tuned and frozen):
             continue
-        pair = [
+        scored = [
             Artifact("evaluations", one.evaluation, one.evaluation)
             for one in (tuned, frozen)
         ]
-        test = compared(store, *pair, on_test=True)
-        held = compared(store, *pair, on_test=False)
+        test = compared(store, *scored, on_test=True)
+        held = compared(store, *scored, on_test=False)
         registered: Registered = "frozen" if frozen.role == "best" else ""
         registered = "fine-tuned" if tuned.role == "best" else registered
         made.append(
             FinetuningResult(
-                encoder=one.label,
-                how=one.how,
-                finetuned=one.finetuned,
+                encoder=pair.label,
+                how=pair.how,
+                finetuned=pair.finetuned,
                 tuned=tuned.evaluation,
                 frozen=frozen.evaluation,
                 tuned_accuracy=float(test.first.mean()),
@@ -242,7 +242,7 @@ def results(
                 test=paired_difference(*test, seed),
                 validation=paired_difference(*held, seed=0),  # as register does
                 registered=registered,
-                expected=one.expected,
+                expected=pair.expected,
             )
         )
     return made
