@@ -18,7 +18,7 @@ from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
-from tl_pipeline.pipeline import wiring, work
+from tl_pipeline.pipeline import speeds, wiring, work
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.progress import duration
 from tl_pipeline.runs.planning import Workspace
@@ -234,7 +234,7 @@ def test_pools_of_one_network_share_a_pass_and_cost_what_one_costs_alone(
     def counted(*given: Any) -> dict[str, embed.EmbedResult]:
         calls.append(len(given[2]))
         done = plain(*given)
-        fast = embed.Speed(50.0, 8)
+        fast = speeds.Speed(50.0, 8)
         return {key: one._replace(speed=fast) for key, one in done.items()}
 
     monkeypatch.setattr(embed, "fill", counted)
@@ -259,7 +259,7 @@ def test_what_is_remembered_of_a_shared_pass_is_the_speed_of_one_alone(
     done = embed.fill(store, entry, encoders, every[:20])
     elapsed = sum(one.timings.elapsed for one in done.values())
     for encoder in encoders:
-        speed = embed.known_speed(EmbeddingFolder(store, encoder.key))
+        speed = speeds.known_speed(EmbeddingFolder(store, encoder.key))
         assert speed
         assert speed.images_per_second == pytest.approx(20 / elapsed, rel=0.01)
     manifest = study(store, entry).ingested()
@@ -276,13 +276,13 @@ def test_the_speed_is_measured_warm_and_few_images_do_not_replace_it(
     (encoder,) = work.resolve([LETTERS], store)
     every = embed.pairs(study(store, entry).ingested().images)
     place = EmbeddingFolder(store, encoder.key)
-    assert embed.known_speed(place) is None
+    assert speeds.known_speed(place) is None
     first = embed.fill(store, entry, [encoder], every[:10])[encoder.key]
     assert first.speed is not None
-    assert embed.known_speed(place) == pytest.approx(first.speed, abs=0.01)
+    assert speeds.known_speed(place) == pytest.approx(first.speed, abs=0.01)
     second = embed.fill(store, entry, [encoder], every[:20])[encoder.key]
     assert (second.images, second.speed) == (10, None)
-    assert embed.known_speed(place) == pytest.approx(first.speed, abs=0.01)
+    assert speeds.known_speed(place) == pytest.approx(first.speed, abs=0.01)
 
 
 def test_the_time_before_the_first_batch_does_not_count(

@@ -16,7 +16,7 @@ from tl_pipeline.embedding import precision
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import DatasetError, InvalidSpec, TransferLearningError
 from tl_pipeline.inputs.images import Preprocess
-from tl_pipeline.pipeline import wiring, work
+from tl_pipeline.pipeline import speeds, wiring, work
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -135,7 +135,7 @@ def timed(store: Store, grid: Grid, each: dict[int, float]) -> None:
         seconds = each[one.encoder.preprocess.crop]
         place = EmbeddingFolder(store, one.encoder.key)
         place.about.mkdir(parents=True)
-        embed._remember_speed(place, embed.Speed(1 / seconds, 8))
+        speeds.remember_speed(place, speeds.Speed(1 / seconds, 8))
 
 
 def test_what_does_not_fit_into_the_minutes_is_left_out_and_named(
@@ -189,7 +189,7 @@ def test_a_network_that_was_never_timed_is_timed_at_its_smallest_side(
         calls.append(len(some))
         place = EmbeddingFolder(store, together[0].key)
         place.about.mkdir(parents=True)
-        embed._remember_speed(place, embed.Speed(10.0, 8))
+        speeds.remember_speed(place, speeds.Speed(10.0, 8))
 
     monkeypatch.setattr(embed, "fill", filled)
     passes = sharing(found.encoders)

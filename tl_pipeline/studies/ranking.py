@@ -17,6 +17,7 @@ from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.intervals import paired_difference, share
+from tl_pipeline.pipeline import speeds
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.progress import track
@@ -225,7 +226,7 @@ def _costs(
     if any(embed.pending(folder, drawn) for folder in folders):
         done = embed.fill(study.at.store, study.dataset, together, drawn)
         measured = next((one.speed for one in done.values() if one.speed), None)
-    known = map(embed.known_speed, folders)
+    known = map(speeds.known_speed, folders)
     speed = measured or next((one for one in known if one), None)
     return {
         encoder.key: Cost(

@@ -14,7 +14,7 @@ from tl_pipeline.config.specs import TuneSpec
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
-from tl_pipeline.pipeline import work
+from tl_pipeline.pipeline import speeds, work
 from tl_pipeline.pipeline.stages import embed
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -242,7 +242,7 @@ def _pixels(together: Sequence[Encoder]) -> int:
 def _speed(store: Store, together: Sequence[Encoder]) -> float | None:
     """Seconds an image, as remembered."""
     for encoder in together:
-        known = embed.known_speed(EmbeddingFolder(store, encoder.key))
+        known = speeds.known_speed(EmbeddingFolder(store, encoder.key))
         if known:
             return 1 / known.images_per_second
     return None

@@ -25,13 +25,13 @@ from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder, shares_network
 from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.speeds import Speed, known_speed, remember_speed
 from tl_pipeline.progress import Track, track
 from tl_pipeline.runs.planning import Outcome, Step, Workspace, field_changes
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder, described
-from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.keys import digest
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 from tl_pipeline.store.timings import Timings
@@ -42,13 +42,6 @@ if TYPE_CHECKING:
 
 # The embeddings of each encoder, by its key.
 EmbeddingsOf = Mapping[str, Artifact]
-
-
-class Speed(NamedTuple):
-    """How fast an encoder embeds alone on this machine, and the floats it gives."""
-
-    images_per_second: float
-    width: int
 
 
 class EmbedResult(NamedTuple):
@@ -334,7 +327,7 @@ def _result(
     elif done.images and known is None:
         speed = Speed(done.images / (done.timings.elapsed * sharing), done.width)
     if speed:
-        _remember_speed(job.folder, speed)
+        remember_speed(job.folder, speed)
     there = remote.done.get(job.encoder.key)
     done = done + there if there else done
     where = remote.where if there else ""
@@ -389,20 +382,3 @@ def _encoder_changes(store: Store, used: str, encoder: Encoder) -> str:
     for fields in (before, now):
         fields["weights"].pop("file", None)
     return ", ".join(field_changes(before, now))
-
-
-def known_speed(folder: EmbeddingFolder) -> Speed | None:
-    """What was last measured with this encoder, on whatever dataset."""
-    try:
-        known = json.loads((folder.about / "speed.json").read_text())
-        return Speed(known["images_per_second"], known["width"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None
-
-
-def _remember_speed(folder: EmbeddingFolder, speed: Speed) -> None:
-    known = {
-        "images_per_second": round(speed.images_per_second, 2),
-        "width": speed.width,
-    }
-    write_atomically(folder.about / "speed.json", json.dumps(known))

@@ -32,7 +32,7 @@ from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.encoders.encoder import Encoder, Weights
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.pipeline import fits, training_speed
+from tl_pipeline.pipeline import fits, speeds
 from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.progress import duration, notice, track
@@ -301,8 +301,8 @@ class Finetune(Unit[Finetuned]):
         return self.expected.sentence if self.expected else UNKNOWN
 
     @cached_property
-    def _speed(self) -> training_speed.TrainingSpeed | None:
-        return training_speed.expected(self.at.store, self.encoder, self.how)
+    def _speed(self) -> speeds.TrainingSpeed | None:
+        return speeds.of_training(self.at.store, self.encoder, self.how)
 
     @cached_property
     def _encoded(self) -> EncodedImages:

@@ -9,9 +9,9 @@ import pytest
 from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.finetuning.training import Point
-from tl_pipeline.pipeline import training_speed, work
+from tl_pipeline.pipeline import speeds, work
+from tl_pipeline.pipeline.speeds import TrainingSpeed
 from tl_pipeline.pipeline.stages.finetune import epoch_line
-from tl_pipeline.pipeline.training_speed import TrainingSpeed
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -41,17 +41,17 @@ def tuned(store: Store, key: str, how: FinetuneSpec, speed: float, at: int) -> N
 
 
 def test_nothing_is_said_where_nothing_was_measured(store: Store, encoder: Any):
-    assert training_speed.expected(store, encoder, ALL) is None
+    assert speeds.of_training(store, encoder, ALL) is None
 
 
 def test_a_step_takes_four_times_an_embedding(store: Store, encoder: Any):
     """All blocks; of fewer it is what a step takes at most."""
     embedded(store, encoder.key, 620.0)
-    basis = "155/s (4 times the time of embedding)"
-    found = training_speed.expected(store, encoder, ALL)
-    assert found == TrainingSpeed(155.0, f"about {basis}")
-    few = training_speed.expected(store, encoder, FinetuneSpec(blocks=1))
-    assert few == TrainingSpeed(155.0, f"at least {basis}")
+    basis = "(4 times the time of embedding)"
+    found = speeds.of_training(store, encoder, ALL)
+    assert found == TrainingSpeed(155.0, f"about 155/s {basis}")
+    few = speeds.of_training(store, encoder, FinetuneSpec(blocks=1))
+    assert few == TrainingSpeed(155.0, f"about 155/s or more {basis}")
 
 
 def test_the_last_fine_tuning_of_the_same_blocks_tells_more(store: Store, encoder: Any):
@@ -62,7 +62,7 @@ def test_the_last_fine_tuning_of_the_same_blocks_tells_more(store: Store, encode
     tuned(store, encoder.key, FinetuneSpec(blocks=1), 900.0, at=4_000)
     tuned(store, encoder.key, FinetuneSpec(batch_size=8), 20.0, at=5_000)
     tuned(store, "f" * 32, ALL, 5.0, at=6_000)
-    found = training_speed.expected(store, encoder, ALL)
+    found = speeds.of_training(store, encoder, ALL)
     assert found == TrainingSpeed(178.7, "at 179/s as an earlier one")
 
 
