@@ -51,8 +51,8 @@ def logme(features: np.ndarray, labels: np.ndarray) -> LogME:
     """Score ``features`` (n, width) for ``labels``, names of shape (n,).
 
     Every class against the rest is a Bayesian linear regression of the 0/1 target
-    without intercept: weights ~ N(0, 1/alpha), noise ~ N(0, 1/beta). One singular value
-    decomposition serves all classes. Given the ratio t = alpha/beta the best beta has a
+    without intercept: weights ~ N(0, 1/alpha), noise ~ N(0, 1/beta). One decomposition
+    serves all classes. Given the ratio t = alpha/beta the best beta has a
     closed form, so that evidence is a function of t alone; t -> gamma res^2 /
     ((n - gamma) m^2) is MacKay's fixed point. It always points uphill, but creeps where
     evidence is flat and may overshoot. So a step that gains lets the next be twice as
@@ -77,12 +77,24 @@ def logme(features: np.ndarray, labels: np.ndarray) -> LogME:
 
 
 def _decompose(features: np.ndarray, targets: np.ndarray) -> _Spectrum:
-    left, singular, _ = linalg.svd(features, full_matrices=False)
-    least = singular.max(initial=0) * max(features.shape) * np.finfo(np.float64).eps
-    kept = singular > least
-    aligned = (targets.T @ left[:, kept]) ** 2
+    """By the eigenvectors of the smaller of both Gram matrices, of rows or columns.
+
+    That is several times as fast as a singular value decomposition. What it loses,
+    below 1e-7 of the largest singular value, is rounding in embeddings of 32 bits.
+    """
+    rows, width = features.shape
+    wide = rows <= width
+    gram = features @ features.T if wide else features.T @ features
+    squares, vectors = linalg.eigh(gram, overwrite_a=True, check_finite=False)
+    least = squares.max(initial=0) * max(rows, width) * np.finfo(np.float64).eps
+    kept = squares > least
+    squares, vectors = squares[kept], vectors[:, kept]
+    if wide:
+        aligned = (targets.T @ vectors) ** 2
+    else:
+        aligned = (targets.T @ features @ vectors) ** 2 / squares
     rest = np.maximum((targets**2).sum(axis=0) - aligned.sum(axis=1), 0)
-    return _Spectrum(len(features), singular[kept] ** 2, aligned, rest)
+    return _Spectrum(rows, squares, aligned, rest)
 
 
 def _maximise(found: _Spectrum) -> LogME:
