@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := PYTHON=$(PYTHON) scripts/install.sh
-EXTRAS := dask,http,huggingface,onnx,ray,s3,text,timm
+EXTRAS := dask,export,http,huggingface,onnx,ray,s3,text,timm
 FOUND_BY := pyproject.toml constraints.txt scripts/install.sh
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 

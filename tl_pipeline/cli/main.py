@@ -14,6 +14,7 @@ from cyclopts import App
 from tl_pipeline.cli import (
     backbone_commands,
     catalog_commands,
+    export_command,
     few_shot_command,
     head_command,
     model_commands,
@@ -54,6 +55,7 @@ app.command(few_shot_command.few_shot)
 app.command(head_command.heads)
 app.command(model_commands.app)
 app.command(model_commands.predict)
+app.command(export_command.export)
 app.command(sql_command.sql)
 app.command(store_commands.app)
 app.command(run_commands.app)

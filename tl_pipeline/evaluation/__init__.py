@@ -6,6 +6,7 @@ point of a model.
 
 __all__ = [
     "averaging",
+    "calibration",
     "choice",
     "cross_fitting",
     "decisions",

@@ -3,4 +3,4 @@
 In: rows of embeddings and their labels. Out: fitted heads that are kept as tensors.
 """
 
-__all__ = ["predictor"]
+__all__ = ["layers", "predictor"]
