@@ -38,18 +38,20 @@ from tl_pipeline.heads.calibrated_svm import CalibratedSVM
 from tl_pipeline.heads.cosine import CentroidHead, NeighbourHead
 from tl_pipeline.heads.discriminant import DiscriminantHead
 from tl_pipeline.heads.linear.logistic import LogisticHead
+from tl_pipeline.heads.neural.attentive import AttentiveHead
 from tl_pipeline.heads.neural.classifiers import NeuralHead
 from tl_pipeline.heads.preparation import Components
 from tl_pipeline.heads.support_vectors import LinearSVMHead
-from tl_pipeline.store.embeddings import Embeddings
+from tl_pipeline.store.embeddings import Embeddings, Places
 
 ENCODER = "0123456789abcdef"
 # of the heads that have these parameters
-SMALL = {"max_epochs": 5, "hidden": 16}
+SMALL = {"max_epochs": 5, "hidden": 16, "queries": 2, "values": 8}
 LONG = {
     "mlp": {"max_epochs": 200, "hidden": 256},
     "softmax": {"max_epochs": 200, "learning_rate": 0.05},
     "cosine": {"max_epochs": 200, "learning_rate": 0.05},
+    "attentive": {"max_epochs": 200, "learning_rate": 0.02},
 }
 PREPARED = {"l2": True, "pca": 2, "whiten": True}
 
@@ -70,7 +72,10 @@ def first(name: str, **params: Any) -> HeadConfig:
 def rows(
     classes: int, per_class: int = 8, width: int = 6, *, constant: bool = False
 ) -> tuple[Embeddings, np.ndarray]:
-    """Noisy clusters, one per class, in shuffled order, with text labels."""
+    """Noisy clusters, one per class, in shuffled order, with text labels.
+
+    For heads that attend to places a row is two of them.
+    """
     chance = np.random.default_rng(classes)
     names = np.repeat([f"class {i:02d}" for i in range(classes)], per_class)
     chance.shuffle(names)
@@ -82,7 +87,13 @@ def rows(
     if constant:
         vectors[:, 0] = 3.0
     ids = [f"{i:04d}" for i in range(len(names))]
-    return Embeddings(ENCODER, ids, vectors.astype(np.float32)), names
+    return kept(ids, vectors), names
+
+
+def kept(ids: list[str], vectors: np.ndarray) -> Embeddings:
+    """Embeddings whose rows are two places, or one of an odd width."""
+    places = Places(2 - vectors.shape[1] % 2)
+    return Embeddings(ENCODER, ids, vectors.astype(np.float32), places)
 
 
 def fit(
@@ -227,9 +238,7 @@ def test_probabilities_of_a_row_do_not_depend_on_the_rows_beside_it(name: str):
     embeddings, labels = rows(3)
     head = fit(name)
     some = np.flatnonzero(labels != "class 01")
-    part = Embeddings(
-        ENCODER, [embeddings.image_ids[i] for i in some], embeddings.vectors[some]
-    )
+    part = kept([embeddings.image_ids[i] for i in some], embeddings.vectors[some])
     found = head.predict_proba(part)
     assert found.shape == (len(some), 3)
     np.testing.assert_allclose(
@@ -278,7 +287,7 @@ def test_balanced_classes_give_a_rare_one_its_chance(name: str):
     labels = np.repeat(["common", "rare"], [180, 20])
     vectors = chance.normal(size=(200, 3)) + (labels == "rare")[:, None] * 0.8
     ids = [f"{i:04d}" for i in range(200)]
-    embeddings = Embeddings(ENCODER, ids, vectors.astype(np.float32))
+    embeddings = kept(ids, vectors)
     params = dict(LONG.get(name, {}))
     if name == "rbf_svm":
         params["C"] = 0.5
@@ -392,7 +401,8 @@ def test_a_head_in_numbers_says_what_its_estimator_says(name: str):
     embeddings, labels = rows(3)
     for params in ({}, PREPARED) if "pca" in HEADS[name].options else ({},):
         config = first(name, **params)
-        estimator = fitting.build(config, 7).fit(embeddings.vectors, labels)
+        estimator = fitting.build(config, 7, embeddings.places)
+        estimator.fit(embeddings.vectors, labels)
         head = fitting.fitted_head(config, 7, ENCODER, estimator)
         np.testing.assert_allclose(
             head.predict_proba(embeddings),
@@ -441,7 +451,8 @@ def as_version_0_1(
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in HEADS if name not in ("logistic", "majority")]
+    "name",
+    [name for name in HEADS if name not in ("logistic", "majority", "attentive")],
 )
 def test_a_head_that_version_0_1_kept_in_skops_comes_back(name: str, tmp_path: Path):
     embeddings, labels = rows(3)
@@ -588,6 +599,7 @@ CLASS_WEIGHTS = "check_class_weight_classifiers"
 FAILING: dict[str, dict[str, str]] = {
     "NeuralHead": {WEIGHTS_REPEAT: "batches are drawn by chance"},
     "CentroidHead": {WEIGHTS_REPEAT: "of two equal rows only one is left out"},
+    "AttentiveHead": {WEIGHTS_REPEAT: "batches are drawn by chance"},
     "CalibratedSVM": {WEIGHTS_REPEAT: "rows are divided by chance"},
     "LinearSVMHead": {WEIGHTS_REPEAT: "rows are divided by chance"},
 }
@@ -620,6 +632,7 @@ def test_an_estimator_of_each_kind_is_one_of_scikit_learn(estimator: Any, check:
 @checked(
     NeuralHead(hidden=0, learning_rate=0.05, max_epochs=40),
     NeuralHead(hidden=0, cosine=True, learning_rate=0.05, max_epochs=40),
+    AttentiveHead(queries=2, values=8, learning_rate=0.02, max_epochs=40),
     DiscriminantHead(),
     CentroidHead(),
     LinearSVMHead(random_state=0),

@@ -21,7 +21,7 @@ from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.progress import track
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.embeddings import EmbeddingFolder, Places
 
 CHANNELS = 5
 POOLS = ("gap", "avg+max", "grid2", "grid3")
@@ -97,9 +97,64 @@ def test_cells_of_maps_and_tokens_by_hand(pool: Pooling, kind: str, side: int):
 
 
 @pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("map", [0, 1, 2, 3]),
+        ("channels last", [0, 1, 2, 3]),
+        ("tokens", [0, 1, 2, 3]),
+        ("class and register", [-2, 0, 1, 2, 3]),
+    ],
+)
+def test_tokens_are_all_places_and_class_tokens_before_them(kind: str, kept: list[int]):
+    """Place p holds 10 p + channel; the register, which is left out, -10 + channel."""
+    places = 10.0 * torch.arange(4).reshape(1, 4, 1) + torch.arange(3)
+    maps = places.transpose(1, 2).reshape(1, 3, 2, 2)
+    prefix = 10.0 * torch.tensor([-2, -1]).reshape(1, 2, 1) + torch.arange(3)
+    given = {
+        "map": maps,
+        "channels last": maps.permute(0, 2, 3, 1),
+        "tokens": places,
+        "class and register": torch.cat([prefix, places], dim=1),
+    }[kind]
+    first = 2 if kind == "class and register" else 0
+    layer = pooled("tokens", tuple(given.shape[1:]), first, kind == "channels last")
+    assert layer.tokens == len(kept)
+    expected = [10.0 * place + channel for place in kept for channel in range(3)]
+    assert layer(given).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("wish", "places", "width"),
+    [
+        ("squeezenet1_1:side=64,pool=tokens", Places(9), 9 * 512),
+        ("squeezenet1_1:side=64,pool=grid2", Places(4, channels_first=True), 4 * 512),
+        ("squeezenet1_1:side=64", None, 512),
+        ("vit_b_32:layer=encoder.ln,side=96,pool=tokens", Places(10), 10 * 768),
+        ("swin_t:layer=stage3,side=112,pool=tokens", Places(49), 49 * 384),
+        (
+            "timm:vit_tiny_patch16_224:layer=last2,side=64,pool=tokens",
+            Places(18),  # two class tokens
+            18 * 192,
+        ),
+    ],
+)
+def test_an_encoder_knows_the_places_that_its_rows_hold(
+    store: Store, wish: str, places: Places | None, width: int
+):
+    store.create()
+    spec = EncoderSpec.parse(f"{wish}{',' if '=' in wish else ':'}weights=random:0")
+    encoder = resolution.resolve(spec, store)
+    assert encoder.places == places
+    assert resolution.width(encoder, store) == width
+    assert Encoder.model_validate_json(encoder.model_dump_json()).places == places
+    assert encoder.key == encoder.model_copy(update={"tokens": None}).key
+
+
+@pytest.mark.parametrize(
     ("pool", "shape", "class_tokens", "said"),
     [
         ("grid2", (512,), 0, r"\(512\).*Fits: no pool at all, pool=flatten. A layer"),
+        ("tokens", (512,), 0, r"Fits: no pool at all, pool=flatten. A layer that"),
         ("avg+max", (512,), 0, r"A layer that gives a map takes others"),
         ("grid3", (8, 2, 2), 0, "Fits: pool=gap, pool=avg.max, pool=grid2, pool=gem"),
         ("grid2", (8, 1, 1), 0, "Fits: pool=gap, pool=avg.max, pool=gem, pool=flatten"),
@@ -203,6 +258,6 @@ def test_four_pools_of_a_layer_cost_the_forward_passes_of_one(
         return sorted(passes), [stats.width for stats in done]
 
     monkeypatch.setattr(FeatureExtractor, "forward", counted)
-    (one, _), (four, widths) = embedded("gap"), embedded(*POOLS)
-    assert one == four
-    assert widths == [512, 1024, 2048, 4608]
+    (one, _), (five, widths) = embedded("gap"), embedded(*POOLS, "tokens")
+    assert one == five
+    assert widths == [512, 1024, 2048, 4608, 4608]

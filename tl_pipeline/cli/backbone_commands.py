@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _MOST_AXES = 3  # of an output that some pooling makes a vector
 _POOLS = (
     "pool=gap, avg+max, grid2, grid3, gem or flatten makes a vector of a map or of "
-    "tokens, cls or cls+mean of tokens with a class token"
+    "tokens, cls or cls+mean of tokens with a class token; tokens keeps every place"
 )
 
 app = App(name="backbones", help="The pretrained networks: list, look into one.")

@@ -37,7 +37,17 @@ def _numbers(value: Any) -> Any:
     return value.split("/") if isinstance(value, str) else value
 
 
-Pool = Literal["gap", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"]
+Pool = Literal[
+    "gap",
+    "avg+max",
+    "grid2",
+    "grid3",
+    "gem",
+    "flatten",
+    "cls",
+    "cls+mean",
+    "tokens",
+]
 Fit = Literal["crop", "squash", "pad"]
 SIDES = range(8, 2049)  # of an input, in pixels
 _Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
@@ -61,17 +71,20 @@ class EncoderSpec(Spec):
     where a listed name would be taken for it). ``pool`` is how a map or tokens become a
     vector: by the mean over places (``gap``), by that and the maximum (``avg+max``), by
     the means of 2 x 2 or 3 x 3 cells (``grid2``, ``grid3``), which tell where things
-    are. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of another kind.
-    ``weights`` is a named member of torchvision's enum (``IMAGENET1K_V1``), the
-    path of a file, or ``random:SEED``. ``resize`` and ``crop`` are pixels, ``mean`` and
-    ``std`` of values in [0, 1], one per channel. ``side`` is short for resize and crop:
+    are; ``tokens`` keeps every place of a map and every token but registers, for the
+    head ``attentive``. A backbone with a prefix (``timm:NAME``, ``onnx:FILE``) is of
+    another kind. ``weights`` is a named member of torchvision's enum
+    (``IMAGENET1K_V1``), the path of a file, or ``random:SEED``. ``resize`` and ``crop``
+    are pixels, ``mean`` and ``std`` of values in [0, 1], one per channel. ``side`` is
+    short for resize and crop:
     the crop is ``side``, resize as much larger as the weights have it (of 256/224, 128
     makes 146), so that a network sees as much of an image as it was trained to see.
     ``fit`` is how an image fills the square: ``crop`` cuts its centre out, ``squash``
     and ``pad`` show all of it, in another aspect or with a margin in the colour of
     ``mean``. ``precision`` is that of the network's computing: ``auto`` chooses fp32 or
-    bf16 (``precision.choose``). What is left out takes the default of the backbone,
-    layer or weights.
+    bf16 (``precision.choose``). ``store`` is how a value is kept: in half the
+    bytes as ``float16``, with three digits and none beyond 65,504. What is left out
+    takes the default of the backbone, layer or weights.
     """
 
     backbone: str
@@ -86,6 +99,7 @@ class EncoderSpec(Spec):
     mean: _Means | None = None
     std: _Deviations | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    store: Literal["float32", "float16"] = "float32"
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:

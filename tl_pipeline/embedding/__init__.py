@@ -12,5 +12,6 @@ __all__ = [
     "precision",
     "process",
     "result",
+    "rounding",
     "workers",
 ]

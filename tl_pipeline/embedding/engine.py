@@ -25,6 +25,7 @@ from tl_pipeline.embedding.gpu import nvjpeg
 from tl_pipeline.embedding.gpu.batch_loader import NvjpegBatchLoader
 from tl_pipeline.embedding.process import cores
 from tl_pipeline.embedding.result import EmbedStats, Pace
+from tl_pipeline.embedding.rounding import BEYOND, beyond, rounded
 from tl_pipeline.embedding.workers import PER_GPU, NetworkThreads, pool, prefetched
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.encoders.loading import weight_bytes
@@ -108,11 +109,29 @@ class _Shard:
     ids: list[str] = field(default_factory=list)
     blocks: Vectors = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    rounding: float = 0.0  # see ``rounding.Rounded.error``
+
+    def add(self, encoder: Encoder, ids: list[str], vectors: np.ndarray) -> None:
+        """The embeddings of ``ids``, as they are kept, and those that cannot be."""
+        kept = rounded(encoder, vectors)
+        self.rounding = max(self.rounding, kept.error)
+        if kept.fits.all():
+            self.ids += ids
+            self.blocks.append(kept.vectors)
+            return
+        self.ids += [one for one, fits in zip(ids, kept.fits, strict=True) if fits]
+        self.blocks.append(kept.vectors[kept.fits])
+        self.refused += [
+            (ids[row], BEYOND, beyond(vectors[row]))
+            for row in np.flatnonzero(~kept.fits)
+        ]
 
     def extend(self, other: "_Shard") -> None:
+        """All of ``other``, too."""
         self.ids += other.ids
         self.blocks += other.blocks
         self.refused += other.refused
+        self.rounding = max(self.rounding, other.rounding)
 
 
 class _Pass:
@@ -193,10 +212,9 @@ class _Pass:
             decoded = batches[network.encoders[0].preprocess]
             vectors = network(decoded.batch, self._clock) if decoded.ids else []
             for at, encoder in enumerate(network.encoders):
-                blocks = [vectors[at]] if vectors else []
-                made[encoder.key] = _Shard(
-                    list(decoded.ids), blocks, list(decoded.refused)
-                )
+                shard = made[encoder.key] = _Shard(refused=list(decoded.refused))
+                if vectors:
+                    shard.add(encoder, list(decoded.ids), vectors[at])
         return made
 
     def _shards(
@@ -225,13 +243,14 @@ class _Pass:
         for key, shard in shards.items():
             folder, done = self._folders[key], self._done[key]
             with self._clock.time("write", key):
-                if shard.blocks:
+                if shard.ids:
                     folder.add(shard.ids, np.concatenate(shard.blocks))
                     done.width = shard.blocks[0].shape[1]
                 if shard.refused:
                     folder.refuse(shard.refused)
             done.images += len(shard.ids)
             done.refused += len(shard.refused)
+            done.rounding = max(done.rounding, shard.rounding)
 
     def _account(self, elapsed: float, threads: int) -> None:
         """Split what the pass took among its encoders."""

@@ -25,15 +25,16 @@ KEPT, WORST = 0.95, 0.5
 _IMAGES = 64
 # Networks of fewer bytes take no longer than the work around them.
 _SMALL = 1 << 20
-_AS_MEAN = ("avg+max", "grid2", "grid3")
+_AS_MEAN = ("avg+max", "grid2", "grid3", "tokens")
 
 
 def choose(encoder: Encoder, store: Store) -> Encoder:
     """``encoder`` in float32, or in bfloat16 where that is faster and as good.
 
     What ``store`` holds already decides: nothing is embedded anew because another
-    machine runs it. Then the hardware, and a probe of 64 crops of photographs. Grids
-    and maxima take what the mean of the same map takes: one forward pass gives all.
+    machine runs it. Then the hardware, and a probe of 64 crops of photographs. Grids,
+    maxima and all places take what the mean of the same map takes, and what is kept in
+    float16 what is not: one forward pass gives all.
 
     Raises:
         WeightsError: the network cannot be loaded.
@@ -45,9 +46,12 @@ def choose(encoder: Encoder, store: Store) -> Encoder:
     for one in (half, encoder):
         if EmbeddingFolder(store, one.key).begun():
             return one
+    plain = {"store": None, "tokens": None}
     if encoder.pooling in _AS_MEAN:
-        mean = choose(encoder.model_copy(update={"pooling": "mean"}), store)
-        return half if mean.precision == "bf16" else encoder
+        plain |= {"pooling": "mean"}
+    usual = encoder.model_copy(update=plain)
+    if usual != encoder:
+        return half if choose(usual, store).precision == "bf16" else encoder
     memo = Cache(store)
     key = f"bf16 variance {encoder.key} on {platform.node()}"
     known = memo.get(key)

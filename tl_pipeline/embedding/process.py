@@ -31,6 +31,11 @@ def cores() -> int:
     return int(given)
 
 
+def memory() -> int:
+    """The bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class _Process:
     """Whether this process runs nothing but this package."""
 

@@ -8,7 +8,7 @@ prevail. An image that one member refused has no joint embedding.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +19,7 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.embeddings import EmbeddingFolder, Embeddings
+from tl_pipeline.store.embeddings import EmbeddingFolder, Embeddings, Places
 from tl_pipeline.store.keys import digest
 
 # Bump when the same members must give other embeddings.
@@ -52,6 +52,13 @@ class ConcatEncoder(BaseModel):
 
 
 AnyEncoder = Encoder | ConcatEncoder
+
+
+@dataclass(frozen=True)
+class EncoderEmbeddings(Artifact):
+    """The embeddings of one encoder, whose rows hold ``places`` of an image or none."""
+
+    places: Places | None
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,8 @@ def load(store: Store, embeddings: Artifact, wanted: Iterable[str]) -> Embedding
     ids = set(wanted)
     found = [EmbeddingFolder(store, key).load(ids) for key in _keys(embeddings)]
     if len(found) == 1:
-        return found[0]
+        one = isinstance(embeddings, EncoderEmbeddings)
+        return replace(found[0], places=embeddings.places if one else None)
     shared = sorted(set[str].intersection(*(set(one.image_ids) for one in found)))
     width = sum(one.vectors.shape[1] for one in found)
     # Its pages are taken as they are filled, while those of the members are given back.
@@ -173,7 +181,7 @@ def concatenate(
     """
     blocks = [vectors[part.key] for part in members_of(encoder)]
     together = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-    return Embeddings(encoder.key, image_ids, together)
+    return Embeddings(encoder.key, image_ids, together.astype(np.float32, copy=False))
 
 
 def _keys(embeddings: Artifact) -> list[str]:

@@ -5,15 +5,16 @@ An ``Encoder`` is that identity, whose key names the folder of the embeddings.
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tl_pipeline.config.dataset_entry import PixelSpec
-from tl_pipeline.encoders.backbones import Pooling
+from tl_pipeline.encoders.backbones import CELLS, Pooling
 from tl_pipeline.encoders.weight_names import Weights
 from tl_pipeline.inputs.images import AS_IS, Preprocess
 from tl_pipeline.inputs.modalities import Input
+from tl_pipeline.store.embeddings import Places
 from tl_pipeline.store.keys import digest
 
 # Bump when the same identity must give other embeddings.
@@ -24,7 +25,8 @@ class Encoder(BaseModel):
     """The identity of an embedding: equal keys mean interchangeable vectors.
 
     ``variant`` says for people in what it differs from the usual; what makes it differ
-    stands in the other fields.
+    stands in the other fields. ``tokens`` is how many places pool=tokens keeps, which
+    follows from the others; ``store`` how a value is kept, None for float32.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +40,20 @@ class Encoder(BaseModel):
     precision: str
     control: bool = Field(default=False, description="run only to be compared with")
     variant: str = ""
+    tokens: int | None = None
+    store: Literal["float16"] | None = None
+
+    @property
+    def places(self) -> Places | None:
+        """The places of an image that a row holds; None where it is one vector."""
+        if self.pooling in CELLS:
+            return Places(CELLS[self.pooling] ** 2, channels_first=True)
+        return Places(self.tokens) if self.tokens else None
+
+    @property
+    def value_bytes(self) -> int:
+        """What a value of an embedding takes in the store."""
+        return 2 if self.store else 4
 
     @property
     def key(self) -> str:
@@ -48,9 +64,12 @@ class Encoder(BaseModel):
                 "layer": True,
                 "control": True,
                 "variant": True,
+                "tokens": True,
                 "weights": {"name", "file", "seed"},
             },
         )
+        if self.store is None:  # as before there was a choice
+            del fields["store"]
         return digest({"encoder": fields, "version": VERSION})
 
     def reading(self, how: PixelSpec) -> Self:

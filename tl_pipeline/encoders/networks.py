@@ -186,6 +186,17 @@ def widths(
     return FeatureExtractor(backbone, network, layers, input_shape(how)).widths
 
 
+def tokens(backbone: Backbone, how: Preprocess, layer: Layer) -> int:
+    """How many places ``layer``, whose pooling is ``tokens``, keeps of an image.
+
+    Raises:
+        InvalidSpec: it has none; says what fits.
+    """
+    network = _for_shapes(backbone, how)
+    cut = FeatureExtractor(backbone, network, [layer], input_shape(how))
+    return cut.poolings[0].tokens
+
+
 def takes(backbone: Backbone, layer: Layer, how: Preprocess, side: int) -> bool:
     """Whether ``layer`` has an output for inputs of ``side`` x ``side`` pixels."""
     how = how.model_copy(update={"crop": side})

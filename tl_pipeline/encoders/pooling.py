@@ -5,13 +5,12 @@ from math import isqrt
 import torch
 from torch.nn import functional
 
-from tl_pipeline.encoders.backbones import Backbone, Layer, Pooling
+from tl_pipeline.encoders.backbones import CELLS, Backbone, Layer, Pooling
 from tl_pipeline.errors import InvalidSpec
 
 Shape = tuple[int, ...]
 
 _GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
-_CELLS: dict[Pooling, int] = {"grid2": 2, "grid3": 3}  # on each side
 
 
 class PooledLayer:
@@ -21,6 +20,8 @@ class PooledLayer:
     input is that of the channels, the last one in Swin and the first elsewhere. Where
     the network takes one size only, it is the axis whose length the others do not have.
     Tokens after ``backbone.prefix`` are the places of a square map, row by row.
+    ``tokens`` is how many the pooling of that name keeps: class tokens, without
+    registers, then the places; of a map its places. Channels vary fastest.
 
     Raises:
         InvalidSpec: it does not suit the layer; says which poolings do.
@@ -33,6 +34,9 @@ class PooledLayer:
         self._prefix = backbone.prefix
         self._channels_last = _channels_last(shape, grown)
         height, width = self._size(shape)
+        self.tokens = height * width
+        if len(shape) == 2:
+            self.tokens = shape[0] - self._prefix.count + self._prefix.classes
         fits = _fitting(len(shape), backbone.prefix.classes, min(height, width))
         if layer.pooling not in fits:
             raise InvalidSpec(_unfit(backbone, layer, shape, fits))
@@ -53,6 +57,12 @@ class PooledLayer:
                 classes = values[:, : self._prefix.classes].flatten(1)
                 mean = values[:, self._prefix.count :].mean(dim=1)
                 return torch.cat([classes, mean], dim=1)
+            case "tokens":
+                places = self._places(values).flatten(2).transpose(1, 2)
+                if values.ndim == 3 and self._prefix.classes:
+                    classes = values[:, : self._prefix.classes]
+                    places = torch.cat([classes, places], dim=1)
+                return places.flatten(1)
         return _over_places(self._places(values), self._pooling)
 
     def _without_registers(self, values: torch.Tensor) -> torch.Tensor:
@@ -113,7 +123,7 @@ def _over_places(places: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     if places.ndim == 3:
         side = isqrt(places.shape[2])
         places = places.unflatten(2, (side, side))
-    return functional.adaptive_avg_pool2d(places, _CELLS[pooling]).flatten(1)
+    return functional.adaptive_avg_pool2d(places, CELLS[pooling]).flatten(1)
 
 
 def gem(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
@@ -141,8 +151,8 @@ def _fitting(axes: int, class_tokens: int, side: int) -> tuple[Pooling, ...]:
 
     ``side`` is the shorter one of its map: no cell of a grid may be without a place.
     """
-    grids: list[Pooling] = [grid for grid, cells in _CELLS.items() if cells <= side]
-    maps: tuple[Pooling, ...] = ("mean", "avg+max", *grids, "gem", "flatten")
+    grids: list[Pooling] = [grid for grid, cells in CELLS.items() if cells <= side]
+    maps: tuple[Pooling, ...] = ("mean", "avg+max", *grids, "gem", "flatten", "tokens")
     classed: tuple[Pooling, ...] = ("cls", "cls+mean") if class_tokens else ()
     return {1: ("none", "flatten"), 2: (*maps, *classed), 3: maps}.get(axes, ())
 

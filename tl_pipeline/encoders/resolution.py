@@ -6,6 +6,7 @@ graph node, and the hash of an unchanged weights file, are remembered.
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import Literal
 
 from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.encoders import backbones, weight_names
@@ -27,7 +28,8 @@ from tl_pipeline.store.cache import Cache
 
 # Names of poolings in a wish, where the identity has another.
 _POOLINGS: dict[str, Pooling] = {"gap": "mean"}
-_SHORT = {"grid2": "2x2", "grid3": "3x3", "avg+max": "avg+max"}  # in labels
+# in labels
+_SHORT = {"grid2": "2x2", "grid3": "3x3", "avg+max": "avg+max", "tokens": "tokens"}
 _NODE = "node:"
 
 
@@ -57,7 +59,7 @@ def resolve(
     told = backbone.origin not in SELF_CONTAINED or name not in backbone.layers
     layer = _pooled(spec, usual, told=told)
     preprocess = _overridden(spec, named.preprocess)
-    return Encoder(
+    encoder = Encoder(
         backbone=backbone.name,
         layer=name,
         node=layer.node,
@@ -69,7 +71,12 @@ def resolve(
         variant=_variant(
             spec, pooled=layer != usual, how=preprocess, usual=named.preprocess
         ),
+        store=_kept(spec),
     )
+    if layer.pooling == "tokens":
+        tokens = _tokens(encoder, backbone, layer, memo)
+        encoder = encoder.model_copy(update={"tokens": tokens})
+    return encoder
 
 
 def random_init_baseline(spec: EncoderSpec, seed: int) -> EncoderSpec:
@@ -130,7 +137,7 @@ def width(encoder: Encoder, store: Store) -> int | None:
     if unmade or not isinstance(encoder.preprocess, Preprocess):
         return None
     memo = Cache(store)
-    exact = encoder.model_copy(update={"precision": "fp32"})
+    exact = encoder.model_copy(update={"precision": "fp32", "store": None})
     known = memo.get(f"width {exact.key}")
     if known is None:
         # pyright does not see that frozen models have a hash
@@ -145,6 +152,24 @@ def _width(encoder: Encoder) -> int:
     from tl_pipeline.encoders import loading  # noqa: PLC0415 - torch
 
     return loading.width(encoder)
+
+
+def _tokens(encoder: Encoder, backbone: Backbone, layer: Layer, memo: Cache) -> int:
+    """How many places ``layer`` keeps; remembered.
+
+    Raises:
+        InvalidSpec: it has none.
+    """
+    key = f"tokens {encoder.key}"
+    known = memo.get(key)
+    if known is None:
+        from tl_pipeline.encoders import networks  # noqa: PLC0415 - torch
+
+        assert isinstance(encoder.preprocess, Preprocess)  # noqa: S101 - of an image
+        known = {"tokens": networks.tokens(backbone, encoder.preprocess, layer)}
+        memo.put(key, known)
+        memo.save()
+    return known["tokens"]
 
 
 def fetch(spec: EncoderSpec, store: Store) -> None:
@@ -181,6 +206,8 @@ def _whole(
         preprocess=found.input,
         precision=_precision(spec, fixed=True),
         control=control,
+        variant=_kept(spec) or "",
+        store=_kept(spec),
     )
 
 
@@ -191,7 +218,7 @@ def _seed(spec: EncoderSpec, backbone: Backbone) -> int | None:
         UnknownName, InvalidSpec: something else is asked for.
     """
     backbone.layer(spec.layer)
-    known = {"backbone", "layer", "weights", "precision"}
+    known = {"backbone", "layer", "weights", "precision", "store"}
     odd = spec.model_dump(exclude=known, exclude_none=True)
     if odd:
         raise InvalidSpec(
@@ -206,6 +233,11 @@ def _seed(spec: EncoderSpec, backbone: Backbone) -> int | None:
         choice = f"nothing, {why}" if why else "random:SEED"
         raise InvalidSpec(f"{spec.short()}: weights can be {choice}")
     return int(seed)
+
+
+def _kept(spec: EncoderSpec) -> Literal["float16"] | None:
+    """How values are kept, as an encoder says it."""
+    return None if spec.store == "float32" else spec.store
 
 
 def _precision(spec: EncoderSpec, *, fixed: bool) -> str:
@@ -322,4 +354,5 @@ def _variant(
         changed |= set() if short and how.crop != usual.crop else {"resize", "crop"}
         given = spec.model_dump(include=changed, exclude_none=True)
         told += [f"{name}={text}" for name, text in EncoderSpec.texts(given).items()]
+    told += [spec.store] if _kept(spec) else []
     return " ".join(told)

@@ -24,16 +24,24 @@ from tl_pipeline.heads.predictors import (
 )
 from tl_pipeline.heads.preparation import Components, prepared
 from tl_pipeline.heads.table import HEADS
-from tl_pipeline.store.embeddings import Embeddings
+from tl_pipeline.store.embeddings import Embeddings, Places
 
 
-def build(config: HeadConfig, seed: int) -> Any:
-    """An unfitted classifier of ``config``, deterministic in ``seed``."""
+def build(config: HeadConfig, seed: int, places: Places | None = None) -> Any:
+    """An unfitted classifier of ``config``, deterministic in ``seed``.
+
+    ``places`` are those of the embeddings that it will be fitted on.
+
+    Raises:
+        InvalidSpec: it takes places, and there are none.
+    """
     row = HEADS[config.name]
     params: dict[str, Any] = {**row.options, **config.params}
     steps = {name: params.pop(name) for name in PREPARATION if name in params}
     module, _, function = row.factory.partition(":")
     factory = getattr(importlib.import_module(f"tl_pipeline.heads.{module}"), function)
+    if row.takes_places:
+        params["places"] = places
     head = factory(**params, random_state=seed)
     return prepared(head, **steps) if steps else head
 
@@ -52,9 +60,10 @@ def fit(
     rows of one of ``groups`` (n,) are nearly the same, for heads that take them.
 
     Raises:
-        InvalidSpec: there are weights, and this head cannot take them.
+        InvalidSpec: there are weights, and this head cannot take them; or it takes
+            places, and there are none.
     """
-    estimator = build(config, seed)
+    estimator = build(config, seed, embeddings.places)
     extra = fit_arguments(config.name, estimator, weights, groups)
     estimator.fit(embeddings.vectors, labels, **extra)
     return fitted_head(config, seed, embeddings.encoder_key, estimator)

@@ -5,7 +5,6 @@ fitted as one; the others each by itself, as many at a time as there are cores a
 memory for.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tl_pipeline.config.specs import HeadConfig
-from tl_pipeline.embedding.process import cores
+from tl_pipeline.embedding.process import cores, memory
 from tl_pipeline.heads import ridge
 from tl_pipeline.heads.fitting import build, fit_arguments
 from tl_pipeline.heads.linear import logistic
+from tl_pipeline.store.embeddings import Places
 
 # What a fit may take of memory, as a multiple of its rows.
 _ROOM = 4
@@ -27,12 +27,16 @@ _ROOM = 4
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """What heads learn from: ``x`` (n, width), labels, weights, groups, each (n,)."""
+    """What heads learn from: ``x`` (n, width), labels, weights, groups, each (n,).
+
+    ``places`` are those that rows hold.
+    """
 
     x: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None = None
     groups: np.ndarray | None = None
+    places: Places | None = None
 
     def take(self, chosen: np.ndarray) -> "LabelledRows":
         """Some of the rows, by a mask or by their numbers."""
@@ -41,6 +45,7 @@ class LabelledRows:
             self.labels[chosen],
             None if self.weights is None else self.weights[chosen],
             None if self.groups is None else self.groups[chosen],
+            self.places,
         )
 
 
@@ -74,7 +79,7 @@ def fit(
         InvalidSpec: there are weights, and a head cannot take them.
     """
     kinds: dict[Any, list[int]] = {}
-    built = [build(config, seed) for config in configs]
+    built = [build(config, seed, rows.places) for config in configs]
     for at, (config, model) in enumerate(zip(configs, built, strict=True)):
         fit_arguments(config.name, model, rows.weights, None)  # refuses early
         kinds.setdefault(_shared(config, model) or at, []).append(at)
@@ -138,7 +143,7 @@ def _one(
     folds: np.ndarray | None,
     fold: int | None,
 ) -> list[Fit]:
-    learned, model = _without(rows, folds, fold), build(config, seed)
+    learned, model = _without(rows, folds, fold), build(config, seed, rows.places)
     given = fit_arguments(config.name, model, learned.weights, learned.groups)
     return [Fit(at, fold, model.fit(learned.x, learned.labels, **given))]
 
@@ -168,5 +173,4 @@ def _at_once(tasks: list[_Task], rows: LabelledRows) -> Iterator[Fit]:
 
 def _fitting(rows: LabelledRows) -> int:
     """How many fits half of this machine's memory has room for."""
-    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return max(1, int(half / (_ROOM * max(rows.x.nbytes, 1))))
+    return max(1, int(memory() / 2 / (_ROOM * max(rows.x.nbytes, 1))))

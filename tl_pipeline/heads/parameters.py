@@ -41,10 +41,12 @@ LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "mixup": (0, 100),
         "patience": (0, 100_000),
         "pca": (0, 65536),
+        "queries": (1, 1024),
         "sharpness": (1e-3, 1e4),
         "shrinkage": (1e-6, 1),
         "smoothing": (1e-12, 1e3),
         "temperature": (1e-3, 100),
+        "values": (1, 65536),
         "weight_decay": (0, 10),
     }
 )
@@ -69,6 +71,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "patience": "epochs without a better held-out loss before it stops",
         "pca": "principal components kept: 0 all, a number at most, or a share of "
         "variance",
+        "queries": "that are learned; each attends to all places",
         "scale": "standard: every feature to mean 0 and deviation 1",
         "schedule": "of the learning rate: cosine falls to 0, step to a tenth at "
         "half of max_epochs and at three quarters",
@@ -78,6 +81,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "stop_by": "the held-out loss, or refined: what is left of it after the best "
         "temperature",
         "temperature": "of the votes: greater lets far neighbours count more",
+        "values": "numbers taken from the places, shared out among the queries",
         "weight_decay": "penalty on the weights",
         "whiten": "scale every principal component to deviation 1",
     }

@@ -46,6 +46,12 @@ def candidates(head: HeadSpec, search: SearchSpec, seed: int) -> list[HeadConfig
             raise InvalidSpec(
                 f"{label(config)}: batch_norm needs a batch_size of at least 2, not 1"
             )
+        shared = [int(config.params.get(name, 1)) for name in ("values", "queries")]
+        if shared[0] % shared[1]:
+            raise InvalidSpec(
+                f"{label(config)}: values must be a multiple of queries, each of which "
+                "takes as many"
+            )
     return found
 
 

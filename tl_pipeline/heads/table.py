@@ -29,7 +29,8 @@ class Head:
     ``limits`` are the least and the greatest value of each parameter that is a number,
     where they are not ``parameters.LIMITS``. A head that ``takes_groups`` holds out
     some of its training rows, whole groups of them; one that ``stops_early`` holds out
-    single ones. ``revision`` is part of its key: raise it when the same rows must give
+    single ones. One that ``takes_places`` is built for embeddings that keep them.
+    ``revision`` is part of its key: raise it when the same rows must give
     another head.
     """
 
@@ -44,6 +45,7 @@ class Head:
     takes_groups: bool = False
     takes_weights: bool = True
     stops_early: bool = False
+    takes_places: bool = False
     revision: int = 0
 
     @property
@@ -176,6 +178,24 @@ HEADS: dict[str, Head] = {
             },
             options={"sharpness": "learned", **LEARNING, **PREPARATION, **BALANCE},
             stops_early=True,
+        ),
+        Head(
+            "attentive",
+            "learned queries attend to the places that pool=tokens, grid2 or grid3 "
+            "keeps; early stopping likewise",
+            "neural.attentive:attentive",
+            "neural.predictor:NeuralPredictor",
+            {
+                "queries": 8,
+                "values": 128,
+                "dropout": 0.5,
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+                **STEPS,
+            },
+            options={"label_smoothing": 0.0, **LEARNING, **BALANCE},
+            stops_early=True,
+            takes_places=True,
         ),
         Head(
             "majority",

@@ -90,7 +90,7 @@ def make(
         there = rows.aligned(vectors.image_ids)
         groups = there.groups if there.grouped else None
         learned = grids.LabelledRows(
-            vectors.vectors, there.labels, there.weights, groups
+            vectors.vectors, there.labels, there.weights, groups, vectors.places
         )
         for fit in grids.fit([configs[at] for at in due], seed, learned):
             at = due[fit.at]

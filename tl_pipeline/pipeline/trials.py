@@ -178,7 +178,9 @@ class Trials:
         vectors = load(learned.ids)
         there = learned.aligned(vectors.image_ids)
         groups = there.groups if there.grouped else None
-        rows = grids.LabelledRows(vectors.vectors, there.labels, there.weights, groups)
+        rows = grids.LabelledRows(
+            vectors.vectors, there.labels, there.weights, groups, vectors.places
+        )
         if self.held:
             found = load(self.held.ids)
             names = self.held.aligned(found.image_ids).labels

@@ -121,6 +121,7 @@ def prepare(
     asked = [*spec.backbones, *(wish for wish, _ in to_tune), *duplicates]
     check_modality(dataset, asked)
     found = resolve(asked, store, how=dataset.pixels, verify=verify, download=download)
+    check_places(found[: len(asked) - len(duplicates)], wanted)
     finetune = _finetune(to_tune, found[len(spec.backbones) :], wanted)
     spec, encoders = _each_once(spec, found[: len(spec.backbones)])
     work = [(encoder, list(wanted)) for encoder in encoders]
@@ -318,6 +319,26 @@ def check_weights(dataset: DatasetSpec, wanted: Sequence[HeadSpec]) -> None:
             f"head {', '.join(map(repr, dict.fromkeys(refused)))} cannot take the "
             f"weights that {dataset.name} gives its images; leave it out, or "
             f"weight_column: {column}"
+        )
+
+
+def check_places(found: Sequence[AnyEncoder], wanted: Sequence[HeadSpec]) -> None:
+    """Refuse heads that attend to places where an encoder keeps none.
+
+    Raises:
+        InvalidSpec: one of ``wanted`` does, and one of ``found`` keeps none.
+    """
+    named = [head.name for head in wanted if heads.HEADS[head.name].takes_places]
+    for encoder in found:
+        if not named or (isinstance(encoder, Encoder) and encoder.places):
+            continue
+        why = "gives one vector an image"
+        if isinstance(encoder, concat.ConcatEncoder):
+            why = "is several encoders side by side"
+        raise InvalidSpec(
+            f"head {named[0]!r} attends to places, and {encoder.label} {why}. Name one "
+            "backbone with pool=tokens (every place), pool=grid2 or pool=grid3, or "
+            "leave the head out"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_pipeline.embedding import rounding
 from tl_pipeline.embedding.devices import devices
 from tl_pipeline.embedding.forward import BATCH, Forward
 from tl_pipeline.encoders import concat
@@ -98,19 +99,38 @@ def _batch(
         except (RefusedImage, OSError) as error:
             found[at] = Prediction(files[at], refused=str(error))
     if prepared:
-        vectors: dict[str, np.ndarray] = {}
-        for network in networks:
-            how = network.encoders[0].preprocess
-            rows = [fed[how] for fed in prepared.values()]
-            embedded = network(modalities.collate(rows, how))
-            vectors |= {
-                encoder.key: block
-                for encoder, block in zip(network.encoders, embedded, strict=True)
-            }
-        said = probabilities(model, vectors, [str(at) for at in prepared])
-        named = [files[at] for at in prepared]
-        found |= zip(prepared, _said(model, named, said), strict=True)
+        vectors, beyond = _embedded(networks, list(prepared.values()))
+        numbers = list(prepared)
+        for row, why in beyond.items():
+            found[numbers[row]] = Prediction(files[numbers[row]], refused=why)
+        left = [row for row in range(len(numbers)) if row not in beyond]
+        vectors = {key: block[left] for key, block in vectors.items()}
+        numbers = [numbers[row] for row in left]
+        if numbers:
+            said = probabilities(model, vectors, [str(at) for at in numbers])
+            named = [files[at] for at in numbers]
+            found |= zip(numbers, _said(model, named, said), strict=True)
     return [found[at] for at in range(len(inputs))]
+
+
+def _embedded(
+    networks: Sequence[Forward], prepared: Sequence[Mapping[Input, Any]]
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """The embeddings of all inputs by encoder key, as they are kept in a store.
+
+    Besides, why some of them, by number, have one that cannot be kept.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    beyond: dict[int, str] = {}
+    for network in networks:
+        how = network.encoders[0].preprocess
+        blocks = network(modalities.collate([fed[how] for fed in prepared], how))
+        for encoder, block in zip(network.encoders, blocks, strict=True):
+            kept = rounding.rounded(encoder, block)
+            vectors[encoder.key] = kept.vectors
+            for row in np.flatnonzero(~kept.fits).tolist():
+                beyond[row] = f"{rounding.BEYOND}: {rounding.beyond(block[row])}"
+    return vectors, beyond
 
 
 def _prepared(given: Path | bytes, ways: Sequence[Input]) -> dict[Input, Any]:

@@ -24,7 +24,7 @@ class Step:
 
     ``keys`` maps the label of each thing it stands for to its key. ``units`` counts the
     images to embed, heads to train or epochs; the estimates are None where nothing is
-    known, and so is ``width``, the values of an embedding (4 bytes each).
+    known, and so is ``width``, the values of an embedding.
     What is ``skipped`` cannot be done at all, and the reason says why. ``timings`` tell
     where the time of embedding went, ``note`` what to know before it is paid for.
     """

@@ -38,16 +38,39 @@ _Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
+class Places:
+    """How rows hold ``count`` places of an image: each is (count, channels) in a row.
+
+    Or (channels, count), where ``channels_first``.
+    """
+
+    count: int
+    channels_first: bool = False
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """``rows`` (n, width) as (n, count, channels), without a copy.
+
+        Raises:
+            ValueError: ``width`` is no multiple of ``count``.
+        """
+        if self.channels_first:
+            return rows.reshape(len(rows), -1, self.count).transpose(0, 2, 1)
+        return rows.reshape(len(rows), self.count, -1)
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """The vectors of some images under one encoder.
 
     ``vectors`` is float32 of shape (n_images, width), row i belonging to
-    ``image_ids[i]``.
+    ``image_ids[i]``. ``places`` tells which places of an image they hold, None where a
+    row is one vector.
     """
 
     encoder_key: str
     image_ids: list[str]
     vectors: np.ndarray
+    places: Places | None = None
 
 
 class EmbeddingFolder:
@@ -139,7 +162,7 @@ class EmbeddingFolder:
         )
 
     def add(self, image_ids: list[str], vectors: np.ndarray) -> None:
-        """Publish one part: ``vectors`` is float32 of shape (len(image_ids), width)."""
+        """Publish one part: ``vectors`` (len(image_ids), width) of float32 or 16."""
         file = part_files.named(self.path, PART, image_ids)
         with self._store.mirror.sending(file):
             part_files.write_part(self.path, image_ids, vectors)

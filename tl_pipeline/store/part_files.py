@@ -30,6 +30,7 @@ REFUSALS = pa.schema(
         pa.field("first_seen", pa.timestamp("us", "UTC")),
     ]
 )
+_KINDS = (pa.float32(), pa.float16())  # of values
 IDS = pa.schema([REFUSALS.field("image_id")])
 
 
@@ -43,10 +44,14 @@ def named(folder: Path, prefix: str, image_ids: list[str]) -> Path:
 
 
 def write_part(folder: Path, image_ids: list[str], vectors: np.ndarray) -> Path:
-    """Publish a part: ``vectors`` is float32 of shape (len(image_ids), width)."""
+    """Publish a part: ``vectors`` (len(image_ids), width), of float32 or of float16.
+
+    They are kept as they come; DuckDB reads both as FLOAT.
+    """
     width = vectors.shape[1]
-    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-    column = pa.field("embedding", pa.list_(pa.float32(), width), nullable=False)
+    kind = np.float16 if vectors.dtype == np.float16 else np.float32
+    flat = pa.array(np.ascontiguousarray(vectors, kind).reshape(-1))
+    column = pa.field("embedding", pa.list_(flat.type, width), nullable=False)
     table = pa.table(
         [pa.array(image_ids), pa.FixedSizeListArray.from_arrays(flat, width)],
         schema=pa.schema([IDS.field("image_id"), column]),
@@ -108,7 +113,9 @@ def read_ids(name: str, part: IO[bytes]) -> pa.Table:
 
 
 def blocks(file: Path) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    """The ids and float32 vectors (n, width) of a part, ``ROW_GROUP`` rows at a time.
+    """The ids and vectors (n, width) of a part, ``ROW_GROUP`` rows at a time.
+
+    Vectors are of float32 or of float16, as they were written.
 
     Raises:
         DamagedPartError, FileNotFoundError, StoreError: see ``check_part``.
@@ -128,7 +135,7 @@ def blocks(file: Path) -> Iterator[tuple[pa.Array, np.ndarray]]:
 
 
 def read_part(file: Path) -> tuple[list[str], np.ndarray]:
-    """All ids and the float32 vectors (n, width) of a part.
+    """All ids and the vectors (n, width) of a part, as they were written.
 
     Raises:
         DamagedPartError, FileNotFoundError, StoreError: see ``check_part``.
@@ -172,7 +179,7 @@ def _column(rows: pa.Table, name: str) -> pa.Array:
 
 def _matrix(column: pa.Array) -> np.ndarray:
     kind = column.type
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type not in _KINDS:
         raise DamagedPartError(f"embedding is of {kind}")
     values = column.flatten()
     if len(values) != len(column) * kind.list_size or values.null_count:

@@ -23,7 +23,7 @@ from tl_pipeline.pipeline import fits
 from tl_pipeline.pipeline.manifest import Rows
 from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.trials import Trials
-from tl_pipeline.pipeline.work import check_weights
+from tl_pipeline.pipeline.work import check_places, check_weights
 from tl_pipeline.progress import track
 from tl_pipeline.studies.study import Study
 
@@ -82,6 +82,7 @@ def few_shots(
     """
     encoders, dataset = study.encoders, study.dataset
     check_weights(dataset, wanted)
+    check_places(encoders, wanted)
     manifest = study.ingested()
     flat = concat.unique_members(encoders)
     embedded = Embed(study.at, dataset, manifest, flat).run().output

@@ -24,6 +24,7 @@ from tl_pipeline.encoders.backbones import (
     timm_networks,
 )
 from tl_pipeline.encoders.backbones.backbone import (
+    CELLS,
     Backbone,
     Kind,
     Layer,
@@ -41,6 +42,7 @@ from tl_pipeline.errors import UnknownName
 __all__ = [
     "BACKBONES",
     "BY_PREFIX",
+    "CELLS",
     "NON_IMAGE_ENCODERS",
     "PATTERN",
     "PROVIDERS",

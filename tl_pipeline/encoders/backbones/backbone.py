@@ -17,8 +17,18 @@ if TYPE_CHECKING:
     from tl_pipeline.encoders.backbones.outputs import Outputs
 
 Pooling = Literal[
-    "none", "mean", "avg+max", "grid2", "grid3", "gem", "flatten", "cls", "cls+mean"
+    "none",
+    "mean",
+    "avg+max",
+    "grid2",
+    "grid3",
+    "gem",
+    "flatten",
+    "cls",
+    "cls+mean",
+    "tokens",
 ]
+CELLS: Mapping[Pooling, int] = {"grid2": 2, "grid3": 3}  # on each side
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Neural heads: softmax, mlp and cosine, trained by small steps in torch.
+"""Neural heads: softmax, mlp, cosine and attentive, by small steps in torch.
 
 In: rows of embeddings and their labels. Out: fitted heads that are kept as tensors.
 """

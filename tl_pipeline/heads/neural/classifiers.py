@@ -117,14 +117,16 @@ class NeuralHead(NumericHead):
             InvalidSpec: training diverged; see ``training.train``.
         """
         x, targets, weights, _ = self.training_set(X, y, sample_weight)
-        self.mean_ = np.zeros(x.shape[1], np.float32)
-        self.scale_ = np.ones(x.shape[1], np.float32)
+        features = self._features(x)
+        self.mean_ = np.zeros(features.shape[1], np.float32)
+        self.scale_ = np.ones(features.shape[1], np.float32)
         if self.standardise:
-            mean, scale = moments(x, weights)
+            repeated = np.repeat(weights, len(features) // len(x))
+            mean, scale = moments(features, repeated)
             self.mean_, self.scale_ = mean.astype("f4"), scale.astype("f4")
         factors = balanced(targets, weights, self.class_weight)
         factors = (factors / factors.mean()).astype(np.float32)
-        self._train(standardised(x, self.mean_, self.scale_), targets, factors)
+        self._train(self._rows(x), targets, factors)
         return self
 
     def predictor(self) -> NeuralPredictor:
@@ -132,6 +134,14 @@ class NeuralHead(NumericHead):
         layers = filled(self._network(), self.tensors_)
         count = len(self.classes_)
         return NeuralPredictor(layers, self.tensors_, self.mean_, self.scale_, count)
+
+    def _features(self, x: np.ndarray) -> np.ndarray:
+        """What of ``x`` has one mean and deviation in each column."""
+        return x
+
+    def _rows(self, x: np.ndarray) -> np.ndarray:
+        """``x`` as the layers take it."""
+        return standardised(x, self.mean_, self.scale_)
 
     def _network(self) -> Network:
         parameters = {

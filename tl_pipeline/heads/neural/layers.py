@@ -14,6 +14,7 @@ from torch.nn import functional
 from tl_pipeline.heads.threads import product
 
 FIRST_SHARPNESS = 10.0  # of a cosine layer that learns it
+FIRST_QUERIES = 0.02  # the deviation that queries are drawn with
 
 
 class Linear(nn.Linear):
@@ -51,6 +52,35 @@ class Cosine(nn.Module):
         rows = functional.normalize(rows, dim=1)
         directions = functional.normalize(self.weight, dim=1)
         return self.log_sharpness.exp() * _Product.apply(rows, directions)
+
+
+class Attention(nn.Module):
+    """Multi-query cross-attention: what learned queries take from the places of rows.
+
+    The weight of a place is the softmax over places of its product with the query, by
+    the root of the channels; there are no keys but the places. Each query has its own
+    part of the values, a linear map of the weighted mean of the places, and these parts
+    lie side by side. The mean is taken before the map, which is the same and cheaper:
+    C x values products an image, not places x C x values.
+
+    Args:
+        channels: C, of a place.
+        queries: M, how many.
+        values: of all queries together, a multiple of M.
+    """
+
+    def __init__(self, channels: int, queries: int, values: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(queries, channels))
+        self.values = nn.Parameter(torch.empty(queries, channels, values // queries))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of ``rows`` (n, places, C) the values (n, values)."""
+        scores = rows @ self.queries.t() * rows.shape[2] ** -0.5
+        weights = scores.softmax(dim=1).transpose(1, 2)
+        means = torch.bmm(weights, rows)  # (n, M, C)
+        taken = torch.bmm(means.transpose(0, 1), self.values)  # (M, n, values / M)
+        return taken.transpose(0, 1).flatten(1)
 
 
 class Network(nn.Sequential):
@@ -96,9 +126,24 @@ def network(
     return Network(*blocks, last)
 
 
+def attentive_network(
+    channels: int, queries: int, values: int, classes: int
+) -> Network:
+    """``Attention`` without values of its own, then one linear output a class."""
+    last: Any = nn.utils.skip_init(Linear, values, classes)
+    return Network(Attention(channels, queries, values), last)
+
+
 def initialise(layers: nn.Module, chance: torch.Generator) -> None:
-    """Draw weights and biases as ``nn.Linear`` does, but from ``chance``."""
+    """Draw weights and biases as ``nn.Linear`` does, but from ``chance``.
+
+    Queries are drawn small, so that at first all places count about alike.
+    """
     for layer in layers.modules():
+        if isinstance(layer, Attention):
+            nn.init.normal_(layer.queries, std=FIRST_QUERIES, generator=chance)
+            bound = layer.values.shape[1] ** -0.5
+            nn.init.uniform_(layer.values, -bound, bound, generator=chance)
         if isinstance(layer, Linear | Cosine):
             bound = layer.weight.shape[1] ** -0.5
             nn.init.uniform_(layer.weight, -bound, bound, generator=chance)

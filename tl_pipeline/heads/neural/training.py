@@ -55,7 +55,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Examples:
-    """Standardised ``rows`` (n, width), class numbers ``targets`` (n,), ``factors``.
+    """Standardised ``rows`` (n, ...), class numbers ``targets`` (n,), ``factors``.
 
     ``factors`` (n,) multiply the losses of their rows. They have mean 1 over all rows,
     not over those of a batch: a batch of light rows makes a small step.
@@ -152,7 +152,7 @@ class _Trainer:
         self._shares = np.random.default_rng(course.seed)
         self._optimiser = _optimiser(layers, course)
         size = min(course.batch_size + 1, len(examples.rows))
-        self._buffer = examples.rows.new_empty((size, examples.rows.shape[1]))
+        self._buffer = examples.rows.new_empty((size, *examples.rows.shape[1:]))
 
     def epoch(self, kept: torch.Tensor, number: int) -> None:
         """One pass over the rows ``kept`` in random order."""

@@ -21,9 +21,12 @@ import pyarrow.compute as pc
 
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import refusals
+from tl_pipeline.embedding import process
 from tl_pipeline.embedding.result import EmbedStats
 from tl_pipeline.encoders import resolution
+from tl_pipeline.encoders.concat import EncoderEmbeddings
 from tl_pipeline.encoders.encoder import Encoder, shares_network
+from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.speeds import Speed, known_speed, remember_speed
 from tl_pipeline.progress import Track, track
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from tl_pipeline.data.reading import ImageRef
     from tl_pipeline.embedding.engine import Job
 
+_SHARE = 4  # of the memory of a machine may be rows with every place
 # The embeddings of each encoder, by its key.
 EmbeddingsOf = Mapping[str, Artifact]
 
@@ -47,7 +51,8 @@ EmbeddingsOf = Mapping[str, Artifact]
 class EmbedResult(NamedTuple):
     """What ``fill`` did for an encoder; ``speed`` is None where it told nothing new.
 
-    ``where`` says in words if it was done elsewhere than in this process.
+    ``where`` says in words if it was done elsewhere than in this process, ``rounding``
+    what float16 took of an embedding at most, as a share of its length.
     """
 
     images: int
@@ -55,6 +60,14 @@ class EmbedResult(NamedTuple):
     speed: Speed | None
     timings: Timings
     where: str = ""
+    rounding: float = 0.0
+
+    @property
+    def told(self) -> str:
+        """What there is to say of it, after the reason."""
+        kept = f"; float16 changes an embedding by {100 * self.rounding:.2g} % at most"
+        refused = f"; {self.refused:,} refused" if self.refused else ""
+        return self.where + (kept if self.rounding else "") + refused
 
 
 class Group(NamedTuple):
@@ -144,11 +157,10 @@ class Embed:
             done = filled.get(before.keys["encoder"])
             if done is None:
                 return before
-            refused = f"; {done.refused:,} refused" if done.refused else ""
             share = done.timings.elapsed / worked if worked else 1 / len(filled)
             return replace(
                 before,
-                reason=before.reason + done.where + refused,
+                reason=before.reason + done.told,
                 units=done.images,
                 seconds=seconds * share,
                 timings=done.timings,
@@ -167,6 +179,8 @@ class Embed:
         width = speed.width if speed else None
         if count and width is None:
             width = resolution.width(encoder, self.at.store)
+        if encoder.tokens and width:
+            _check_size(encoder, width, len(embedded))
         step = Step(
             stage="embed",
             subject=encoder.label,
@@ -176,11 +190,14 @@ class Embed:
             units=count,
             seconds=time.perf_counter() - started,
             estimated_seconds=count / speed.images_per_second if speed else None,
-            estimated_bytes=count * width * 4 if width else None,
+            estimated_bytes=count * width * encoder.value_bytes if width else None,
             width=width,
         )
         fingerprint = _fingerprint(encoder, embedded)
-        return Artifact("embeddings", encoder.key, fingerprint), step
+        found = EncoderEmbeddings(
+            "embeddings", encoder.key, fingerprint, encoder.places
+        )
+        return found, step
 
     def _check(self) -> None:
         """See that enough is left without what any of the encoders refused."""
@@ -331,7 +348,9 @@ def _result(
     there = remote.done.get(job.encoder.key)
     done = done + there if there else done
     where = remote.where if there else ""
-    return EmbedResult(done.images, done.refused, speed, done.timings, where)
+    return EmbedResult(
+        done.images, done.refused, speed, done.timings, where, done.rounding
+    )
 
 
 def pairs(images: pa.Table) -> list[tuple[str, str]]:
@@ -382,3 +401,22 @@ def _encoder_changes(store: Store, used: str, encoder: Encoder) -> str:
     for fields in (before, now):
         fields["weights"].pop("file", None)
     return ", ".join(field_changes(before, now))
+
+
+def _check_size(encoder: Encoder, width: int, images: int) -> None:
+    """Refuse tokens of more bytes than heads can hold in memory on this machine.
+
+    Heads see float32, and learn from copies of their rows.
+
+    Raises:
+        InvalidSpec: they are more; says how many, and how to have fewer.
+    """
+    needed, most = 4 * width * images, process.memory() // _SHARE
+    if needed > most:
+        raise InvalidSpec(
+            f"{encoder.label}: pool=tokens keeps {encoder.tokens:,} places of "
+            f"{width // (encoder.tokens or 1):,} values, {4 * width / 1e6:.2f} MB an "
+            f"image and {needed / 1e9:.1f} GB for {images:,} images; heads have room "
+            f"for {most / 1e9:.1f} GB here, a quarter of the memory. Take a smaller "
+            "side, or pool=grid2 or pool=grid3"
+        )
