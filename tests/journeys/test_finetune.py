@@ -95,6 +95,21 @@ def test_its_heads_are_candidates_beside_the_frozen_ones(made: Path):
     assert record.chosen.endswith(f"of {validation} images")
 
 
+def test_console_and_report_say_the_same_of_what_it_brought(tl: Tl, place: Path):
+    """And the plan says before what is to be expected, and the time."""
+    done = tl("run", "scenes", "--finetune", TUNED, *MORE)
+    assert done.returncode == 0, done.stderr
+    (found,) = last(place).finetunings
+    assert found.sentence in done.stdout
+    (report,) = (place / "tl_store").glob("reports/scenes/latest.html")
+    assert found.sentence[1:] in report.read_text()
+    assert report.read_text().count('<path class="line') == 4
+    planned = tl("plan", "scenes", "--finetune", f"{TUNED},epochs=4", *HEAD).stdout
+    assert found.expected is not None
+    assert planned.splitlines()[-2] == found.expected.sentence
+    assert planned.splitlines()[-1].startswith("fine-tuning takes about ")
+
+
 def test_a_second_run_does_nothing(tl: Tl, place: Path):
     """Not even an epoch; the photos of the copy are new files, so they are read."""
     assert tl("run", "scenes", "--finetune", TUNED, *MORE).returncode == 0
