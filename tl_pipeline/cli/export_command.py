@@ -103,8 +103,9 @@ def _print_rest(done: "Exported") -> None:
 
     found = done.found
     console.out.print(
-        f"\ncompared on {found.images} validation images, from the bytes of files; "
-        "difference: the largest in probability from the model in float32",
+        f"\ncompared on {found.images} validation images, from the bytes of files. A "
+        "model that was refitted learned from them: the accuracies are for comparison. "
+        "Difference: the largest in probability from the model in float32",
         markup=False,
     )
     if done.found is not done.exact:
