@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image
 
 from tests.command_line import Tl, in_this_process
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tl_pipeline.finetuning import pixels
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
@@ -279,26 +281,42 @@ def test_bad_input_is_refused_before_anything_is_made(
     assert sorted((place / "tl_store").glob("finetuned/*")) == before
 
 
-def test_killed_it_goes_on_to_the_same_weights(tl: Tl, place: Path):
-    """SIGKILL after the first epoch; it and a whole run agree bit by bit."""
-    store, tuned = place / "tl_store", f"{TUNED.replace('3', '6')},refit=false"
-    typed = ["run", "scenes", "--finetune", tuned, *MORE]
+@pytest.mark.parametrize(
+    ("kills", "how"),
+    [
+        (1, "all,epochs=6,batch_size=16"),
+        *more(
+            (10, "all,epochs=400,batch_size=16,ema=0.9"),
+            (10, "blocks=1,epochs=400,batch_size=16,augment=none"),
+        ),
+    ],
+)
+def test_killed_it_goes_on_to_the_same_weights(
+    tl: Tl, place: Path, kills: int, how: str
+):
+    """SIGKILL at random moments after the first epoch; as a whole run, bit by bit."""
+    store = place / "tl_store"
+    typed = ["run", "scenes", "--finetune", f"{how},refit=false", *MORE]
     other = shutil.copytree(store, place / "other")
+    chance = random.Random(0)
 
     assert tl(*typed, "--store", other).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tl_pipeline.cli", *typed],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.DEVNULL,
-    )
-    while not list(store.glob(".building/finetune-*/checkpoint.pt")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tl_pipeline.cli", *typed],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.DEVNULL,
+        )
+        while not list(store.glob(".building/finetune-*/[ct]*.pt")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 10) if kills > 1 else 0)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert tl(*typed).returncode == 0
     assert not list(store.glob(".building/finetune-*"))
+    assert not list(store.glob(".building/inputs-*"))
 
     def weights(folder: Path) -> set[str]:
         files = folder.glob("finetuned/*/finetuned.json")
@@ -306,3 +324,39 @@ def test_killed_it_goes_on_to_the_same_weights(tl: Tl, place: Path):
 
     assert weights(store) == weights(other)
     assert len(weights(store)) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "how", "said"),
+    [
+        ({"china": 20}, "all", "a classifier needs two"),
+        ({"china": 1, "flower": 1}, "all", "every split needs images. Add images"),
+        (
+            {"china": 20, "flower": 20},
+            "all,optimiser=sgd,lr=10,warmup=0,epochs=4,weight_decay=10",
+            "training diverged in epoch",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_leaves_nothing_half_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crops: Callable[[str, int], Image.Image],
+    labels: dict[str, int],
+    how: str,
+    said: str,
+):
+    """One message, exit code 2; no network, no model."""
+    for label, number in labels.items():
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True)
+        for at in range(number):
+            crops(label, at).save(folder / f"{at}.jpg")
+    (tmp_path / "data_catalog.yaml").write_text(ENTRY)
+    done = in_this_process(tmp_path, monkeypatch)(
+        "run", "scenes", "--finetune", how, *MORE
+    )
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+    for kind in ("finetuned", "models"):
+        assert not list((tmp_path / "tl_store").glob(f"{kind}/*"))
