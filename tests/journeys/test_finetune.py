@@ -281,6 +281,7 @@ def test_bad_input_is_refused_before_anything_is_made(
     assert sorted((place / "tl_store").glob("finetuned/*")) == before
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("kills", "how"),
     [

@@ -2,7 +2,8 @@
 
 On a processor the images of a batch are shared out among threads, each of which goes
 forward and back with one core, and the gradients are added up: threads that meet once a
-step wait less than those that meet at every operation. Imports torch.
+step wait less than those that meet at every operation. Processes of one group of
+``torch.distributed`` share out a batch in the same way. Imports torch.
 """
 
 import math
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 
 from tl_pipeline.config.finetune_specs import FinetuneSpec
@@ -143,10 +144,16 @@ def train(
     ``held`` choose the mix of ``wise``. ``done`` is told of images learned from,
     ``told`` the curve up to each epoch that ends.
 
+    In a process group each process is called with the same and ends with the same
+    weights; each computes its share of every batch, and the first writes
+    ``checkpoint``, which all read.
+
     Raises:
-        InvalidSpec: the loss is not finite any more.
+        InvalidSpec: the loss is not finite any more; or there are several processes,
+            and images of a batch must go through together.
     """
-    device = devices()[0]
+    found = devices()
+    device = found[_group()[0] % len(found)]
     network.to(device)
     before = _copy(network) if how.wise else None
     with ExitStack() as pools:
@@ -184,6 +191,7 @@ class _Trainer:
         self._network, self._how, self._images = network, how, images
         self._device, self._seed, self._mirror = device, seed, mirror
         self._kind = precision(how)
+        self._process, self._processes = _group()
         self.epochs = 0
         self._parameters = [p for group in network.learning for p in group]
         self.rate = rate(how, self._steps * how.epochs)
@@ -191,6 +199,11 @@ class _Trainer:
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._average = _copy(network) if how.ema else None
         network.train()
+        if self._processes > 1 and network.in_one_piece:
+            raise InvalidSpec(
+                "dropout and learned statistics of batch normalisation need all images "
+                "of a batch in one process; train with one, or norm=frozen,dropout=0"
+            )
         shared = sharing(device, whole=network.in_one_piece)
         self._pool, self._shares = pools.enter_context(shared)
         self._averaged_steps = 0
@@ -223,10 +236,13 @@ class _Trainer:
                     found = self._gradients(chosen, total, chance)
                     loss, right = loss + found[0], right + found[1]
                     done(len(chosen))
+                self._add_up([p.grad for p in self._parameters if p.grad is not None])
                 self._optimiser.step()
                 self._add_to_average()
         self.epochs += 1
-        loss /= len(self._images)
+        sums = torch.tensor([loss, right], dtype=torch.float64, device=self._device)
+        self._add_up([sums])
+        loss, right = (sums / len(self._images)).tolist()
         if not math.isfinite(loss):
             raise InvalidSpec(
                 f"training diverged in epoch {self.epochs} at learning_rate "
@@ -235,8 +251,7 @@ class _Trainer:
             )
         rate = self._optimiser.param_groups[0]["lr"]
         seconds = time.perf_counter() - started
-        accuracy = right / len(self._images)
-        return [Point(self.epochs, "train", loss, accuracy, rate, seconds)]
+        return [Point(self.epochs, "train", loss, right, rate, seconds)]
 
     def point(self, split: str, images: Images) -> Point:
         """How the network, or its average, does on ``images`` after this epoch."""
@@ -268,6 +283,8 @@ class _Trainer:
 
     def keep(self, file: Path, curve: Sequence[Point]) -> None:
         """Put all that goes on into ``file``, which is there whole or as before."""
+        if self._process:
+            return
         beside = file.with_name(f".{file.name}")
         torch.save(
             {
@@ -336,15 +353,19 @@ class _Trainer:
     def _gradients(
         self, chosen: torch.Tensor, total: int, chance: torch.Generator
     ) -> tuple[float, float]:
-        """Add the gradients of a batch, of ``total`` images in the step.
+        """Add the gradients of this process's share of a batch.
 
-        The sum of its losses, and how many of it were right.
+        ``total`` images are in the step. The sum of its losses, and how many of it were
+        right.
         """
         rows = chosen.numpy()
         number = max(1, min(self._shares, len(rows) // _LEAST))
         values = self._augmented(rows, number, chance)
         soft = self._soft_targets(rows).to(self._device)
         values, soft = self._mixed_images(values, soft, chance)
+        own = slice(self._process, None, self._processes)
+        values, soft, rows = values[own], soft[own], rows[own]
+        number = max(1, min(self._shares, len(rows) // _LEAST))
         share = partial(self._share, total=total)
         found = list(self._pool.map(share, values.chunk(number), soft.chunk(number)))
         for gradients, _, _ in found:
@@ -353,6 +374,16 @@ class _Trainer:
         guesses = torch.cat([guess for _, _, guess in found]).numpy()
         right = int((guesses == self._images.targets[rows]).sum())
         return sum(loss for _, loss, _ in found), right
+
+    def _add_up(self, own: Sequence[torch.Tensor]) -> None:
+        """Replace values of this process by their sums over all processes."""
+        if self._processes == 1:
+            return
+        flat = torch.cat([values.reshape(-1) for values in own])
+        distributed.all_reduce(flat)
+        parts = flat.split([values.numel() for values in own])
+        for values, part in zip(own, parts, strict=True):
+            values.copy_(part.view(values.shape))
 
     def _augmented(
         self, rows: np.ndarray, number: int, chance: torch.Generator
@@ -447,6 +478,13 @@ class _Swapped:
     def __exit__(self, *_: object) -> None:
         if self._other is not None:
             self._network.load_state_dict(self._own)
+
+
+def _group() -> tuple[int, int]:
+    """The number of this process among those that train together, and of all."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def _with_patches(
