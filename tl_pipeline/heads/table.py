@@ -181,8 +181,7 @@ HEADS: dict[str, Head] = {
         ),
         Head(
             "attentive",
-            "learned queries attend to the places that pool=tokens, grid2 or grid3 "
-            "keeps; early stopping likewise",
+            "queries attend to places (pool=tokens, grid2, grid3), stopped early",
             "neural.attentive:attentive",
             "neural.predictor:NeuralPredictor",
             {
