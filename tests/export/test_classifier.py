@@ -15,7 +15,7 @@ from tl_pipeline.export import classifier
 from tl_pipeline.heads import HEADS, fitting
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.inputs.vectors import VectorInput
-from tl_pipeline.store.embeddings import Embeddings
+from tl_pipeline.store.embeddings import Embeddings, Places
 
 NAMES = [row.name for row in HEADS.values() if not row.control]
 PREPARED = {"l2": True, "pca": 3, "whiten": True}
@@ -28,7 +28,8 @@ def rows(classes: int) -> tuple[Embeddings, np.ndarray]:
     vectors = chance.normal(size=(classes, 12))[targets] + chance.normal(size=(90, 12))
     ids = [f"{number:03d}" for number in range(90)]
     labels = np.array([f"class {target}" for target in targets])
-    return Embeddings("key", ids, vectors.astype(np.float32)), labels
+    places = Places(3, channels_first=classes == 2)
+    return Embeddings("key", ids, vectors.astype(np.float32), places), labels
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -37,6 +38,7 @@ def rows(classes: int) -> tuple[Embeddings, np.ndarray]:
 def test_a_head_as_tensors_says_the_same(name: str, classes: int, prepared: bool):
     row, (given, labels) = HEADS[name], rows(classes)
     small = {"max_epochs": 5, "hidden": "8x6", "batch_norm": True, "gamma": 0.05}
+    small |= {"queries": 2, "values": 8, "learning_rate": 0.02}
     params = {key: value for key, value in small.items() if key in row.parameters}
     if prepared:
         params |= {k: v for k, v in PREPARED.items() if k in row.parameters}

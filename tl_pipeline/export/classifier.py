@@ -28,6 +28,7 @@ from tl_pipeline.heads.predictors import (
 )
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.registry.model import Member, Model
+from tl_pipeline.store.embeddings import Places
 
 _EPSILON = float(np.finfo(np.float32).eps)
 
@@ -170,6 +171,19 @@ class _Prepared(nn.Module):
         return x if self.axes is None else x @ self.axes.T
 
 
+class _Placed(nn.Module):
+    """See ``Places``."""
+
+    def __init__(self, of: Places) -> None:
+        super().__init__()
+        self._of = of
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._of.channels_first:
+            return x.unflatten(1, (-1, self._of.count)).transpose(1, 2)
+        return x.unflatten(1, (self._of.count, -1))
+
+
 class _Form(nn.Module):
     """``compute`` of rows and of tensors, which are this module's buffers."""
 
@@ -269,8 +283,9 @@ def _neural(of: NeuralPredictor) -> nn.Module:
             layers.append(plain)
         elif not isinstance(layer, nn.Sequential):
             layers.append(layer)
-    before = _Prepared(Preparation(mean=of.mean, scale=of.scale))
-    return nn.Sequential(before, *layers, nn.Softmax(dim=1))
+    before = [] if of.places is None else [_Placed(of.places)]
+    before += [_Prepared(Preparation(mean=of.mean, scale=of.scale))]
+    return nn.Sequential(*before, *layers, nn.Softmax(dim=1))
 
 
 # A head of another kind is a control, which is never registered.
