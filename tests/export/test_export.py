@@ -107,7 +107,7 @@ def predicted(folder: Path, files: list[Path]) -> list[tuple[str, float]]:
 
 
 def card(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "export.json").read_text())
+    return json.loads((folder / "card.json").read_text())
 
 
 def test_alone_it_says_of_100_files_what_tl_predict_says(
@@ -140,7 +140,7 @@ def check_alone(folder: Path, photos: list[Path], tl: Tl) -> None:
 
 def check_card(folder: Path, file: str) -> None:
     names = {path.name for path in folder.iterdir()}
-    texts = {"labels.json", "preprocessing.json", "predict.py", "export.json"}
+    texts = {"labels.json", "preprocessing.json", "predict.py", "card.json"}
     assert names == texts | {file}
     labels = json.loads((folder / "labels.json").read_text())
     assert labels == list("0123456789")

@@ -25,6 +25,7 @@ from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.embeddings import Places
 from tl_pipeline.store.tables import METRICS, PREDICTIONS, SEARCH, TRIAL
 
 
@@ -80,7 +81,7 @@ def test_exactly_the_heads_that_say_so_take_groups_and_weights():
 
     for name, row in HEADS.items():
         config = grid(name)[0]
-        model = build(config, 0)
+        model = build(config, 0, Places(2) if row.takes_places else None)
         last = getattr(model, "steps", [("", model)])[-1][1]
         assert has_fit_parameter(last, "groups") == row.takes_groups, name
         assert has_fit_parameter(last, "sample_weight") == row.takes_weights, name

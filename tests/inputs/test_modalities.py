@@ -195,9 +195,8 @@ def test_vectors_are_ranked_and_looked_at(store: Store, tmp_path: Path):
     spec = FeaturesSpec(name="points", type="features", train=tmp_path / "x.npz")
     wish = EncoderSpec(backbone="features")
     encoders = work.resolve([wish], store)
-    found = ranking.rank(
-        Study(Workspace(store), spec, encoders, seed=0), encoders, 1000
-    )
+    study = Study(Workspace(store), spec, encoders, seed=0)
+    found = ranking.rank(study, encoders, ranking.draw(study.ingested(), 1000))
     assert found.pick.encoder == "features/vector as given"
     seen = overview.look(spec)
     assert seen.sheet is None

@@ -84,8 +84,8 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
     ("parameter", "named", "choice"),
     [
         ('backbones=["resnet5"]', "backbones", "resnet50"),
-        ("epochs=3", "epochs", "heads"),
         *more(
+            ("epochs=3", "epochs", "heads"),
             ('heads=["svm"]', "heads", "logistic"),
             ("runner=spark", "runner", "dask"),
             ("part_rows=-5", "part_rows", "minimum"),

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +132,8 @@ def assert_equal(found: Table, expected: Table) -> None:
     assert found.step.units == IMAGES
 
 
+# test_mirror.py has a worker elsewhere, but none of an engine.
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("server")
 def test_workers_make_it_in_an_object_store_which_each_mirrors_for_itself(
     photos: Path,
@@ -210,11 +211,14 @@ def test_workers_make_the_table_of_a_local_run_though_one_is_killed(
     photos: Path, tmp_path: Path, runner: str, expected: Table
 ):
     """They start and stop as without the kill, which costs nothing but time."""
-    store, killed = tmp_path / "store", []
-    watch = threading.Thread(target=kill_a_worker, args=(store, runner, killed))
+    store, killed, ended = tmp_path / "store", [], threading.Event()
+    watch = threading.Thread(target=kill_a_worker, args=(store, runner, killed, ended))
     watch.start()
-    found = spread_out(photos, store, runner)
-    watch.join()
+    try:
+        found = spread_out(photos, store, runner)
+    finally:
+        ended.set()
+        watch.join()
     assert len(killed) == 1
     assert 0 < killed[0] < SHARDS
     assert_equal(found, expected)
@@ -222,13 +226,14 @@ def test_workers_make_the_table_of_a_local_run_though_one_is_killed(
     assert found.step.reason == f"{asked}; in {SHARDS} partitions on {runner}"
 
 
-def kill_a_worker(store: Path, runner: str, killed: list[int]) -> None:
+def kill_a_worker(
+    store: Path, runner: str, killed: list[int], ended: threading.Event
+) -> None:
     """SIGKILL a worker once there are parts; note how many there were."""
     import psutil
 
     title = {"dask": "spawn_main", "ray": "ray::partition"}[runner]
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+    while not ended.wait(0.01):
         parts = len(list(store.glob("embeddings/*/part-*")))
         if parts > 2:
             below = psutil.Process().children(recursive=True)
@@ -237,7 +242,6 @@ def kill_a_worker(store: Path, runner: str, killed: list[int]) -> None:
                 found[0].send_signal(signal.SIGKILL)
                 killed.append(parts)
                 return
-        time.sleep(0.01)
 
 
 def command(process) -> list[str]:

@@ -64,7 +64,7 @@ def export(
     place = output or Path(f"{name}-{format}-{precision}")
     done = exporting.export(wanted, opened, place, catalog)
     if json:
-        console.out.print((place / "export.json").read_text("utf-8"), markup=False)
+        console.out.print((place / "card.json").read_text("utf-8"), markup=False)
         return
     rows = _rows(done, precision)
     columns = ["", "accuracy", "difference", "ms_an_image", "MB"]

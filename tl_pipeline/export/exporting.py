@@ -1,7 +1,7 @@
 """Write a registered model as a folder, once that is found to say what the model says.
 
 The folder has ``model.onnx`` or ``model.pt2``, ``labels.json``, ``preprocessing.json``,
-``predict.py`` and ``export.json``, the card.
+``predict.py`` and ``card.json``, the card.
 """
 
 import json
@@ -91,7 +91,7 @@ def export(
             found = checking.compare(folder, scratch, model, given, said)
             _check_loss(found, wanted)
         done = Exported(output, file.stat().st_size / 1e6, said, first, found)
-        _write_json(folder / "export.json", _card(wanted, done, file))
+        _write_json(folder / "card.json", _card(wanted, done, file))
         folder.rename(output)
     return done
 
