@@ -31,6 +31,8 @@ from tl_pipeline.store.embeddings import EmbeddingFolder
 
 PART_ROWS, IMAGES = 8, 240
 SHARDS = IMAGES // PART_ROWS
+# Ray's workers step back behind all others, here behind the other tests.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray reads it
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -206,6 +208,7 @@ def dask_workers(folder: Path, *names: str) -> Iterator[str]:
                 process.wait()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("server")
 def test_workers_make_the_table_of_a_local_run_though_one_is_killed(
     photos: Path, tmp_path: Path, runner: str, expected: Table
