@@ -165,6 +165,24 @@ def test_a_broken_training_ends_with_the_same_weights(
     assert [(p.split, p.loss) for p in found] == [(p.split, p.loss) for p in curve]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
+def test_a_network_of_any_provider_goes_on_from_its_checkpoint(
+    store: Store, digits: Images, tmp_path: Path, name: str
+):
+    """Those of timm name their weights themselves."""
+    spec = EncoderSpec.parse(f"{name}:weights=random:0,side=32,precision=fp32")
+    small = resolution.resolve(spec, store)
+    images = of(np.repeat(digits.values[:32].numpy(), 3, 1), digits.targets[:32])
+    how = FinetuneSpec.parse("blocks=1,epochs=1,batch_size=16,ema=0.5")
+    first, again = (Classifier(small, head(512), how) for _ in range(2))
+    untrained = again.weights()
+    for net in (first, again):  # the second finds its only epoch done
+        trained(net, how, images, tmp_path / "c.pt")
+    for weight, values in first.weights().items():
+        assert torch.equal(values, again.weights()[weight]), weight
+    assert any(not torch.equal(v, untrained[n]) for n, v in first.weights().items())
+
+
 def test_cores_do_not_change_what_is_learned(
     encoder: Encoder, digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -3,6 +3,7 @@
 Imports torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,16 @@ class Classifier(nn.Module):
             if not learns or (isinstance(module, _BatchNorm) and self._frozen_norms):
                 module.training = False
         return self
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the values of ``state``, which an earlier ``state_dict`` gave.
+
+        Networks of timm give their weights under names of their own, under which
+        ``load_state_dict`` does not look for them.
+        """
+        with torch.no_grad():
+            for name, values in self.state_dict().items():
+                values.copy_(state[name])
 
     @property
     def in_one_piece(self) -> bool:

@@ -305,7 +305,7 @@ class _Trainer:
             return []
         found = torch.load(file, map_location=self._device, weights_only=True)
         self.epochs = found["epochs"]
-        self._network.load_state_dict(found["network"])
+        self._network.restore(found["network"])
         self._optimiser.load_state_dict(found["optimiser"])
         self._average = found["average"]
         self._averaged_steps = found["averaged_steps"]
@@ -314,7 +314,7 @@ class _Trainer:
     def finish(self) -> None:
         """Leave in the network what is to be kept."""
         if self._average is not None:
-            self._network.load_state_dict(self._average)
+            self._network.restore(self._average)
         self._network.eval()
 
     def mixed(self, before: dict[str, torch.Tensor], held: Images) -> float:
@@ -325,10 +325,10 @@ class _Trainer:
         after = _copy(self._network)
         losses = {}
         for share in _MIXES:
-            self._network.load_state_dict(_mix(before, after, share))
+            self._network.restore(_mix(before, after, share))
             losses[share], _ = self.score(held)
         best = min(losses, key=losses.__getitem__)
-        self._network.load_state_dict(_mix(before, after, best))
+        self._network.restore(_mix(before, after, best))
         self._network.eval()
         return best
 
@@ -473,11 +473,11 @@ class _Swapped:
     def __enter__(self) -> None:
         if self._other is not None:
             self._own = _copy(self._network)
-            self._network.load_state_dict(self._other)
+            self._network.restore(self._other)
 
     def __exit__(self, *_: object) -> None:
         if self._other is not None:
-            self._network.load_state_dict(self._own)
+            self._network.restore(self._own)
 
 
 def _group() -> tuple[int, int]:
