@@ -287,7 +287,7 @@ def test_bad_input_is_refused_before_anything_is_made(
     [
         (1, "all,epochs=6,batch_size=16"),
         *more(
-            (10, "all,epochs=400,batch_size=16,ema=0.9"),
+            (10, "all,epochs=100,batch_size=16,ema=0.9"),
             (10, "blocks=1,epochs=400,batch_size=16,augment=none"),
         ),
     ],

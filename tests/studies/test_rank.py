@@ -313,6 +313,7 @@ def ranked(name: str, value: float, behind: tuple | None, seconds: float | None)
         encoder=name,
         key=name,
         width=10,
+        bytes_per_image=40,
         logme=LogME(value, (value,), 3, converged=True),
         probe=Score(value=value, low=value - 0.02, high=value + 0.02),
         behind=Score(value=behind[0], low=behind[1], high=behind[2])

@@ -15,6 +15,7 @@ from tl_pipeline.progress import duration
 
 if TYPE_CHECKING:
     from tl_pipeline.studies.ranking import Ranked, Ranking
+    from tl_pipeline.studies.tuning import Tuned
 
 
 def rank(
@@ -145,19 +146,13 @@ def tune(
         return
     rows = _table(ranked)
     console.print_rows(rows, list(rows[0]))
-    said = [_sample(ranked)]
-    if found.dropped:
-        said.append(f"behind on a quarter of it: {', '.join(found.dropped)}")
-    if found.unaffordable:
-        out = ", ".join(found.unaffordable)
-        said.append(f"left out, as they do not fit into {minutes:g} min: {out}")
-    said += [
-        f"not compared: {', '.join(texts)}: {why}"
-        for why, texts in grid.refused.items()
-    ]
-    said.append(_conclusion(ranked))
     told = f"--config {write}" if write else f"{dataset} --backbone {chosen.short()}"
-    console.out.print("\n" + "\n".join(said) + f"\ntl run {told}", markup=False)
+    said = [
+        *_rounds(found, minutes, grid.refused),
+        _conclusion(ranked),
+        f"tl run {told}",
+    ]
+    console.out.print("\n" + "\n".join(said), markup=False)
 
 
 def _write(file: Path, dataset: str, chosen: EncoderSpec) -> None:
@@ -242,6 +237,21 @@ def _sample(found: "Ranking") -> str:
         names = ", ".join(row.encoder for row in slow)
         said += f"; LogME did not converge for {names}"
     return said
+
+
+def _rounds(
+    found: "Tuned", minutes: float | None, refused: dict[str, list[str]]
+) -> list[str]:
+    """The sample, and which candidates it did not judge to the end, and why."""
+    said = [_sample(found.ranking)]
+    if found.dropped:
+        said.append(f"behind on a quarter of it: {', '.join(found.dropped)}")
+    if found.unaffordable:
+        out = ", ".join(found.unaffordable)
+        said.append(f"left out, as they do not fit into {minutes:g} min: {out}")
+    return said + [
+        f"not compared: {', '.join(texts)}: {why}" for why, texts in refused.items()
+    ]
 
 
 def _conclusion(found: "Ranking") -> str:

@@ -4,13 +4,11 @@ Between two steps of a network's graph lies a cut if one tensor is all that goes
 network is cut at the last one before the first step that learns.
 """
 
-from typing import Any
-
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tl_pipeline.encoders.backbones.outputs import ModuleOutputs
+from tl_pipeline.encoders.backbones.outputs import HookTracer, ModuleOutputs
 from tl_pipeline.finetuning.blocks import blocks
 
 
@@ -43,7 +41,7 @@ def halves(
     return head, fx.GraphModule(body, second)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(HookTracer):
     """Stops at the blocks of a network: what they do in training stays theirs."""
 
     def __init__(self, body: ModuleOutputs) -> None:
@@ -55,14 +53,6 @@ class _Tracer(fx.Tracer):
         name = module_qualified_name.removeprefix("network.")
         whole = name in self._blocks or isinstance(m, _BatchNorm)
         return whole or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """See ``fx.Tracer``; hooks see what leaves give, too."""
-        found = super().call_module(m, forward, args, kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
-            for hook in m._forward_hooks.values():  # noqa: SLF001
-                hook(m, args, found)
-        return found
 
 
 def _graph(body: nn.Module) -> fx.Graph | None:

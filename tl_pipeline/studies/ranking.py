@@ -57,20 +57,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One encoder; ``behind`` is its accuracy minus that of the best, None for that."""
+    """One encoder; ``behind`` is its accuracy minus that of the best, None for that.
+
+    ``bytes_per_image`` is what an embedding takes in the store, without its id.
+    """
 
     encoder: str
     key: str
     width: int
+    bytes_per_image: int
     logme: LogME
     probe: Score
     behind: Score | None
     cost: Cost
-
-    @property
-    def bytes_per_image(self) -> int:
-        """What an embedding takes in the store, without its id."""
-        return 4 * self.width
 
     @property
     def tied(self) -> bool:
@@ -279,6 +278,7 @@ def _sorted(
             encoder=one.encoder.label,
             key=one.encoder.key,
             width=one.width,
+            bytes_per_image=one.encoder.value_bytes * one.width,
             logme=one.logme,
             probe=share(one.right, cut.units),
             behind=None

@@ -54,6 +54,18 @@ class Outputs(nn.Module):
         return None
 
 
+class HookTracer(fx.Tracer):
+    """Calls the hooks of modules that it does not look into, which give outputs."""
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """See ``fx.Tracer``; hooks see what leaves give, too."""
+        found = super().call_module(m, forward, args, kwargs)
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            for hook in m._forward_hooks.values():  # noqa: SLF001
+                hook(m, args, found)
+        return found
+
+
 def outputs_on_meta(
     network: nn.Module, image: Sequence[int], method: str = "forward"
 ) -> Mapping[str, Any]:

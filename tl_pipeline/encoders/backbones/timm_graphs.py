@@ -10,7 +10,7 @@ import torch
 from timm import layers
 from torch import fx, nn
 
-from tl_pipeline.encoders.backbones.outputs import ModuleOutputs
+from tl_pipeline.encoders.backbones.outputs import HookTracer, ModuleOutputs
 
 _TIMM: Any = layers  # which does not say what it exports
 
@@ -37,21 +37,13 @@ def traced(outputs: ModuleOutputs) -> fx.GraphModule | None:
     return found
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(HookTracer):
     """Stops at modules of torch and at those that timm says cannot be traced."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """See ``fx.Tracer``."""
         untraced = isinstance(m, tuple(_TIMM.get_notrace_modules()))
         return untraced or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """See ``fx.Tracer``; hooks see what leaves give, too."""
-        found = super().call_module(m, forward, args, kwargs)
-        if self.is_leaf_module(m, self.path_of_module(m)):
-            for hook in m._forward_hooks.values():  # noqa: SLF001
-                hook(m, args, found)
-        return found
 
 
 def _use_modules_of_torch(outputs: ModuleOutputs) -> None:

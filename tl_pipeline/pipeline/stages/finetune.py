@@ -444,5 +444,7 @@ class Finetune(Unit[Finetuned]):
         if measured is None:
             return False, "not mirrored: too few images to tell whether they may be"
         said = "mirrored" if measured.harmless else "not mirrored"
-        share = f"{measured.plain:.1%} -> {measured.mirrored:.1%}".replace("%", " %")
-        return measured.harmless, f"{said}: a linear head is right in {share} of images"
+        return measured.harmless, (
+            f"{said}: a linear head is right in {100 * measured.plain:.1f} % of "
+            f"images, in {100 * measured.mirrored:.1f} % of them mirrored"
+        )
