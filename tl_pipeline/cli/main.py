@@ -18,6 +18,7 @@ from tl_pipeline.cli import (
     few_shot_command,
     head_command,
     model_commands,
+    predict_command,
     rank_command,
     run_commands,
     sql_command,
@@ -54,7 +55,7 @@ app.command(rank_command.tune)
 app.command(few_shot_command.few_shot)
 app.command(head_command.heads)
 app.command(model_commands.app)
-app.command(model_commands.predict)
+app.command(predict_command.predict)
 app.command(export_command.export)
 app.command(sql_command.sql)
 app.command(store_commands.app)
