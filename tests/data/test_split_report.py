@@ -363,7 +363,7 @@ def test_a_run_tells_what_changed_since_the_one_before(
             "share": size.share,
             "distance_from_train": size.distance,
             "entered": change.entered,
-            "left_": change.left,
+            "removed": change.left,
             "moved_in": 0,
             "relabelled": 0,
         }

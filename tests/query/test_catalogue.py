@@ -7,68 +7,30 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
 
+from tests.query.made import (
+    EVALUATION,
+    FIRST,
+    SECOND,
+    ask,
+    count,
+    described,
+    images,
+    scores,
+)
 from tests.runs.made import STARTED, record, result
 from tl_pipeline import progress, query
 from tl_pipeline.cli.sql_command import sql
 from tl_pipeline.data.split_report import SplitChange, SplitReport, SplitSize
-from tl_pipeline.encoders.encoder import Encoder
-from tl_pipeline.encoders.weight_names import Weights
 from tl_pipeline.errors import InvalidSpec, StoreError
-from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.runs import records
-from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
-from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import (
-    DUPLICATES,
-    MANIFEST,
     METRICS,
-    PREDICTIONS,
-    QUARANTINE,
 )
-
-FIRST, SECOND = "20260101T000000000-000001", "20260102T000000000-000002"
-MANIFEST_KEY, EVALUATION = "a" * 32, "b" * 32
-
-
-def images(store: Store, number: int) -> None:
-    """Give the manifest ``number`` images, and a metric and a prediction for each."""
-    folder = store.root / "manifests" / MANIFEST_KEY
-    folder.mkdir(parents=True, exist_ok=True)
-    told: dict[str, Any] = {"label": "x", "split": "test", "bytes": 1}
-    ids = [f"{n:032x}" for n in range(number)]
-    rows = [{"image_id": i, "uri": f"{i}.png", **told} for i in ids]
-    tables.write(MANIFEST, tables.from_rows(MANIFEST, rows), folder)
-    for table in (QUARANTINE, DUPLICATES):
-        tables.write(table, tables.from_rows(table, []), folder)
-    scores(store, EVALUATION, ids)
-
-
-def scores(store: Store, key: str, ids: list[str], encoder: str = "e" * 32) -> None:
-    folder = store.root / "evaluations" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    metric = {
-        "evaluation": key,
-        "encoder_key": encoder,
-        "encoder": "lenet5/c5 LETTERS",
-        "family": "logistic",
-        "head": "logistic(C=1.0)",
-        "chosen": True,
-        "split": "test",
-        "metric": "accuracy",
-        "value": 0.7,
-        "images": len(ids),
-    }
-    tables.write(METRICS, tables.from_rows(METRICS, [metric]), folder)
-    said: dict[str, Any] = {"evaluation": key, "split": "test", "label": "x"}
-    said |= {"predicted": "x", "confidence": 0.9, "probabilities": [0.9, 0.1]}
-    rows = [{"image_id": image_id, **said} for image_id in ids]
-    tables.write(PREDICTIONS, tables.from_rows(PREDICTIONS, rows), folder)
 
 
 @pytest.fixture
@@ -78,14 +40,6 @@ def built(store: Store) -> Store:
     records.write(store, record(FIRST))
     query.build(store)
     return store
-
-
-def ask(store: Store, sql: str) -> list[dict[str, Any]]:
-    return query.ask(store, sql).to_pylist()
-
-
-def count(store: Store, view: str) -> int:
-    return ask(store, f"SELECT count(*) AS n FROM {view}")[0]["n"]
 
 
 def test_a_run_is_told_from_its_record(built: Store):
@@ -142,7 +96,7 @@ def test_splits_are_told_from_the_record(store: Store):
     (train, empty, test) = ask(
         store, "FROM splits ORDER BY split = 'test', split <> 'train'"
     )
-    assert (train["images"], train["entered"], train["left_"]) == (8, 2, 1)
+    assert (train["images"], train["entered"], train["removed"]) == (8, 2, 1)
     assert (train["moved_in"], train["groups"], empty["images"]) == (0, None, 0)
     assert (test["moved_in"], test["relabelled"]) == (5, 4)
     assert (test["groups"], test["distance_from_train"]) == (1, 0.5)
@@ -187,18 +141,6 @@ def test_a_control_is_told_from_a_candidate(store: Store):
         "d" * 32: (True, None),
     }
     assert count(store, "metrics WHERE NOT control") == 1
-
-
-def described(store: Store, sha256: str) -> str:
-    """The key of an encoder that the store describes, with weights of that content."""
-    weights = Weights(name="same.pth", sha256=sha256)
-    fed = Preprocess(resize=32, crop=32, mean=(0.0,), std=(1.0,), grey=True)
-    named: dict[str, Any] = {"backbone": "lenet5", "layer": "c5", "node": "flatten"}
-    encoder = Encoder(
-        **named, pooling="none", weights=weights, preprocess=fed, precision="fp32"
-    )
-    EmbeddingFolder(store, encoder.key).describe(encoder.model_dump_json())
-    return encoder.key
 
 
 def test_two_encoders_of_one_weights_name_are_two_in_every_view(store: Store):
@@ -462,16 +404,6 @@ def test_numbers_that_json_has_not_are_null(
     sql(asked, store=str(built.root), json=True)
     told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert told == [{"a": None, "b": [None, 1.5]}]
-
-
-def test_no_column_of_a_view_needs_quotes(built: Store):
-    rows = ask(
-        built,
-        "SELECT column_name AS name FROM duckdb_columns() WHERE NOT internal "
-        "AND column_name IN (SELECT keyword_name FROM duckdb_keywords() "
-        "WHERE keyword_category = 'reserved')",
-    )
-    assert rows == []
 
 
 def test_no_run_no_catalogue(store: Store):

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tl_pipeline import progress
 from tl_pipeline.errors import InvalidSpec, StoreError
-from tl_pipeline.query import computed, views
+from tl_pipeline.query import computed, run_records, views
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
@@ -34,6 +34,7 @@ SELECT name, comment FROM (
     SELECT view_name, comment FROM duckdb_views() WHERE NOT internal
 ) ORDER BY name
 """
+_COLUMNS = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal"
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -114,13 +115,13 @@ def build(store: Store) -> Path:
 
 def _write(store: Store, beside: Path, home: Path) -> None:
     """Write the catalogue to ``beside``, to be opened as ``home``."""
-    state, listed = _state(store, home), views.readable(_record_files(store))
+    state, known = _state(store, home), run_records.known(_record_files(store))
     latest = records.latest_of_each(
         record
         for folder in sorted((store.root / "runs").glob("*/"))
         if (record := records.latest(store, folder.name))
     )
-    views.fetch(store, latest.values())
+    views.fetch(store)
     last = records.last_manifests(store, latest.values())
     with duckdb.connect() as connection:
         # The oldest format, so that an older DuckDB on an analyst's laptop reads it.
@@ -128,7 +129,7 @@ def _write(store: Store, beside: Path, home: Path) -> None:
             f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
         )
         connection.execute("USE written")
-        made = computed.tables(store, latest, last, listed.joints.values())
+        made = computed.tables(store, latest, last, known)
         for name, table in made.items():
             rows = pa.Table.from_pylist(list(table.rows), table.schema)
             connection.register("rows", rows)
@@ -137,8 +138,12 @@ def _write(store: Store, beside: Path, home: Path) -> None:
             comment = views.quoted(table.comment)
             connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
         connection.execute(f"CREATE TABLE built AS SELECT '{state}' AS state")
-        read = views.Read(list(latest.values()), set(last.values()), listed.files)
+        connection.execute("COMMENT ON TABLE built IS 'What this file was built of.'")
+        read = views.Read(list(latest.values()), set(last.values()), known)
         for statement in views.statements(store, read, home):
+            connection.execute(statement)
+        columns = connection.execute(_COLUMNS).fetchall()
+        for statement in views.comments(columns):
             connection.execute(statement)
         connection.execute("USE memory")
         connection.execute("DETACH written")
@@ -190,7 +195,7 @@ def _state(store: Store, home: Path) -> str:
     """What a catalogue depends on that anybody may have changed since it was built."""
     files = _record_files(store) + _record_files(store, "refused")
     names = [str(file.relative_to(store.root)) for file in files]
-    text = "\n".join([str(home), str(store.root), views.text(), *names])
+    text = "\n".join([str(home), str(store.root), views.definition(), *names])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,14 +1,17 @@
 """The few rows of the SQL catalogue that neither a record nor a Parquet table holds."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tl_pipeline.encoders import labels
 from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.query.run_records import Known
 from tl_pipeline.registry import index
 from tl_pipeline.runs.records import JointEncoder, RunRecord
 from tl_pipeline.store import duplicate_rows
@@ -16,6 +19,7 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 
 Row = Mapping[str, Any]
+PARTS = "part-*.parquet"
 _TEXT, _NUMBER, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
@@ -31,14 +35,15 @@ def tables(
     store: Store,
     latest: Mapping[str, RunRecord],
     last: Mapping[str, str],
-    joints: Iterable[JointEncoder],
+    known: Known,
 ) -> dict[str, Computed]:
     """Every computed table by its name.
 
     ``latest`` has the last record of each dataset, ``last`` the manifest of its
-    last run, be it refused; ``joints`` are those of all records, each once.
+    last run, be it refused; ``known`` is what all records tell.
     """
     files = described(store)
+    encoders = list(_encoders(store, files))
     return {
         "datasets": Computed(
             (
@@ -55,7 +60,7 @@ def tables(
             "last_manifest is of a later run if that was refused.",
         ),
         "models": Computed(
-            map(_model, index.models(store)),
+            (_model(row, known) for row in index.models(store)),
             pa.schema(
                 [
                     pa.field("name", _TEXT),
@@ -65,16 +70,29 @@ def tables(
                     *_schema(_REAL, *(f"{s}_accuracy" for s in _SCORES)),
                     *_schema(_TEXT, "folder", "model"),
                     pa.field("control", _FLAG),
+                    pa.field("run_id", _TEXT),
+                    pa.field("registered", pa.timestamp("us")),
                 ]
             ),
             "One row per registered model version; aliases may hold champion.",
         ),
+        "current_evaluations": Computed(
+            (
+                {"run_id": run_id, "evaluation": evaluation}
+                for run_id, evaluations in known.current.values()
+                for evaluation in evaluations
+            ),
+            _schema(_TEXT, "run_id", "evaluation"),
+            "One row per evaluation in the view predictions, and the last run that "
+            "had it.",
+        ),
         "encoders": Computed(
-            _named([*_encoders(files), *_joined(files, joints)]),
+            _named([*encoders, *_joined(encoders, known.joints.values())]),
             pa.schema(
                 [
                     *_schema(_TEXT, "encoder_key", "encoder", "label", "backbone"),
                     *_schema(_TEXT, "layer", "weights", "weights_sha256", "precision"),
+                    pa.field("width", _NUMBER),
                     pa.field("control", _FLAG),
                 ]
             ),
@@ -108,13 +126,23 @@ def _schema(kind: pa.DataType, *names: str) -> pa.Schema:
     return pa.schema([pa.field(name, kind) for name in names])
 
 
-def _model(row: Row) -> Row:
-    """``row`` of the registry with the key of the encoder, of several as a sum."""
+def _model(row: Row, known: Known) -> Row:
+    """``row`` of the registry with its run and the key of the encoder.
+
+    That of several encoders is written as a sum.
+    """
     file = Path(row["folder"] or "", "model.json")
     about = json.loads(file.read_text()) if file.is_file() else {}
     members = [key for m in about.get("members", []) for key in m["encoder_keys"]]
     several = "+".join(dict.fromkeys(members)) or None
-    return {**row, "encoder_key": about.get("encoder_key", several), "control": False}
+    run_id, finished = known.registered.get((row["name"], row["version"]), (None, None))
+    return {
+        **row,
+        "encoder_key": about.get("encoder_key", several),
+        "control": False,
+        "run_id": run_id,
+        "registered": finished,
+    }
 
 
 def _encoder(file: Path) -> Encoder:
@@ -127,7 +155,7 @@ def _named(rows: list[Row]) -> list[Row]:
     return [{**row, "encoder": names[row["encoder_key"]]} for row in rows]
 
 
-def _encoders(files: Mapping[str, Path]) -> Iterator[Row]:
+def _encoders(store: Store, files: Mapping[str, Path]) -> Iterator[Row]:
     for key, file in files.items():
         encoder = _encoder(file)
         yield {
@@ -138,12 +166,21 @@ def _encoders(files: Mapping[str, Path]) -> Iterator[Row]:
             "weights": encoder.weights.name,
             "weights_sha256": encoder.weights.sha256,
             "precision": encoder.precision,
+            "width": _width(store, key),
             "control": encoder.weights.seed is not None,
         }
 
 
-def _joined(files: Mapping[str, Path], joints: Iterable[JointEncoder]) -> Iterator[Row]:
-    known = {row["encoder_key"]: row for row in _encoders(files)}
+def _width(store: Store, key: str) -> int | None:
+    """How many values an embedding has, as the first part tells; None without parts."""
+    for part in sorted((store.root / "embeddings" / f"encoder={key}").glob(PARTS)):
+        with contextlib.suppress(OSError, pa.ArrowInvalid):
+            return pq.read_schema(part).field("embedding").type.list_size
+    return None
+
+
+def _joined(encoders: Iterable[Row], joints: Iterable[JointEncoder]) -> Iterator[Row]:
+    known = {row["encoder_key"]: row for row in encoders}
     for joint in joints:
         members = [known[key] for key in joint.members if key in known]
         told = {

@@ -1,6 +1,5 @@
 """``views.sql`` with the files of one store put in."""
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
@@ -11,8 +10,10 @@ import duckdb
 import pyarrow as pa
 
 from tl_pipeline import progress
+from tl_pipeline.query.columns import COLUMNS
+from tl_pipeline.query.run_records import Known
 from tl_pipeline.runs import records
-from tl_pipeline.runs.records import JointEncoder, RunRecord
+from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.tables import (
@@ -27,7 +28,6 @@ from tl_pipeline.store.tables import (
 )
 from tl_pipeline.store.timings import BUSY
 
-_NEEDED = ("run_id", "dataset", "manifest", "results")
 _EMBEDDINGS = pa.schema(
     {
         "encoder": pa.string(),
@@ -38,29 +38,27 @@ _EMBEDDINGS = pa.schema(
 )
 
 
-class Listed(NamedTuple):
-    """The files of readable run records, and the encoders of several that they name."""
-
-    files: list[Path]
-    joints: dict[str, JointEncoder]
-
-
 class Read(NamedTuple):
     """What the views read.
 
     ``latest`` has the last record of each dataset, ``manifests`` the keys of their last
-    manifests, ``records`` are the files of all readable records.
+    manifests, ``known`` is what all records tell.
     """
 
     latest: Sequence[RunRecord]
     manifests: Collection[str]
-    records: Sequence[Path]
+    known: Known
 
 
 @cache
 def text() -> str:
     """``views.sql`` as it was written."""
     return (resources.files("tl_pipeline.query") / "views.sql").read_text()
+
+
+def definition() -> str:
+    """All that the catalogue is made of, but for the store."""
+    return f"{text()}{COLUMNS}"
 
 
 def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
@@ -75,35 +73,14 @@ def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
     return (part for part in code.split(";\n") if part.strip())
 
 
-def readable(files: Iterable[Path]) -> Listed:
-    """Those of ``files`` that are run records; the others are named in a notice."""
-    found = Listed([], {})
-    for file in files:
-        try:
-            record = json.loads(file.read_bytes())
-        except FileNotFoundError:
-            continue
-        except ValueError:  # no JSON, or no text
-            record = None
-        if isinstance(record, dict) and all(name in record for name in _NEEDED):
-            found.files.append(file)
-            for joint in record.get("joints", ()):
-                found.joints[joint["key"]] = JointEncoder.model_validate(joint)
-        else:
-            progress.notice(f"left {file} out of the SQL catalogue: no run record")
-    return found
-
-
-def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
+def fetch(store: Store) -> None:
     """Bring to a mirror what the views read.
 
-    Of the embeddings that is one part, which a view must see when it is made. What is
+    Of the embeddings of each encoder that is one part, which tells their width. What is
     gone or damaged there is missing here, as in a local store.
     """
     if store.mirror.url is None:
         return
-    for record in latest:
-        store.find("manifests", record.manifest)
     every = records.every(store)
     for key in {r.evaluation: None for record in every for r in record.results}:
         store.find("evaluations", key)
@@ -111,9 +88,22 @@ def fetch(store: Store, latest: Iterable[RunRecord]) -> None:
         for label, kind in (("search", "searches"), ("finetuned", "finetuned")):
             if label in step.keys:
                 store.find(kind, step.keys[label])
+    for record in every:
+        store.find("manifests", record.manifest)
     for key in described(store):
-        if not any((store.root / "embeddings").glob("encoder=*/part-*.parquet")):
+        if not any((store.root / "embeddings").glob(f"encoder={key}/part-*.parquet")):
             EmbeddingFolder(store, key).gather(1)
+
+
+def comments(columns: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The statements that say of each (table, column) what it means.
+
+    Raises:
+        KeyError: a column has no text; that is an error of this package.
+    """
+    for table, name in columns:
+        text = COLUMNS.get(f"{table}.{name}") or COLUMNS[name]
+        yield f"COMMENT ON COLUMN {table}.{name} IS '{quoted(text)}'"
 
 
 def quoted(value: object) -> str:
@@ -126,24 +116,37 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
     root = store.root
     keys = {*read.manifests, *(record.manifest for record in read.latest)}
     manifests = [root / "manifests" / key for key in sorted(keys)]
-    current = sorted({r.evaluation for record in read.latest for r in record.results})
+    every = _whole(sorted((root / "manifests").glob(f"[!.]*/{MANIFEST.file}")))
+    current = {key for _, keys in read.known.current.values() for key in keys}
     found = {
         name: _parquet(table.schema, [folder / table.file for folder in manifests])
         for name, table in (
-            ("manifests", MANIFEST),
             ("quarantines", QUARANTINE),
             ("duplicates", DUPLICATES),
             ("near duplicates", NEAR_DUPLICATES),
         )
     }
-    predicted = [root / "evaluations" / key / PREDICTIONS.file for key in current]
+    evaluations = {
+        key: root / "evaluations" / key for key in sorted(read.known.evaluations)
+    }
+    predicted = {key: at / PREDICTIONS.file for key, at in evaluations.items()}
+    told = [at / "chosen.json" for at in evaluations.values()]
     scored = sorted((root / "evaluations").glob(f"[!.]*/{METRICS.file}"))
     curves = sorted((root / "finetuned").glob(f"[!.]*/{CURVE.file}"))
     searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
     parts = root / "embeddings" / "encoder=*" / "part-*.parquet"
     return {
         **found,
-        "predictions": _parquet(PREDICTIONS.schema, predicted),
+        "manifests": _read(
+            MANIFEST.schema, [file for file in every if file.parent.name in keys]
+        ),
+        "all manifests": _read(MANIFEST.schema, every),
+        "names of all manifests": f"{_list(f.parent.name for f in every)}::VARCHAR[]",
+        "predictions": _parquet(
+            PREDICTIONS.schema, [predicted[key] for key in sorted(current)]
+        ),
+        "all predictions": _parquet(PREDICTIONS.schema, predicted.values()),
+        "choices": _texts([file for file in told if file.is_file()]),
         "metrics": _parquet(METRICS.schema, scored),
         "searches": _parquet(SEARCH.schema, searched),
         "curves": _parquet(CURVE.schema, curves),
@@ -153,24 +156,35 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
             if any((root / "embeddings").glob("encoder=*/part-*.parquet"))
             else _empty(_EMBEDDINGS)
         ),
-        "records": (
-            f"read_text({_list(read.records)})"
-            if read.records
-            else _empty(pa.schema({"content": pa.string()}))
-        ),
+        "records": _texts(read.known.files),
     }
 
 
+def _texts(files: Sequence[Path]) -> str:
+    """One row per file: its ``content`` and ``filename``."""
+    if not files:
+        return _empty(pa.schema({"content": pa.string()}))
+    return f"read_text({_list(files)})"
+
+
 def _parquet(schema: pa.Schema, files: Iterable[Path]) -> str:
-    """The rows of those of ``files`` that are whole.
+    """The rows of those of ``files`` that are whole."""
+    return _read(schema, _whole(files))
+
+
+def _read(schema: pa.Schema, files: Sequence[Path]) -> str:
+    """The rows of ``files``.
 
     Columns that all of them lack are null, and without files there are no rows.
     """
-    whole = [file for file in files if _is_whole(file)]
-    if not whole:
+    if not files:
         return _empty(schema)
-    rows = f"read_parquet({_list(whole)}, filename = true, union_by_name = true)"
+    rows = f"read_parquet({_list(files)}, filename = true, union_by_name = true)"
     return f"(FROM {_empty(schema)} UNION ALL BY NAME FROM {rows})"
+
+
+def _whole(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if _is_whole(file)]
 
 
 def _is_whole(file: Path) -> bool:
@@ -211,6 +225,6 @@ def _here(home: Path) -> str:
     return f"(EXISTS ({opened}) OR error('{quoted(fault)}'))"
 
 
-def _list(files: Iterable[Path]) -> str:
+def _list(files: Iterable[object]) -> str:
     names = ", ".join("'" + quoted(file) + "'" for file in files)
     return f"[{names}]"

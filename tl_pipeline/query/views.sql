@@ -108,7 +108,7 @@ SELECT
     (size->>'$.share')::DOUBLE AS share,
     (size->>'$.distance')::DOUBLE AS distance_from_train,
     (since->>'$.entered')::BIGINT AS entered,
-    (since->>'$.left')::BIGINT AS left_,
+    (since->>'$.left')::BIGINT AS removed,
     CASE WHEN since IS NOT NULL THEN coalesce(
         list_sum(json_extract(since, '$.came_from.*')::BIGINT[]), 0
     )::BIGINT END AS moved_in,
@@ -250,7 +250,7 @@ ANTI JOIN doubled_embeddings AS d
     AND d.row = p.file_row_number
 WHERE {here};
 COMMENT ON VIEW embeddings IS
-'One row per encoder and image: embedding is FLOAT[width]. Shared by all datasets.';
+'One row per encoder and image: Shared by all datasets.';
 
 CREATE VIEW metrics AS
 SELECT
@@ -278,14 +278,112 @@ configurations that were not chosen the view searches tells.';
 
 CREATE VIEW predictions AS
 SELECT
-    r.dataset, r.run_id, r.encoder, r.encoder_key, r.control, r.head, r.role,
+    r.dataset, r.run_id, r.encoder, r.encoder_key, r.control, r.head,
+    CASE WHEN r.role = 'best' AND NOT r.latest THEN 'candidate' ELSE r.role END AS role,
     p.image_id, p.split, p.label, p.predicted, p.label = p.predicted AS correct,
     p.confidence, p.accepted, p.set_size, p.in_set, p.probabilities, p.evaluation
 FROM {files of predictions} AS p
-JOIN run_evaluations AS r USING (evaluation)
-WHERE r.latest AND {here};
+JOIN current_evaluations AS c USING (evaluation)
+JOIN run_evaluations AS r ON r.run_id = c.run_id AND r.evaluation = p.evaluation
+WHERE {here};
 COMMENT ON VIEW predictions IS
-'One row per encoder, chosen head and image, as of the latest run: of test, and of folds
-or validation, each by a head that did not learn from it.
-Confidence is calibrated; the label set of an image has set_size labels, in_set tells
-whether the right one is among them.';
+'One row per dataset, encoder, chosen head and image, as of the last run that had that
+encoder and kind of head: of test, and of folds or validation, each by a head that did not
+learn from it.';
+
+CREATE VIEW predictions_history AS
+SELECT
+    r.dataset, r.run_id, r.encoder, r.encoder_key, r.control, r.head, r.role,
+    p.image_id, p.split, p.label, p.predicted, p.label = p.predicted AS correct,
+    p.confidence, p.accepted, p.set_size, p.in_set, p.probabilities, p.evaluation
+FROM {files of all predictions} AS p
+JOIN run_evaluations AS r USING (evaluation)
+WHERE {here};
+COMMENT ON VIEW predictions_history IS
+'One row per run, encoder, chosen head and image: as predictions, of all runs.';
+
+CREATE VIEW classes AS
+SELECT r.dataset, c.evaluation, c.position, c.label
+FROM (
+    SELECT
+        parse_path(filename)[-2] AS evaluation,
+        unnest(range(1, len(labels) + 1)) AS position, unnest(labels) AS label
+    FROM (
+        SELECT filename, (content::JSON->'$.classes')::VARCHAR[] AS labels
+        FROM {files of choices}
+        WHERE {here}
+    )
+) AS c
+JOIN (SELECT DISTINCT dataset, evaluation FROM run_evaluations) AS r USING (evaluation);
+COMMENT ON VIEW classes IS
+'One row per dataset, evaluation and class: probabilities[position] of predictions is that
+of label.';
+
+CREATE VIEW changes AS
+WITH steps AS (
+    SELECT run_id, dataset, manifest, previous
+    FROM (
+        SELECT
+            run_id, dataset, document->>'$.manifest' AS manifest,
+            lag(document->>'$.manifest') OVER (PARTITION BY dataset ORDER BY run_id)
+                AS previous
+        FROM records
+    )
+    WHERE manifest <> previous AND list_contains({files of names of all manifests}, manifest)
+    AND list_contains({files of names of all manifests}, previous)
+), pairs AS (
+    SELECT
+        run_id, dataset, image_id, coalesce(any_value(uri) FILTER (WHERE now),
+            any_value(uri)) AS uri,
+        any_value(split) FILTER (WHERE NOT now) AS old_split,
+        any_value(split) FILTER (WHERE now) AS new_split,
+        any_value(label) FILTER (WHERE NOT now) AS old_label,
+        any_value(label) FILTER (WHERE now) AS new_label
+    FROM (
+        SELECT s.run_id, s.dataset, m.image_id, m.uri, m.split, m.label, true AS now
+        FROM {files of all manifests} AS m
+        JOIN steps AS s ON s.manifest = parse_path(m.filename)[-2]
+        UNION ALL
+        SELECT s.run_id, s.dataset, m.image_id, m.uri, m.split, m.label, false AS now
+        FROM {files of all manifests} AS m
+        JOIN steps AS s ON s.previous = parse_path(m.filename)[-2]
+    )
+    GROUP BY run_id, dataset, image_id
+    HAVING old_split IS DISTINCT FROM new_split OR old_label IS DISTINCT FROM new_label
+)
+SELECT
+    run_id, dataset, image_id, uri, coalesce(new_label, old_label) AS label,
+    CASE WHEN old_split IS NULL THEN 'entered' WHEN new_split IS NULL THEN 'left'
+        ELSE 'moved' END AS change,
+    old_split AS before, new_split AS after
+FROM pairs WHERE old_split IS DISTINCT FROM new_split
+UNION ALL
+SELECT
+    run_id, dataset, image_id, uri, new_label AS label, 'relabelled' AS change,
+    old_label AS before, new_label AS after
+FROM pairs WHERE old_label <> new_label;
+COMMENT ON VIEW changes IS
+'One row per run and image that entered, left, moved to another split or got another label
+since the run before; none where the manifest of either is gone.';
+
+CREATE VIEW centroids AS
+SELECT
+    dataset, encoder, encoder_key, control, label, any_value(images) AS images,
+    list(value::FLOAT ORDER BY position) AS centroid
+FROM (
+    SELECT
+        dataset, encoder, encoder_key, control, label, position,
+        avg(value) AS value, count(*) AS images
+    FROM (
+        SELECT
+            i.dataset, e.encoder, e.encoder_key, e.control, i.label,
+            unnest(e.embedding) AS value,
+            unnest(range(1, len(e.embedding) + 1)) AS position
+        FROM images AS i
+        JOIN embeddings AS e USING (image_id)
+    )
+    GROUP BY ALL
+)
+GROUP BY ALL;
+COMMENT ON VIEW centroids IS
+'One row per dataset, encoder and class: the mean embedding of its images, of all splits.';
