@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from tl_pipeline.studies.probe import divide, judge, probed
 
@@ -53,6 +56,24 @@ def test_what_tells_the_classes_apart_is_found_and_noise_is_not():
     telling = noise + 3 * np.eye(3, 10)[np.arange(300) % 3]
     assert judge(telling, rows).mean() > 0.9
     assert judge(noise, rows).mean() < 0.45
+
+
+@pytest.mark.parametrize("width", [20, 700])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_it_is_scikit_learns_ridge_of_the_rows_that_each_fold_learns(
+    width: int, classes: int
+):
+    rows, chance = rows_of(300, classes=classes), np.random.default_rng(3)
+    vectors = chance.gamma(1.0, size=(300, width)).astype(np.float32)
+    vectors[np.arange(300), np.arange(300) % classes] += 1.5
+    expected = np.zeros(300, bool)
+    for learned, judged in rows.folds:
+        head = make_pipeline(StandardScaler(), RidgeClassifier(alpha=width))
+        head.fit(vectors[learned].astype(np.float64), rows.labels[learned])
+        found = head.predict(vectors[judged].astype(np.float64))
+        expected[judged] = found == rows.labels[judged]
+    assert 0.3 < expected.mean() < 0.95
+    assert list(judge(vectors, rows)) == list(expected)
 
 
 def test_a_column_that_never_changes_is_no_trouble():

@@ -4,11 +4,11 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from sklearn.linear_model import RidgeClassifier
+from scipy import linalg
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 FOLDS = 5
@@ -73,14 +73,30 @@ def divide(labels: Sequence[str], units: Sequence[str]) -> ProbeSplit:
 def judge(vectors: np.ndarray, split: ProbeSplit) -> np.ndarray:
     """Whether each row of ``vectors`` (n, width) is classified rightly: bool (n,).
 
-    The head is a ridge classifier on standardised embeddings (Hoerl & Kennard 1970)
+    The head is a ridge classifier (Hoerl & Kennard 1970) on standardised embeddings
     whose penalty is the width. It has a closed form and no grid, and the cost is that
-    of the smaller side of the matrix.
+    of the smaller side of the matrix. It stays in the precision of ``vectors``: with
+    this penalty no condition number is above n + 1.
     """
-    right = np.zeros(len(split.labels), bool)
+    classes, codes = np.unique(split.labels, return_inverse=True)
+    signs = (2 * np.eye(len(classes))[codes] - 1).astype(vectors.dtype)
+    right = np.zeros(len(codes), bool)
     for learned, judged in split.folds:
-        head = make_pipeline(StandardScaler(), RidgeClassifier(alpha=vectors.shape[1]))
-        head.fit(vectors[learned].astype(np.float64), split.labels[learned])
-        found = head.predict(vectors[judged].astype(np.float64))
-        right[judged] = found == split.labels[judged]
+        scaler = StandardScaler().fit(vectors[learned])
+        rows: Any = scaler.transform(vectors[learned])
+        centre = signs[learned].mean(axis=0)
+        weights = _ridge(rows, signs[learned] - centre, float(vectors.shape[1]))
+        scores = scaler.transform(vectors[judged]) @ weights + centre
+        right[judged] = scores.argmax(axis=1) == codes[judged]
     return right
+
+
+def _ridge(rows: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
+    """Weights (width, K) for centred ``rows`` (n, width) and ``targets`` (n, K)."""
+    wide = len(rows) <= rows.shape[1]
+    gram = rows @ rows.T if wide else rows.T @ rows
+    gram[np.diag_indices(len(gram))] += penalty
+    factor = linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
+    if wide:
+        return rows.T @ linalg.cho_solve(factor, targets, check_finite=False)
+    return linalg.cho_solve(factor, rows.T @ targets, check_finite=False)

@@ -6,14 +6,17 @@ not looked at.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tl_pipeline.data.sampling import Drawable, stratified
 from tl_pipeline.data.splits import TRAIN, VALIDATION
+from tl_pipeline.embedding.process import cores, memory
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.intervals import paired_difference, share
@@ -31,6 +34,9 @@ from tl_pipeline.studies.transferability import LogME, logme
 
 # Costs that differ by less are taken for equal: so much they vary by themselves.
 _SAME_COST = 1.1
+# Bytes that judging an encoder takes for each value of its embeddings: they are there
+# in float32 and 64, a fold's share twice, and each of three Gram matrices is smaller.
+_ROOM = 48
 
 
 @dataclass(frozen=True)
@@ -195,11 +201,7 @@ def rank(study: Study, encoders: Sequence[Encoder], sample: Sample) -> Ranking:
     judged = [usable[row] for row in kept]
     _check(study, judged, sample)
     cut = probe.divide([i.label for i in judged], [i.unit for i in judged])
-    with track("probe", len(wanted)) as progress:
-        found = []
-        for key, encoder in wanted.items():
-            found.append(_probe(study, encoder, judged, cut, costs[key]))
-            progress.advance()
+    found = _probed(study, [*wanted.values()], judged, cut, costs)
     return Ranking(
         dataset=study.dataset.name,
         images=len(sample.images),
@@ -250,6 +252,36 @@ def _check(study: Study, judged: Sequence[Drawable], sample: Sample) -> None:
     if len(sample.drawn) < len(sample.trained):
         raise InvalidSpec(f"{said}. Give more --images")
     raise DatasetError(f"{said}. Add images, or see the quarantine table")
+
+
+def _probed(
+    study: Study,
+    encoders: Sequence[Encoder],
+    judged: Sequence[Drawable],
+    cut: probe.ProbeSplit,
+    costs: Mapping[str, Cost],
+) -> list[_ProbeResult]:
+    """Judge each of ``encoders`` on a core of its own, as many at once as fit.
+
+    Threads that share one decomposition wait for each other longer than they work.
+    """
+    folders = [EmbeddingFolder(study.at.store, encoder.key) for encoder in encoders]
+    known = filter(None, map(speeds.known_speed, folders))
+    widest = max((speed.width for speed in known), default=1)
+    room = memory() // (2 * _ROOM * widest * len(judged))
+    number = max(1, min(cores(), len(encoders), room))
+    with (
+        track("probe", len(encoders)) as progress,
+        threadpool_limits(1 if number > 1 else None),
+        ThreadPoolExecutor(number) as pool,
+    ):
+
+        def one(encoder: Encoder) -> _ProbeResult:
+            found = _probe(study, encoder, judged, cut, costs[encoder.key])
+            progress.advance()
+            return found
+
+        return [*pool.map(one, encoders)]
 
 
 def _probe(

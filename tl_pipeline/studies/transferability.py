@@ -8,7 +8,6 @@ Pre-trained Models: A New Paradigm for Exploiting Model Hubs", JMLR 23 (2022), s
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 TOLERANCE = 1e-12
 ITERATIONS = 200
@@ -85,7 +84,7 @@ def _decompose(features: np.ndarray, targets: np.ndarray) -> _Spectrum:
     rows, width = features.shape
     wide = rows <= width
     gram = features @ features.T if wide else features.T @ features
-    squares, vectors = linalg.eigh(gram, overwrite_a=True, check_finite=False)
+    squares, vectors = np.linalg.eigh(gram)  # unlike SciPy it lets other threads work
     least = squares.max(initial=0) * max(rows, width) * np.finfo(np.float64).eps
     kept = squares > least
     squares, vectors = squares[kept], vectors[:, kept]
