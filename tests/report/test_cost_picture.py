@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tl_pipeline.config import catalog
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.report import page
@@ -94,9 +95,15 @@ def test_the_page_marks_the_chosen_one_and_names_what_was_left_out(
         dataset=str(folder), heads=(HeadSpec.parse("logistic:C=0.1"),), controls=False
     )
     record = wiring.run(wiring.prepare(spec, store))
-    assert "Which encoder was chosen" not in page.render(store, record)
+    assert "Which encoder was chosen" not in page.render(
+        store, record, catalog.find(str(folder))
+    )
     chosen = tuning(BEST, FAST, MIDDLE, chosen="fast")
-    text = page.render(store, record.model_copy(update={"tuning": chosen}))
+    text = page.render(
+        store,
+        record.model_copy(update={"tuning": chosen}),
+        catalog.find(str(folder)),
+    )
     assert "fast was chosen on 2026-01-02 from 4 candidates" in text
     assert text.count('class="ring"') == text.count('class="chosen"') == 1
     assert "<title>fast: 74.0 %, 2 ms an image</title>" in text

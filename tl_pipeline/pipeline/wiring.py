@@ -368,7 +368,7 @@ def run(
         record = _recorded(work, started, steps, wired)
         records.write(work.at.store, record)
     query.build(work.at.store)
-    report.write(work.at.store, record)
+    report.write(work.at.store, record, work.dataset)
     if any(step.stage == "embed" and not step.cached for step in steps):
         _advise(work, wired.manifest)
     return record

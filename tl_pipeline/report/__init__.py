@@ -1,6 +1,8 @@
-"""One self-contained HTML page a run: no script, no request leaves the file.
+"""One self-contained HTML page a run: no request leaves the file.
 
-In: a run record and the tables it names. Out: ``reports/<dataset>/<run id>.html``.
+In: a run record, the tables and embeddings it names, the bytes of its source for
+thumbnails. Out: ``reports/<dataset>/<run id>.html``. A module a section; templates,
+style and script in ``templates/``.
 """
 
 from tl_pipeline.report.page import path, render, write

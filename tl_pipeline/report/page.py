@@ -1,88 +1,246 @@
 """The page of one run, from templates: written, or as text."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
+import numpy as np
 
+from tl_pipeline import progress
+from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
+from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.encoders import labels
-from tl_pipeline.report import cost_picture
+from tl_pipeline.errors import TransferLearningError
+from tl_pipeline.report import (
+    confusion,
+    cost_picture,
+    duplicate_pairs,
+    embedded,
+    embedding_map,
+    forest,
+    gallery,
+    history,
+    tested,
+    verdict,
+)
 from tl_pipeline.report.curves import Panel, panels
+from tl_pipeline.report.embedding_map import EmbeddingMap
+from tl_pipeline.report.reliability import reliability
+from tl_pipeline.report.tested import PredictedTest
+from tl_pipeline.report.thumbnails import Thumbnail, Thumbnails
 from tl_pipeline.runs.records import RunRecord, Tuning
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.files import write_atomically
-from tl_pipeline.store.tables import CURVE, PREDICTIONS
+from tl_pipeline.store.tables import CURVE
 
-# A larger confusion matrix is not readable as a table; the worst pairs are listed.
-_MATRIX_CLASSES = 20
-_WORST_PAIRS = 12
+_Found = TypeVar("_Found")
 # Of more classes only the largest and the smallest are listed.
 _LISTED_CLASSES = 40
 _EXTREME_CLASSES = 12
-_BINS = 10
 _TEMPLATES = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
-    loader=jinja2.FunctionLoader(
-        lambda name: (resources.files("tl_pipeline.report") / name).read_text()
-    ),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    loader=jinja2.PackageLoader("tl_pipeline.report"),
 )
+LATEST = "latest.html"
+_BEGINNING = 400  # characters of a page in which its content key stands
 
 
-class Bin(NamedTuple):
-    """Predictions of about one confidence: how many, their mean, how often right."""
+class Unavailable(NamedTuple):
+    """What stands in place of a picture that could not be made."""
 
-    rows: int
-    confidence: float
-    accuracy: float
+    reason: str
 
 
-def write(store: Store, record: RunRecord) -> Path:
-    """Write ``reports/<dataset>/<run_id>.html`` and make it ``latest.html`` too."""
-    file = path(store, record)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text, latest = render(store, record), file.with_name("latest.html")
-    with store.mirror.sending(file, latest):
-        write_atomically(file, text)
-        write_atomically(latest, text)
-    return file
+def write(store: Store, record: RunRecord, dataset: DatasetSpec) -> Path:
+    """Write ``reports/<dataset>/<run_id>.html`` and make it ``latest.html`` too.
+
+    Nothing is written where ``latest.html`` shows the same artifacts: see
+    ``content_key``. A page that cannot be made is told of in one line, as the run has
+    ended well.
+
+    Returns:
+        The page that shows the run.
+    """
+    latest = path(store, record).with_name(LATEST)
+    if content_key(record) not in _beginning(store, latest):
+        try:
+            text = render(store, record, dataset)
+        except Exception as error:  # noqa: BLE001 - the run itself has ended well
+            progress.notice(
+                f"the report was not written: {type(error).__name__}: {error}"
+            )
+            return latest
+        file = latest.with_name(f"{record.run_id}.html")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with store.mirror.sending(file, latest):
+            write_atomically(file, text)
+            write_atomically(latest, text)
+    return path(store, record)
 
 
 def path(store: Store, record: RunRecord) -> Path:
-    """Where the report of ``record`` lies."""
-    return store.root / "reports" / record.dataset / f"{record.run_id}.html"
+    """Where the report of ``record`` lies: its own page, or the last one."""
+    folder = store.root / "reports" / record.dataset
+    own = f"{record.run_id}.html"
+    there = own in store.mirror.listing(folder) or (folder / own).exists()
+    return folder / (own if there else LATEST)
 
 
-def render(store: Store, record: RunRecord) -> str:
-    """The page as text."""
-    evaluation = Artifact("evaluations", record.best.evaluation, "")
-    rows = tables.read(PREDICTIONS, store.path(evaluation)).to_pylist()
-    rows = [row for row in rows if row["split"] == "test"]
-    pairs = Counter((row["label"], row["predicted"]) for row in rows)
-    classes = sorted({name for pair in pairs for name in pair})
-    worst = [(*pair, n) for pair, n in pairs.most_common() if pair[0] != pair[1]]
+def content_key(record: RunRecord) -> str:
+    """A digest of what the page of ``record`` shows.
+
+    That is which artifacts it shows, how their model is registered, and this package:
+    not which steps of the run found them made already.
+    """
+    shown = {
+        "code": _code(),
+        "manifest": record.manifest,
+        "results": [[r.role, r.evaluation, r.encoder, r.head] for r in record.results],
+        "finetunings": [one.finetuned for one in record.finetunings],
+        "tuning": record.tuning and [record.tuning.question, record.tuning.key],
+        "model": [record.registered.version, record.registered.champion],
+        "source": record.source,
+    }
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    sha = hashlib.sha256()
+    package = resources.files("tl_pipeline.report")
+    for folder in (package, package / "templates"):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name):
+            if file.name.endswith((".py", ".html", ".css", ".js")):
+                sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def _beginning(store: Store, page: Path) -> str:
+    """The first characters of ``page``, "" where there is none."""
+    try:
+        if store.mirror.url:  # another machine may have written a newer one
+            page.unlink(missing_ok=True)
+            store.mirror.fetch([page])
+        with page.open(encoding="utf-8") as file:
+            return file.read(_BEGINNING)
+    except FileNotFoundError:
+        return ""
+
+
+def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
+    """The page as text.
+
+    Raises:
+        DamagedArtifact: the evaluation or the manifest of ``record`` cannot be read.
+    """
+    predicted = tested.read(store, record.best.evaluation)
+    thumbnails = Thumbnails(store, record.manifest, dataset)
+    pictures = _pictures(store, record, predicted, thumbnails)
+    whole = not thumbnails.failed and not any(
+        isinstance(picture, Unavailable) for picture in pictures.values()
+    )
+    # A page with gaps has no key, so that the next run tries again.
     return _TEMPLATES.get_template("report.html").render(
+        content_key=content_key(record) if whole else "",
         run=record,
         best=record.best,
         short=labels.short(result.encoder for result in record.results),
-        classes=classes if len(classes) <= _MATRIX_CLASSES else [],
-        pairs=pairs,
-        rows_of={name: sum(pairs[name, p] for p in classes) for name in classes},
-        worst=worst[:_WORST_PAIRS],
+        verdict=verdict.of(store, record, predicted),
+        forest=forest.plot(record.results),
+        matrix=confusion.matrix(predicted),
+        pairs=confusion.worst_pairs(predicted),
+        class_names=predicted.classes,
+        tested=predicted,
+        gallery_shown=gallery.SHOWN,
+        hues=_hues(predicted.classes),
         curves=_curves(store, record),
         decisions=record.decisions,
-        reliability=reliability(rows),
+        reliability=reliability(predicted.confidence, predicted.right),
+        history=history.of(store, record),
         split=record.split_report,
         **(_split(record.split_report) if record.split_report else {}),
         tuning=record.tuning,
         **(_tuning(record.tuning) if record.tuning else {}),
+        **pictures,
+        modality=dataset.modality,
     )
+
+
+def _pictures(
+    store: Store, record: RunRecord, predicted: PredictedTest, thumbnails: Thumbnails
+) -> dict[str, Any]:
+    """What needs embeddings or the bytes of the source, by name."""
+
+    def errors() -> gallery.Gallery:
+        rows = gallery.chosen(predicted)
+        ids = predicted.image_ids[rows].tolist()
+        learned = _learned(record, thumbnails)
+        vectors = embedded.of_best(store, record)
+        near = embedded.nearest(vectors, ids, learned) if ids else {}
+        made = thumbnails.of([*ids, *(one.image_id for one in near.values())])
+        return gallery.hang(predicted, rows, near, made)
+
+    def places() -> tuple[EmbeddingMap, dict[int, Thumbnail]] | None:
+        vectors = embedded.of_best(store, record)
+        found = embedding_map.draw_map(vectors, predicted)
+        if found is None:
+            return None
+        pixels = _pixels(predicted, thumbnails)
+        rows = embedding_map.with_pictures(predicted, found, pixels)
+        made = thumbnails.of(predicted.image_ids[rows].tolist())
+        return found, {row: made[predicted.image_ids[row]] for row in rows}
+
+    best = next(r for r in record.results if r.role != "control" and not r.members)
+    return {
+        "nearest_by": best.encoder,
+        "gallery": _tried(errors),
+        "map": _tried(places),
+        "duplicate_pairs": _tried(
+            lambda: duplicate_pairs.find(store, record.manifest, thumbnails)
+        ),
+    }
+
+
+def _hues(classes: list[str]) -> dict[str, int]:
+    """The colour of each class in degrees, none of them the red of errors."""
+    return {name: 35 + round(177 * number) % 290 for number, name in enumerate(classes)}
+
+
+def _tried(make: Callable[[], _Found]) -> _Found | Unavailable:
+    """What ``make`` gives, or why it is not to be had."""
+    try:
+        return make()
+    except TransferLearningError as error:
+        return Unavailable(str(error))
+
+
+def _learned(record: RunRecord, thumbnails: Thumbnails) -> list[str]:
+    """The ids of the images that the final head learned from."""
+    sides = {TRAIN, VALIDATION} if record.spec.search.refit else {TRAIN}
+    images = thumbnails.manifest
+    names = zip(
+        images["image_id"].to_pylist(), images["split"].to_pylist(), strict=True
+    )
+    return [image_id for image_id, split in names if split in sides]
+
+
+def _pixels(predicted: PredictedTest, thumbnails: Thumbnails) -> np.ndarray:
+    """Of each test image, (n,); 0 for what is no image."""
+    rows = thumbnails.rows(predicted.image_ids.tolist())
+    names = ("width", "height")
+    width, height = (rows[name].fill_null(0).to_numpy() for name in names)
+    return width.astype(float) * height
 
 
 def _curves(store: Store, record: RunRecord) -> dict[str, tuple[Panel, Panel]]:
@@ -93,25 +251,6 @@ def _curves(store: Store, record: RunRecord) -> dict[str, tuple[Panel, Panel]]:
         key: panels(tables.read(CURVE, folder).to_pylist())
         for key, folder in folders.items()
     }
-
-
-def reliability(rows: Iterable[Mapping[str, Any]]) -> list[Bin]:
-    """The bins of a reliability diagram (Niculescu-Mizil & Caruana 2005) of ``rows``.
-
-    Ten of equal width by confidence, those without rows left out.
-    """
-    bins: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        bins[min(int(row["confidence"] * _BINS), _BINS - 1)].append(row)
-    return [
-        Bin(
-            rows=len(inside),
-            confidence=sum(row["confidence"] for row in inside) / len(inside),
-            accuracy=sum(row["label"] == row["predicted"] for row in inside)
-            / len(inside),
-        )
-        for _, inside in sorted(bins.items())
-    ]
 
 
 def _tuning(tuning: Tuning) -> dict[str, Any]:

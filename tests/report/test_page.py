@@ -1,0 +1,249 @@
+"""The page of a run, as a browser would read it."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from tl_pipeline.config import catalog
+from tl_pipeline.config.datasets import DatasetSpec
+from tl_pipeline.config.specs import HeadSpec, RunSpec
+from tl_pipeline.pipeline import wiring
+from tl_pipeline.report import page
+from tl_pipeline.runs import records
+from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.store import tables
+from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.tables import MANIFEST, PREDICTIONS
+
+CLASSES = ("\"><script>alert('x')", "größe & <b>", "n" * 200)
+
+
+class Element(NamedTuple):
+    """A start tag."""
+
+    tag: str
+    attributes: dict[str, str]
+
+
+class Parsed(HTMLParser):
+    """The start tags of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[Element] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(Element(tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def of(self, tag: str, of_class: str = "") -> list[dict[str, str]]:
+        return [
+            e.attributes
+            for e in self.elements
+            if e.tag == tag
+            and (not of_class or of_class in e.attributes.get("class", "").split())
+        ]
+
+
+class Made(NamedTuple):
+    """A finished run, and the folder of its images."""
+
+    store: Store
+    record: RunRecord
+    dataset: DatasetSpec
+    root: Path
+
+
+def noise(root: Path) -> None:
+    """Classes that are little more than noise, so that there are errors."""
+    chance = np.random.default_rng(5)
+    for shade, label in enumerate(CLASSES):
+        (root / label).mkdir(parents=True)
+        for number in range(30):
+            pixels = chance.integers(0, 200, (24, 30, 3)) + 8 * shade
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                root / label / f"{number}.png"
+            )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """A finished run."""
+    place = tmp_path_factory.mktemp("made")
+    noise(place / "noise")
+    store = Store.open(place / "store")
+    store.create()
+    spec = RunSpec(
+        dataset=str(place / "noise"),
+        heads=(HeadSpec.parse("logistic:C=0.1"),),
+        controls=False,
+    )
+    record = wiring.run(wiring.prepare(spec, store))
+    return Made(store, record, catalog.find(spec.dataset), place / "noise")
+
+
+@pytest.fixture(scope="module")
+def text(made: Made) -> str:
+    return page.render(made.store, made.record, made.dataset)
+
+
+@pytest.fixture(scope="module")
+def parsed(text: str) -> Parsed:
+    return Parsed(text)
+
+
+@pytest.fixture(scope="module")
+def tested(made: Made) -> list[dict]:
+    folder = made.store.path(Artifact("evaluations", made.record.best.evaluation, ""))
+    rows = tables.read(PREDICTIONS, folder)
+    return rows.filter(pc.equal(rows["split"], "test")).to_pylist()
+
+
+def test_the_first_error_is_the_most_confident_beside_its_nearest_image(
+    made: Made, parsed: Parsed, tested: list[dict]
+):
+    wrong = [row for row in tested if row["label"] != row["predicted"]]
+    assert wrong
+    first = min(wrong, key=lambda row: (-row["confidence"], row["image_id"]))
+    shown = parsed.of("figure", "error")
+    assert len(shown) == len(wrong)
+    assert shown[0]["data-image"] == first["image_id"]
+
+    manifest = tables.read(
+        MANIFEST, made.store.path(Artifact("manifests", made.record.manifest, ""))
+    ).to_pylist()
+    learned = [row["image_id"] for row in manifest if row["split"] != "test"]
+    folder = EmbeddingFolder(made.store, made.record.best.encoder_key)
+    mine, theirs = folder.load([first["image_id"]]), folder.load(learned)
+    lengths = np.linalg.norm(theirs.vectors, axis=1)
+    cosines = theirs.vectors @ mine.vectors[0] / lengths
+    assert shown[0]["data-neighbour"] == theirs.image_ids[int(cosines.argmax())]
+
+
+def test_the_matrix_has_the_counts(parsed: Parsed, tested: list[dict], text: str):
+    names = json.loads(
+        re.search(r'id="class-names">(.*?)</script>', text, re.DOTALL)[1]
+    )
+    cells = [one for one in parsed.of("rect") if "data-cell" in one]
+    found = Counter()
+    for cell in cells:
+        label, predicted = map(int, cell["data-cell"].split())
+        found[names[label], names[predicted]] = int(cell["data-n"])
+    assert found == Counter((row["label"], row["predicted"]) for row in tested)
+
+
+def test_thumbnails_are_the_images_of_the_source(parsed: Parsed, made: Made):
+    pictures = [one for one in parsed.of("img") if one["src"].startswith("data:")]
+    assert pictures
+    for picture in pictures[:4]:
+        assert (picture["width"], picture["height"]) == ("112", "90")
+        data = base64.b64decode(picture["src"].split(",", 1)[1])
+        shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float)
+        file = Path(picture["alt"].split(": ", 1)[1])
+        source = np.asarray(Image.open(made.root / file), float)
+        assert abs(shown.mean() - source.mean()) < 3
+
+
+def test_nothing_is_asked_for_and_names_are_only_text(parsed: Parsed, text: str):
+    for element in parsed.elements:
+        for name, value in element.attributes.items():
+            if name in {"src", "href"}:
+                assert value.startswith(("data:image/webp;base64,", "#"))
+            assert not name.startswith("on")
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "//" not in re.sub(r"base64,[^\"]*", "", text).replace("file://", "")
+    assert "<script>alert" not in text
+    assert len(parsed.of("script")) == 3
+    assert any(CLASSES[0] in one for one in parsed.texts)
+
+
+def test_the_verdict_comes_first_and_says_what_to_do_next(parsed: Parsed, made: Made):
+    said = re.sub(r"\s+", " ", "".join(parsed.texts))
+    share = f"{100 * made.record.best.test.value:.1f} %"
+    first = f"logistic(C=0.1) on lenet5 is the best: right in {share} of "
+    assert first in said
+    assert "version 1 is the champion: the first model of this dataset." in said
+    assert said.index(first) < said.index("What was compared")
+    assert "Next: label more test images" in said
+
+
+def test_a_source_that_is_gone_shows_why_and_the_next_run_tries_again(
+    made: Made, parsed: Parsed
+):
+    away = made.root.rename(made.root.with_name("away"))
+    try:
+        text = page.render(made.store, made.record, made.dataset)
+    finally:
+        away.rename(made.root)
+    assert "no picture: unreadable: " in text
+    assert 'name="content-key" content=""' in text
+    gaps = Parsed(text)
+    assert not gaps.of("img")
+    assert [one["data-image"] for one in gaps.of("figure", "error")] == [
+        one["data-image"] for one in parsed.of("figure", "error")
+    ]
+
+
+def test_embeddings_that_are_gone_leave_the_rest_of_the_page(
+    made: Made, tmp_path: Path
+):
+    copy = tmp_path / "store"
+    shutil.copytree(made.store.root, copy)
+    for part in (copy / "embeddings").glob("*/*.parquet"):
+        part.write_bytes(b"no Parquet")
+    text = page.render(Store.open(copy), made.record, made.dataset)
+    parsed = Parsed(text)
+    assert parsed.of("rect")
+    assert all("data-neighbour" not in one for one in parsed.of("figure", "error"))
+
+
+def test_a_page_that_shows_the_same_is_not_written_again(made: Made):
+    folder = made.store.root / "reports" / made.record.dataset
+    before = sorted(folder.iterdir())
+    assert [file.name for file in before] == [
+        f"{made.record.run_id}.html",
+        "latest.html",
+    ]
+    again = made.record.model_copy(
+        update={"run_id": records.new_run_id(), "steps": made.record.steps[:1]}
+    )
+    assert page.write(made.store, again, made.dataset) == folder / "latest.html"
+    assert sorted(folder.iterdir()) == before
+
+    promoted = made.record.registered.model_copy(update={"champion": False})
+    other = again.model_copy(update={"registered": promoted})
+    assert page.write(made.store, other, made.dataset).stem == other.run_id
+    assert "registered, not promoted" in (folder / "latest.html").read_text()
+
+
+def test_a_page_that_cannot_be_made_fails_no_run(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def broken(*_):
+        raise ZeroDivisionError("by hand")
+
+    monkeypatch.setattr(page, "render", broken)
+    other = made.record.model_copy(update={"manifest": "another"})
+    page.write(made.store, other, made.dataset)
+    said = capsys.readouterr()
+    assert (
+        "the report was not written: ZeroDivisionError: by hand" in said.err + said.out
+    )
