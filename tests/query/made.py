@@ -11,6 +11,7 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import (
+    CLASS_SCORES,
     DUPLICATES,
     MANIFEST,
     METRICS,
@@ -60,6 +61,10 @@ def scores(store: Store, key: str, ids: list[str], encoder: str = "e" * 32) -> N
         "images": len(ids),
     }
     tables.write(METRICS, tables.from_rows(METRICS, [metric]), folder)
+    recall = {"evaluation": key, "split": "test", "label": "x", "metric": "recall"}
+    recall |= {"value": 0.7, "low": 0.4, "high": 0.9, "images": len(ids)}
+    of_class = tables.from_rows(CLASS_SCORES, [recall])
+    tables.write(CLASS_SCORES, of_class, folder)
     said: dict[str, Any] = {"evaluation": key, "split": "test", "label": "x"}
     said |= {"predicted": "x", "confidence": 0.9, "probabilities": [0.9, 0.1]}
     rows = [{"image_id": image_id, **said} for image_id in ids]

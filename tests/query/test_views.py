@@ -139,6 +139,19 @@ def test_predictions_are_the_latest_of_each_encoder_and_kind_of_head(store: Stor
     assert [tuple(r.values()) for r in roles] == [(first, "best"), (other, "candidate")]
 
 
+def test_scores_of_classes_are_those_of_the_same_runs(built: Store):
+    scores(built, "d" * 32, ["0" * 32])  # of no run
+    (row,) = ask(built, "FROM class_scores")
+    assert (row["dataset"], row["role"], row["evaluation"]) == (
+        "photos",
+        "best",
+        EVALUATION,
+    )
+    told = [row[name] for name in ("split", "label", "metric", "value", "low", "high")]
+    assert told == ["test", "x", "recall", 0.7, 0.4, 0.9]
+    assert row["images"] == 1
+
+
 def test_classes_name_the_order_of_probabilities(built: Store):
     rows = ask(
         built,

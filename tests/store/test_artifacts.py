@@ -107,8 +107,8 @@ GOLDEN = {
     "train": "4c81582e35fc4335bb8bc2d071233d9f",
     "audit": "c23b811bc094b07bf4730fb585afbd0f",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
-    "evaluate": "1668887328adedc6275d506955f5eb07",
-    "average": "518c7a9ea0e758802ff8a4b515720c01",
+    "evaluate": "abe7acf714c7dc6648bfedf94e0e7542",
+    "average": "e24ad34aa907dd5ece7c68db6722b59f",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
 GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
@@ -119,7 +119,7 @@ GOLDEN_DIGITS = {
     "embed": "c74cb216b643d03dce405c6aff463a95",
     "audit": "817b2fd7c0a6602f37a266fefffdade8",
     "train": "06d9a696dec24699c98b3165462e2d2c",
-    "evaluate": "2916664e0c07cf2956ad202a10e895db",
+    "evaluate": "aad840d55125b52c9c0d5bc54863db84",
 }
 
 

@@ -8,6 +8,7 @@ __all__ = [
     "averaging",
     "calibration",
     "choice",
+    "class_scores",
     "cross_fitting",
     "decisions",
     "intervals",

@@ -9,6 +9,9 @@ themselves: few units, or few that matter, leave few. ``benchmarks/coverage.py``
 how often the intervals hold the truth.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
 import numpy as np
 from scipy import stats
 
@@ -19,6 +22,22 @@ RESAMPLES = 10_000
 NORMAL = float(stats.norm.ppf((1 + LEVEL) / 2))
 
 
+class Shares(NamedTuple):
+    """A share of each of several sets of rows with its interval, each float64 (sets,).
+
+    All three are NaN for a set without rows.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def at(self, number: int) -> Score:
+        """That of one set, which has rows."""
+        value, low, high = (float(column[number]) for column in self)
+        return Score(value=value, low=low, high=high)
+
+
 def share(right: np.ndarray, units: np.ndarray) -> Score:
     """The share of ``right``, bool (n,), with Wilson's interval (1927, JASA 22).
 
@@ -27,17 +46,47 @@ def share(right: np.ndarray, units: np.ndarray) -> Score:
     Methodol. 3). Where all rows are right, or all wrong, they are worth as many units.
     ``units`` (n,) are equal for rows that belong together.
     """
-    rows, value = len(right), float(right.mean())
-    sizes, position = _sizes(units)
-    if len(sizes) == rows:
-        return _wilson(value, rows, NORMAL)
-    if len(sizes) == 1:
-        return Score(value=value, low=0.0, high=1.0)
-    alone = value * (1 - value) / rows
-    if not alone:
-        return _wilson(value, rows**2 / (sizes**2).sum(), NORMAL)
-    variance, quantile = _spread(_changes(right, value, sizes, position), alone)
-    return _wilson(value, value * (1 - value) / variance, quantile)
+    return shares(right, np.zeros(len(right), int), 1, units).at(0)
+
+
+def shares(
+    right: np.ndarray, sets: np.ndarray, number: int, units: np.ndarray
+) -> Shares:
+    """The share of ``right`` in each of ``number`` sets of rows; see ``share``.
+
+    ``sets`` (n,) tells the set of each row: thousands cost hardly more than one.
+    """
+    rows = np.bincount(sets, minlength=number).astype(float)
+    some = np.maximum(rows, 1)
+    value = np.bincount(sets, weights=right, minlength=number) / some
+    # cells are the rows of one unit in one set
+    unit = np.unique(units, return_inverse=True)[1]
+    cells, cell = np.unique(
+        sets * (unit.max(initial=0) + 1) + unit, return_inverse=True
+    )
+    of = np.empty(len(cells), int)
+    of[cell] = sets
+    sizes = np.bincount(cell, minlength=len(cells))
+    hits = np.bincount(cell, weights=right, minlength=len(cells))
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(of, weights=values, minlength=number)
+
+    found, alone = summed(np.ones(len(cells))), value * (1 - value) / some
+    changes = (hits - value[of] * sizes) / np.maximum(rows[of] - sizes, 1)
+    variance = np.where(found < rows, summed(changes**2), 0.0)
+    alike = variance > alone  # else nothing shows that rows of a unit are
+    worth = np.where(alone > 0, rows, rows**2 / np.maximum(summed(sizes**2), 1))
+    quantile = np.full(number, NORMAL)
+    if alike.any():
+        worth[alike] *= alone[alike] / variance[alike]
+        freedom = _degrees_of(found, variance, summed(changes**4))
+        quantile[alike] = stats.t.ppf((1 + LEVEL) / 2, freedom[alike])
+    low, high = _wilsons(value, np.maximum(worth, 1e-9), quantile)
+    single = (found == 1) & (rows > 1)  # one unit alone tells nothing
+    low[single], high[single] = 0.0, 1.0
+    empty = np.where(rows > 0, 0.0, np.nan)
+    return Shares(value + empty, low + empty, high + empty)
 
 
 def mean(values: np.ndarray, units: np.ndarray) -> Score:
@@ -68,6 +117,46 @@ def statistic(value: float, changes: np.ndarray) -> Score:
     return Score(
         value=value, low=max(value - margin, 0.0), high=min(value + margin, 1.0)
     )
+
+
+class Spread(NamedTuple):
+    """The sums of squares and of fourth powers of what units add to a value."""
+
+    squares: float
+    fourth: float
+
+    @classmethod
+    def of(cls, influence: np.ndarray, unit: np.ndarray | None) -> Self:
+        """Of the ``influence`` (n,) of rows of these units, numbers (n,).
+
+        None where each row is one. Rows of a unit are not taken to differ more than
+        others do.
+        """
+        squared = influence**2
+        alone = cls(float(squared.sum()), float(squared @ squared))
+        if unit is None:
+            return alone
+        squared = np.bincount(unit, influence) ** 2
+        return max(alone, cls(float(squared.sum()), float(squared @ squared)))
+
+
+def by_influence(
+    value: np.ndarray, spreads: Sequence[Spread], units: int, positives: np.ndarray
+) -> Shares:
+    """Intervals of ``value`` (k,), each between 0 and 1, by what units add to it.
+
+    It is Wilson's, of as many rows as would give a share that variance. The quantile is
+    Student's: ``positives`` (k,) of the ``units`` have rows of the class, and few of
+    them know the variance badly. Where there is one, or the variance is 0, the value is
+    worth as many rows as these.
+    """
+    squares, fourth = np.array(spreads, float).reshape(-1, 2).T
+    known = (value > 0) & (value < 1) & (squares > 0) & (positives > 1)
+    freedom = _degrees_of(float(units), squares, fourth)
+    freedom = np.maximum(np.minimum(freedom, positives - 1), 1)
+    quantile = np.where(known, stats.t.ppf((1 + LEVEL) / 2, freedom), NORMAL)
+    rows = value * (1 - value) / np.where(known, squares, 1)
+    return Shares(value, *_wilsons(value, np.where(known, rows, positives), quantile))
 
 
 def paired_difference(
@@ -164,26 +253,41 @@ def _spread(changes: np.ndarray, alone: float) -> tuple[float, float]:
 
 
 def _degrees(changes: np.ndarray) -> float:
+    """Those of the variance that ``changes`` (units,) give."""
+    squares = float((changes**2).sum())
+    return float(_degrees_of(len(changes), squares, float((changes**4).sum())))
+
+
+def _degrees_of(
+    units: float | np.ndarray, squares: float | np.ndarray, fourth: float | np.ndarray
+) -> np.ndarray:
     """Satterthwaite's: the sum of their variances squared, over that of the squares.
 
-    Both without bias for normal changes, whose fourth power is three times the square
-    of their variance on average.
+    ``squares`` and ``fourth`` are sums of powers of what leaving out each of ``units``
+    changes. Both without bias for normal changes, whose fourth power is three times the
+    square of their variance on average.
     """
-    fourth = float((changes**4).sum())
-    if not fourth:
-        return len(changes) - 1.0
-    found = 3 * float((changes**2).sum()) ** 2 / fourth - 2
-    return float(np.clip(found, 1, len(changes) - 1))
+    known = np.where(fourth, fourth, 1.0)
+    found = np.where(fourth, 3 * np.square(squares) / known - 2, np.inf)
+    return np.maximum(np.minimum(found, np.asarray(units) - 1), 1)
 
 
 def _wilson(value: float, rows: float, quantile: float) -> Score:
+    low, high = _wilsons(np.array(value), np.array(rows), np.array(quantile))
+    return Score(value=value, low=float(low), high=float(high))
+
+
+def _wilsons(
+    value: np.ndarray, rows: np.ndarray, quantile: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of shares that are worth so many ``rows``, each (k,)."""
     square = quantile**2
     centre = (value + square / (2 * rows)) / (1 + square / rows)
     spread = value * (1 - value) / rows + square / (4 * rows**2)
     half = quantile * spread**0.5 / (1 + square / rows)
     # it holds the value, which rounding may put beside it at 0 and at 1
-    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
-    return Score(value=value, low=min(low, value), high=max(high, value))
+    low, high = np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+    return np.minimum(low, value), np.maximum(high, value)
 
 
 def _tails() -> list[float]:

@@ -1,4 +1,4 @@
-"""What an evaluation writes of a candidate, METRICS and PREDICTIONS; and reading it.
+"""What an evaluation writes of a candidate, and reading it.
 
 Predictions stay columns of Arrow and numpy: there may be a million of them.
 """
@@ -20,7 +20,7 @@ from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.tables import METRICS, PREDICTIONS
+from tl_pipeline.store.tables import CLASS_SCORES, METRICS, PREDICTIONS
 
 if TYPE_CHECKING:
     from tl_pipeline.evaluation.operating_point import OperatingPoint
@@ -113,7 +113,7 @@ def write(
     groups: Callable[[list[str]], list[str | None]],
     folder: Path,
 ) -> None:
-    """METRICS, PREDICTIONS and the operating point of one candidate, into ``folder``.
+    """METRICS, CLASS_SCORES, PREDICTIONS and the operating point, into ``folder``.
 
     ``about`` has the columns of METRICS that all of its rows share; ``groups`` gives
     the group of each of some images, as the source names it.
@@ -146,7 +146,18 @@ def write(
         )
         for split, said in found.predictions.items()
     ]
+    by_class = [
+        pa.table(
+            {
+                "evaluation": pa.repeat(evaluation, len(rows)),
+                "split": pa.repeat(split, len(rows)),
+            }
+            | {name: rows[name] for name in rows.column_names}
+        )
+        for split, rows in found.class_scores.items()
+    ]
     tables.write(METRICS, tables.from_rows(METRICS, metrics), folder)
+    tables.write(CLASS_SCORES, pa.concat_tables(by_class), folder)
     tables.write(PREDICTIONS, pa.concat_tables(rows), folder)
     found.point.write(folder)
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from tl_pipeline.data.splits import TEST
 from tl_pipeline.evaluation import operating_point
 from tl_pipeline.evaluation.averaging import Predictions
+from tl_pipeline.evaluation.class_scores import class_scores
 from tl_pipeline.evaluation.cross_fitting import Validated
 from tl_pipeline.evaluation.metrics import (
     decision_scores,
@@ -24,12 +26,14 @@ BEFORE = "_uncalibrated"
 class Scored:
     """A candidate: its operating point, and by split what it said and how good that is.
 
-    Probabilities are calibrated.
+    Probabilities are calibrated. ``class_scores`` are those of the function of this
+    name.
     """
 
     point: OperatingPoint
     predictions: dict[str, Predictions]
     scores: dict[str, dict[str, Score]]
+    class_scores: dict[str, pa.Table]
 
 
 def score(
@@ -62,17 +66,25 @@ def score(
         error,
     )
     raw = test.probabilities
+    predictions = {
+        split: replace(rows, probabilities=cross_fitted),
+        TEST: replace(test, probabilities=point.calibration.apply(raw)),
+    }
+    units = {split: held_out.units, TEST: test_units}
     return Scored(
         point,
-        predictions={
-            split: replace(rows, probabilities=cross_fitted),
-            TEST: replace(test, probabilities=point.calibration.apply(raw)),
-        },
+        predictions,
         scores={
             split: scores(
                 rows.names(), rows.classes, cross_fitted, held_out.units, seed
             ),
             TEST: scores_at(point, raw, test.names(), test.classes, test_units, seed),
+        },
+        class_scores={
+            side: class_scores(
+                said.names(), said.classes, said.probabilities, units[side]
+            )
+            for side, said in predictions.items()
         },
     )
 

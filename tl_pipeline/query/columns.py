@@ -132,6 +132,8 @@ COLUMNS = {
     "weights_sha256": "SHA-256 of the weights file; null of several.",
     "width": "Width of the image in pixels, > 0; null if it is no image.",
     "write": "Seconds that embeddings were written, >= 0.",
+    "class_scores.images": "Images of the split that have the label, >= 0.",
+    "class_scores.split": "test; folds or validation: images held out of heads.",
     "doubled_embeddings.row": "Row in the part file, from 0.",
     "encoders.label": "Name of the encoder, which two may share.",
     "encoders.width": "Number of values of an embedding, > 0; null of several.",

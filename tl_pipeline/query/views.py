@@ -17,6 +17,7 @@ from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.tables import (
+    CLASS_SCORES,
     CURVE,
     DUPLICATES,
     MANIFEST,
@@ -148,6 +149,10 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
         "all predictions": _parquet(PREDICTIONS.schema, predicted.values()),
         "choices": _texts([file for file in told if file.is_file()]),
         "metrics": _parquet(METRICS.schema, scored),
+        "class scores": _parquet(
+            CLASS_SCORES.schema,
+            [evaluations[key] / CLASS_SCORES.file for key in sorted(current)],
+        ),
         "searches": _parquet(SEARCH.schema, searched),
         "curves": _parquet(CURVE.schema, curves),
         "embeddings": (

@@ -387,3 +387,16 @@ FROM (
 GROUP BY ALL;
 COMMENT ON VIEW centroids IS
 'One row per dataset, encoder and class: the mean embedding of its images, of all splits.';
+
+CREATE VIEW class_scores AS
+SELECT
+    r.dataset, r.run_id, r.encoder, r.encoder_key, r.control, r.head, r.role, s.split,
+    s.label, s.metric, s.value, s.low, s.high, s.images, s.evaluation
+FROM {files of class scores} AS s
+JOIN current_evaluations AS c USING (evaluation)
+JOIN run_evaluations AS r ON r.run_id = c.run_id AND r.evaluation = s.evaluation
+WHERE {here};
+COMMENT ON VIEW class_scores IS
+'One row per dataset, encoder, chosen head, split, class and metric, of the runs that
+predictions has: precision, recall, f1, and roc_auc and average_precision of the class
+against all others. What is not defined has no row.';

@@ -136,6 +136,23 @@ METRICS = Table(
         high=pa.float64(),
     ),
 )
+CLASS_SCORES = Table(
+    "class_scores.parquet",
+    "One row per evaluation, split, class and metric that is defined for it.",
+    ("evaluation", "split", "label", "metric"),
+    _columns(
+        {
+            "evaluation": pa.string(),
+            "split": pa.string(),
+            "label": pa.string(),
+            "metric": pa.string(),
+            "value": pa.float64(),
+            "low": pa.float64(),
+            "high": pa.float64(),
+            "images": pa.int64(),
+        }
+    ),
+)
 TRIAL = Table(
     "trial.parquet",
     "One row per fold of a trial: how a configuration did on rows it did not learn.",
@@ -213,6 +230,7 @@ TABLES = (
     NEAR_DUPLICATES,
     PREDICTIONS,
     METRICS,
+    CLASS_SCORES,
     TRIAL,
     SEARCH,
     HELD_OUT,

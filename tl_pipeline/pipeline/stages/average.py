@@ -1,9 +1,8 @@
 """Average: evaluations of several heads -> one candidate, their mean probabilities.
 
 Reads the evaluations, and the manifest for its groups. Writes ``evaluations/<key>/`` as
-evaluate does: METRICS, PREDICTIONS, ``calibration.json`` and ``chosen.json``, which
-names the members and how often each counts. Members are calibrated already; their mean
-is once more, as it is less sure than they are.
+evaluate does; ``chosen.json`` names the members and how often each counts. Members are
+calibrated already; their mean is once more, as it is less sure than they are.
 Members are chosen on validation, which greedily chosen ones are not scored on for that:
 see ``cross_fitting``. No head is fitted or asked again. An image that one of the
 members (on validation one of those to choose from) has not scored is left out.
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from tl_pipeline.evaluation.cross_fitting import Validated
 
 # Bump when the same inputs must give other rows.
-VERSION = 2
+VERSION = 3
 _SUBJECTS: dict[Ensemble, str] = {
     "average": "the best head of each encoder",
     "greedy": "heads chosen greedily",

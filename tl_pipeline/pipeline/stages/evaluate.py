@@ -1,10 +1,10 @@
 """Evaluate: a trained head x held-out images -> metrics, predictions.
 
 Reads the manifest, the embeddings, and what ``train`` chose.
-Writes ``evaluations/<key>/``: METRICS, PREDICTIONS, ``chosen.json`` (key of the head,
-its classes) and ``calibration.json`` (its operating point). That is learned from what
-the chosen configuration said of images that it did not learn from; then the fitted head
-meets test, once.
+Writes ``evaluations/<key>/``: METRICS, CLASS_SCORES, PREDICTIONS, ``chosen.json`` (key
+of the head, its classes) and ``calibration.json`` (its operating point). That is
+learned from what the chosen configuration said of images that it did not learn from;
+then the fitted head meets test, once.
 """
 
 import json
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give other rows.
-VERSION = 3
+VERSION = 4
 CHOSEN = "chosen.json"
 
 
