@@ -102,7 +102,8 @@ def tune(
         side: sides in pixels, 96/128/160; default: up to the network's own.
         pool: gap/grid2/grid3/avg+max; default: the layer's own and the last three.
         images: the size of the sample of training images.
-        minutes: a budget; the dearest candidates that do not fit are left out.
+        minutes: a budget for embedding and judging; the dearest candidates that do
+            not fit are left out.
         write: a YAML file for `tl run --config`, with what was chosen.
         seed: of the bootstrap behind the intervals.
         verify: read every input again instead of trusting size and time.

@@ -6,6 +6,7 @@ not looked at.
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ _SAME_COST = 1.1
 # Bytes that judging an encoder takes for each value of its embeddings: they are there
 # in float32 and 64, a fold's share twice, and each of three Gram matrices is smaller.
 _ROOM = 48
+# Rows and width of the embeddings by which this machine is timed.
+_TRIED = (500, 1000)
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,38 @@ def rank(study: Study, encoders: Sequence[Encoder], sample: Sample) -> Ranking:
     )
 
 
+def judging_seconds(widths: Sequence[int], rows: int) -> list[float]:
+    """What judging embeddings of ``widths`` for ``rows`` images takes on this machine.
+
+    By the multiplications, and by how long those of some random embeddings take now.
+    """
+    if not widths:
+        return []
+    chance = np.random.default_rng(0)
+    tried = chance.normal(size=_TRIED).astype(np.float32)
+    cut = probe.divide(
+        [str(row % 10) for row in range(len(tried))], [*map(str, range(len(tried)))]
+    )
+    took = math.inf
+    with threadpool_limits(1):
+        for _ in range(2):  # the first time libraries are loaded
+            began = time.perf_counter()
+            _judge(tried, cut)
+            took = min(took, time.perf_counter() - began)
+    each = took / _multiplications(*_TRIED) / min(cores(), len(widths))
+    return [each * _multiplications(rows, width) for width in widths]
+
+
+def _multiplications(rows: int, width: int) -> float:
+    """About those of Gram matrices and of an eigendecomposition.
+
+    What is done to each value, as standardising, was measured to take as long as some
+    thousands.
+    """
+    smaller = min(rows, width)
+    return rows * width * (5 * smaller + 2500) + 9 * smaller**3
+
+
 def _costs(
     study: Study, together: Sequence[Encoder], sample: Sample
 ) -> dict[str, Cost]:
@@ -294,9 +329,12 @@ def _probe(
     ids = [image.image_id for image in judged]
     found = EmbeddingFolder(study.at.store, encoder.key).load(ids)
     assert found.image_ids == ids  # noqa: S101 - both are sorted, all are embedded
-    score = logme(found.vectors, cut.labels)
-    right = probe.judge(found.vectors, cut)
+    score, right = _judge(found.vectors, cut)
     return _ProbeResult(encoder, found.vectors.shape[1], score, right, cost)
+
+
+def _judge(vectors: np.ndarray, cut: probe.ProbeSplit) -> tuple[LogME, np.ndarray]:
+    return logme(vectors, cut.labels), probe.judge(vectors, cut)
 
 
 def _sorted(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tl_pipeline import progress
 from tl_pipeline.config.encoder_specs import BackboneSpec, EncoderSpec, Pool
 from tl_pipeline.config.specs import TuneSpec
+from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
@@ -132,7 +133,7 @@ def tune(
         DatasetError, WeightsError: see ``ranking.rank``.
     """
     began = time.monotonic()
-    first = sample.part(max(1, len(sample.drawn) // _FIRST))
+    first = _first(sample)
     passes = sharing(encoders)
     seconds = _estimated(study, passes, sample, first)
     left = None if minutes is None else 60 * minutes - (time.monotonic() - began)
@@ -168,7 +169,12 @@ def known_seconds(
     timed = {_network(one) for one in passes if _speed(study.at.store, one)}
     if timed < {_network(one) for one in passes}:
         return None
-    return sum(_estimated(study, passes, sample, sample).values())
+    return sum(_estimated(study, passes, sample, _first(sample)).values())
+
+
+def _first(sample: Sample) -> Sample:
+    """What the first of two rounds looks at."""
+    return sample.part(max(1, len(sample.drawn) // _FIRST))
 
 
 def _estimated(
@@ -176,8 +182,9 @@ def _estimated(
 ) -> dict[str, float]:
     """What each pass over ``sample`` takes in seconds, by the key of its first encoder.
 
-    By the speed that is remembered; of a network that was never timed, the pass of the
-    fewest pixels is timed on ``first``, and the others take as much a pixel.
+    That is embedding and judging. By the speed that is remembered; of a network that
+    was never timed, the pass of the fewest pixels is timed on ``first``, and the others
+    take as much a pixel.
     """
     speeds: dict[str, float] = {}
     for network in {_network(together) for together in passes}:
@@ -191,14 +198,32 @@ def _estimated(
             # of several, the nearest in size
             one, each = min(timed, key=lambda t: abs(_pixels(t[0]) - _pixels(together)))
             speeds[together[0].key] = each * _pixels(together) / _pixels(one)
+    judging = _judging(study, passes, sample, first)
     return {
-        together[0].key: speeds[together[0].key]
+        together[0].key: sum(judging[e.key] for e in together)
+        + speeds[together[0].key]
         * max(
             len(embed.pending(EmbeddingFolder(study.at.store, e.key), sample.pairs))
             for e in together
         )
         for together in passes
     }
+
+
+def _judging(
+    study: Study, passes: Sequence[Sequence[Encoder]], sample: Sample, first: Sample
+) -> dict[str, float]:
+    """What judging each encoder takes in all rounds, in seconds, by its key.
+
+    Which of many go on is not known yet: each is charged a part of the last round.
+    """
+    encoders = [encoder for together in passes for encoder in together]
+    widths = [resolution.width(one, study.at.store) or 1 for one in encoders]
+    last = ranking.judging_seconds(widths, len(sample.drawn))
+    if len(encoders) > _FIRST:
+        early = ranking.judging_seconds(widths, len(first.drawn))
+        last = [a + b / _GO_ON for a, b in zip(early, last, strict=True)]
+    return dict(zip([encoder.key for encoder in encoders], last, strict=True))
 
 
 def _affordable(
