@@ -1,6 +1,7 @@
 """Where the test images lie to each other in the best encoder's embeddings."""
 
 import math
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -62,18 +63,18 @@ def draw_map(embeddings: BestEmbeddings, tested: PredictedTest) -> EmbeddingMap 
 def with_pictures(
     tested: PredictedTest, found: EmbeddingMap, pixels: np.ndarray
 ) -> list[int]:
-    """The rows of points that get a picture: errors first, then others.
+    """The rows of points that get a picture: errors and others by turns.
 
     ``pixels`` (n,) are those of each test image: large photos take long to decode.
     """
     rows = [point.row for point in found.points]
-    first = sorted(
-        rows, key=lambda row: (tested.right[row], draw(tested.image_ids[row], 0))
-    )
-    affordable = np.cumsum(pixels[first[:_PICTURES]]) <= _MOST_PIXELS
-    return [
-        row for row, fits in zip(first[:_PICTURES], affordable, strict=True) if fits
-    ]
+    rows.sort(key=lambda row: draw(tested.image_ids[row], 0))
+    wrong = [row for row in rows if not tested.right[row]]
+    others = [row for row in rows if tested.right[row]]
+    turns = [row for pair in zip_longest(wrong, others) for row in pair]
+    first = [row for row in turns if row is not None][:_PICTURES]
+    affordable = np.cumsum(pixels[first]) <= _MOST_PIXELS
+    return [row for row, fits in zip(first, affordable, strict=True) if fits]
 
 
 def _placed(vectors: np.ndarray) -> tuple[np.ndarray, str]:
