@@ -15,18 +15,20 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
 
 from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.report import page
+from tl_pipeline.report import class_table, page
+from tl_pipeline.report.tested import read
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
-from tl_pipeline.store.tables import MANIFEST, PREDICTIONS
+from tl_pipeline.store.tables import CLASS_SCORES, MANIFEST, PREDICTIONS
 
 CLASSES = ("\"><script>alert('x')", "größe & <b>", "n" * 200)
 
@@ -147,6 +149,56 @@ def test_the_matrix_has_the_counts(parsed: Parsed, tested: list[dict], text: str
         label, predicted = map(int, cell["data-cell"].split())
         found[names[label], names[predicted]] = int(cell["data-n"])
     assert found == Counter((row["label"], row["predicted"]) for row in tested)
+
+
+def test_classes_have_their_scores_the_worst_first(made: Made, tested: list[dict]):
+    """The same numbers where an older version left no table of them."""
+    wanted = precision_recall_fscore_support(
+        [row["label"] for row in tested],
+        [row["predicted"] for row in tested],
+        labels=sorted(CLASSES),
+        zero_division=0,
+    )
+    predicted = read(made.store, made.record.best.evaluation)
+    arguments = made.record.best.evaluation, predicted, made.record.split_report
+    found = class_table.table(made.store, *arguments)
+    by_label = {row.label: row for row in found.rows}
+    assert set(by_label) == set(CLASSES)
+    for label, precision, recall, f1, images in zip(
+        sorted(CLASSES), *wanted, strict=True
+    ):
+        row = by_label[label]
+        assert row.scores["f1"].value == pytest.approx(f1)
+        assert row.scores["recall"].value == pytest.approx(recall)
+        if "precision" in row.scores:
+            assert row.scores["precision"].value == pytest.approx(precision)
+        assert row.images["test"] == images
+        assert sum(row.images.values()) == 30
+    f1s = [row.scores["f1"].value for row in found.rows]
+    assert f1s == sorted(f1s)
+
+    worst = found.rows[0]
+    wrong = Counter(
+        row["predicted"]
+        for row in tested
+        if row["label"] == worst.label != row["predicted"]
+    )
+    assert worst.taken_for
+    assert worst.taken_for[1] == wrong[worst.taken_for[0]] == max(wrong.values())
+
+    key = made.record.best.evaluation
+    stored = made.store.path(Artifact("evaluations", key, key)) / CLASS_SCORES.file
+    away = stored.rename(made.root.parent / "away.parquet")
+    try:
+        older = class_table.table(made.store, *arguments)
+    finally:
+        away.rename(stored)
+    for row, other in zip(found.rows, older.rows, strict=True):
+        assert row.label == other.label
+        for metric, score in row.scores.items():
+            assert other.scores[metric].model_dump() == pytest.approx(
+                score.model_dump()
+            )
 
 
 def test_thumbnails_are_the_images_of_the_source(parsed: Parsed, made: Made):

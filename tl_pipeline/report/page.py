@@ -15,10 +15,11 @@ from tl_pipeline import progress
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
-from tl_pipeline.data.splits import TRAIN, VALIDATION
+from tl_pipeline.data.splits import SPLITS, TRAIN, VALIDATION
 from tl_pipeline.encoders import labels
 from tl_pipeline.errors import TransferLearningError
 from tl_pipeline.report import (
+    class_table,
     confusion,
     cost_picture,
     duplicate_pairs,
@@ -42,9 +43,6 @@ from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.tables import CURVE
 
 _Found = TypeVar("_Found")
-# Of more classes only the largest and the smallest are listed.
-_LISTED_CLASSES = 40
-_EXTREME_CLASSES = 12
 _TEMPLATES = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -169,7 +167,12 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         reliability=reliability(predicted.confidence, predicted.right),
         history=history.of(store, record),
         split=record.split_report,
-        **(_split(record.split_report) if record.split_report else {}),
+        **_split(record.split_report),
+        split_names=SPLITS,
+        class_table=class_table.table(
+            store, record.best.evaluation, predicted, record.split_report
+        ),
+        class_numbers={name: at for at, name in enumerate(predicted.classes)},
         tuning=record.tuning,
         **(_tuning(record.tuning) if record.tuning else {}),
         **pictures,
@@ -265,23 +268,14 @@ def _tuning(tuning: Tuning) -> dict[str, Any]:
     }
 
 
-def _split(report: SplitReport) -> dict[str, Any]:
-    """What ``splits.html`` shows of ``report`` beside the report itself."""
-    found = {
+def _split(report: SplitReport | None) -> dict[str, Any]:
+    """What templates show of ``report`` beside the report itself."""
+    if report is None:  # an older record
+        return {"tiny_classes": []}
+    return {
         "few": FEW,
         "tiny_classes": split_findings.tiny_classes(report),
         "open_leaks": split_findings.open_leaks(report),
         "closed_leaks": split_findings.closed_leaks(report),
         "leakage": report.leakage and split_findings.leakage(report.leakage),
-        "largest_class": max(map(sum, report.classes.values())),
-    }
-    if len(report.classes) <= _LISTED_CLASSES:
-        return {**found, "shown": list(report.classes), "cut": None}
-    by_size = sorted(report.classes, key=lambda label: -sum(report.classes[label]))
-    hidden = by_size[_EXTREME_CLASSES:-_EXTREME_CLASSES]
-    return {
-        **found,
-        "shown": by_size[:_EXTREME_CLASSES] + by_size[-_EXTREME_CLASSES:],
-        "cut": _EXTREME_CLASSES,
-        "hidden_sizes": [sum(report.classes[hidden[place]]) for place in (-1, 0)],
     }
