@@ -134,6 +134,11 @@ class DatasetEntry(PixelSpec):
         return "image"
 
     @property
+    def labelled(self) -> bool:
+        """Whether images have labels to learn from; else they can be predicted."""
+        return True
+
+    @property
     def pixels(self) -> PixelSpec:
         """How images are read."""
         return PixelSpec(
@@ -200,12 +205,34 @@ class NamedSplitsEntry(DatasetEntry):
 
 
 class RemoteEntry(DatasetEntry):
-    """What an entry may say besides where its data may be behind a URL."""
+    """What an entry may say besides where its data may be behind a URL.
+
+    ``labels: none`` is of images that are to be predicted: no folder, cell or file is
+    read as a label, a split or a weight.
+    """
 
     # A fault must not print what may be a secret in the wrong place.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     storage: StorageSpec = StorageSpec()
+    labels: Literal["none"] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_is_learned(self) -> Self:
+        learned = {"label", "label_column", "split_column", "splits", "weight_column"}
+        wanted = self.model_fields_set & {*learned, "split"}
+        if not self.labelled and (wanted or self.expect.classes):
+            names = sorted(wanted) + ["expect.classes"] * bool(self.expect.classes)
+            raise ValueError(
+                f"{', '.join(names)}: of images with labels, but here is labels: none; "
+                "leave one out"
+            )
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the entry does not say ``labels: none``."""
+        return self.labels is None
 
     @model_validator(mode="after")
     def _storage_fits(self) -> Self:

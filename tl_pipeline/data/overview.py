@@ -53,8 +53,12 @@ def look(dataset: DatasetSpec) -> Overview:
     """
     source = open_source(dataset)
     with tempfile.TemporaryDirectory() as nowhere:
-        found = scan(source, dataset, Memo(Store(Path(nowhere)), dataset.name))
+        memo = Memo(Store(Path(nowhere)), dataset.name)
+        found = scan(source, dataset, memo, labelled=dataset.labelled)
     manifest = found.manifest
+    if not dataset.labelled:  # that is what the one class of all of them is called
+        place = manifest.column_names.index("label")
+        manifest = manifest.set_column(place, "label", manifest["split"])
     if not manifest.num_rows:
         refusals.check(dataset, found.inputs, found.quarantine, found.manifest["label"])
     pairs = manifest.group_by(["label", "split"]).aggregate([([], "count_all")])
@@ -65,7 +69,7 @@ def look(dataset: DatasetSpec) -> Overview:
         {
             "class": label,
             **{split: counts[label, split] for split in SPLITS},
-            "all": sum(counts[label, split] for split in SPLITS),
+            "all": sum(n for (name, _), n in counts.items() if name == label),
         }
         for label in sorted({label for label, _ in counts})
     ]

@@ -15,7 +15,8 @@ def check(
 ) -> None:
     """See that enough of the ``inputs`` of ``dataset`` can be used.
 
-    ``quarantine`` has those that were refused, ``labels`` are those of all others.
+    ``quarantine`` has those that were refused, ``labels`` are those of all others. A
+    dataset without labels may be empty, as a folder is when nothing new has come.
 
     Raises:
         TooManyRefused: none can, or more are refused than ``max_quarantined`` allows.
@@ -24,6 +25,8 @@ def check(
     reasons = tables.counts(quarantine["reason"])
     counts = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
     first = "\n  ".join(("", *details(quarantine)))
+    if not inputs and not dataset.labelled:
+        return
     if not len(labels):
         raise TooManyRefused(
             f"{dataset.name}: none of {inputs:,} inputs can be used ({counts}). The "
@@ -53,11 +56,13 @@ def check_expected(dataset: DatasetSpec, labels: pa.ChunkedArray) -> None:
 
 
 def _unexpected(dataset: DatasetSpec, labels: pa.ChunkedArray) -> str:
-    found = {"images": len(labels), "classes": len(tables.counts(labels))}
+    found = {"images": len(labels)}
+    if not labels.null_count:
+        found["classes"] = len(tables.counts(labels))
     return " and ".join(
         f"{found[name]:,} {name} instead of {number:,}"
         for name, number in dataset.expect
-        if number is not None and number != found[name]
+        if number is not None and number != found.get(name, number)
     )
 
 

@@ -9,7 +9,7 @@ an image, so that a million of them need no more memory than a network does.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
@@ -79,15 +79,20 @@ class Scan:
         return sum(table.num_rows for table in found)
 
 
-def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
+def scan(
+    source: Source, dataset: DatasetSpec, memo: Memo, *, labelled: bool = True
+) -> Scan:
     """Read what ``memo`` does not know of ``source`` and draw the splits.
 
     A label is taken without spaces around it and in Unicode's form NFC. Where a source
     declares validation and no test images, its validation is what others report as
     their test set and becomes the test split, unless the entry names the splits.
+    Where inputs are not to be ``labelled`` all of that is left out, and no image has a
+    label.
     """
     spelling, declared = labels.Spelling(), set[str | None]()
-    images, refused = _look(source, dataset, memo, spelling, declared)
+    mend = spelling.mend if labelled else _unlabelled
+    images, refused = _look(source, dataset, memo, mend, declared)
     images, held_out = _held_out(images, declared, dataset)
     roles = _roles(images)
     kept = _taken(images, roles.kept)
@@ -95,11 +100,17 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
     conflicting = _conflicting(images, roles.conflicting)
     refused.append(tables.from_rows(QUARANTINE, conflicting))
     del images
-    assigned = splits.assign(kept, dataset.split)
     place = kept.column_names.index("split")
-    kept = kept.append_column("declared", kept["split"])
-    manifest = kept.set_column(place, "split", assigned).select(MANIFEST.schema.names)
-    classes = pc.unique(manifest["label"]).to_pylist()
+    declared_splits = kept["split"]
+    if labelled:
+        kept = kept.set_column(place, "split", splits.assign(kept, dataset.split))
+    else:  # the name that all have as a label stands for their split
+        kept = kept.set_column(place, "split", kept["label"])
+        nothing = pa.nulls(kept.num_rows, pa.string())
+        kept = kept.set_column(kept.column_names.index("label"), "label", nothing)
+    kept = kept.append_column("declared", declared_splits)
+    manifest = kept.select(MANIFEST.schema.names)
+    classes = pc.unique(manifest["label"].drop_null()).to_pylist()
     notes = (*source.notes(), *held_out, *spelling.notes())
     return Scan(
         manifest.cast(MANIFEST.schema),
@@ -107,6 +118,12 @@ def scan(source: Source, dataset: DatasetSpec, memo: Memo) -> Scan:
         duplicates.sort_by("uri"),
         (*notes, *labels.look_alike(classes)),
     )
+
+
+def _unlabelled(entry: Entry) -> Entry:
+    """``entry`` as one of a single class and split, whatever the source says."""
+    about = {"version": entry.version, "modified_ns": entry.modified_ns}
+    return Entry(entry.uri, splits.UNLABELLED, **about)
 
 
 def _held_out(
@@ -131,12 +148,12 @@ def _look(
     source: Source,
     dataset: DatasetSpec,
     memo: Memo,
-    spelling: labels.Spelling,
+    mend: Callable[[Entry], Entry],
     declared: set[str | None],
 ) -> tuple[pa.Table, list[pa.Table]]:
     """The inputs that are images, in the order of the source, and those refused.
 
-    ``declared`` takes up their splits, ``spelling`` their labels.
+    ``declared`` takes up their splits, ``mend`` puts their labels in order.
     """
     accepted = Columns(_ACCEPTED)
     refused = [QUARANTINE.schema.empty_table()]
@@ -144,7 +161,7 @@ def _look(
     if how := dataset.pixels.model_dump(exclude_defaults=True):
         entries = (_read_so(entry, json.dumps(how)) for entry in entries)
     with track(f"ingest {dataset.name}", total=0) as progress:
-        while batch := list(map(spelling.mend, islice(entries, _BATCH))):
+        while batch := list(map(mend, islice(entries, _BATCH))):
             declared.update(entry.split for entry in batch)
             reasons: list[tuple[Entry, RefusedImage]] = []
             facts = _facts(batch, source, dataset, memo, reasons)

@@ -16,6 +16,8 @@ from tl_pipeline.store import tables
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
+# That of all images of a dataset whose images have no labels.
+UNLABELLED = "unlabelled"
 # No split that an image is in: the training images that folds leave out in turn.
 FOLDS = "folds"
 

@@ -108,6 +108,7 @@ def prepare(
         CatalogError, UnknownName, InvalidSpec, WeightsError: see ``errors``.
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
+    check_labelled(dataset)
     last = records.latest(store, dataset.name)
     _check_source(spec, dataset, last)
     connection.read(store, dataset.name)  # refuses what register could not use
@@ -339,6 +340,19 @@ def check_places(found: Sequence[AnyEncoder], wanted: Sequence[HeadSpec]) -> Non
             f"head {named[0]!r} attends to places, and {encoder.label} {why}. Name one "
             "backbone with pool=tokens (every place), pool=grid2 or pool=grid3, or "
             "leave the head out"
+        )
+
+
+def check_labelled(dataset: DatasetSpec) -> None:
+    """Refuse a dataset that there is nothing to learn from.
+
+    Raises:
+        InvalidSpec: its images have no labels; says what can be done with them.
+    """
+    if not dataset.labelled:
+        raise InvalidSpec(
+            f"{dataset.name} has no labels (labels: none), so nothing can be learned "
+            f"from it. To predict its images: tl predict MODEL {dataset.name}"
         )
 
 

@@ -61,7 +61,8 @@ class Archive(Source):
             raise DatasetError(f"{self._path} is empty; expected class/image files")
         self._notes = _notes(index)
         files = [m.folders for m in members if not m.folder and not m.refusal]
-        layout = _Layout.of(self._path, files, self._spec.splits)
+        splits = self._spec.splits if self._spec.labelled else {}
+        layout = _Layout.of(self._path, files, splits)
         for member in members:
             if member.folder and not member.refusal:
                 continue

@@ -74,7 +74,7 @@ class ImageFolder(Source):
             os.close(file)
 
     def _entries(self, root: Path | str, top: list[_Child]) -> Iterator[Entry]:
-        if not top:
+        if not top and self._spec.labelled:
             raise DatasetError(
                 f"{self._root} is empty; expected root/class/image files"
             )
@@ -83,7 +83,7 @@ class ImageFolder(Source):
             self._root,
             folders,
             lambda name: self._holds(folders[name]),
-            self._spec.splits,
+            self._spec.splits if self._spec.labelled else {},
         )
         walk = _Walk({_identity(root)} if isinstance(root, Path) else set())
         for child in top:

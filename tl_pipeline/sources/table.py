@@ -147,7 +147,8 @@ class Table(Source):
         """The rows to list, with their numbers; other splits are left out."""
         spec, storage = self._spec, self._files.storage
         inputs = spec.text_column or spec.image_column
-        names = (inputs, spec.label_column, spec.split_column)
+        label = spec.label_column if spec.labelled else None
+        names = (inputs, label, spec.split_column)
         names = (*names, spec.group_column, spec.weight_column)
         try:
             mark = self._mark(file)

@@ -60,7 +60,7 @@ MANIFEST = Table(
         group=pa.string(),
         weight=pa.float32(),
         declared=pa.string(),
-    ),
+    ).set(2, pa.field("label", pa.string())),  # images to be predicted have none
 )
 QUARANTINE = Table(
     "quarantine.parquet",
@@ -113,6 +113,31 @@ PREDICTIONS = Table(
         set_size=pa.int32(),
         in_set=pa.bool_(),
         group=pa.string(),
+    ),
+)
+BATCH_PREDICTIONS = Table(
+    "batch_predictions.parquet",
+    "One row per image of a dataset that a model predicted outside of any run.",
+    ("image_id",),
+    _columns(
+        {
+            "dataset": pa.string(),
+            "image_id": pa.string(),
+            "uri": pa.string(),
+            "label": pa.string(),
+            "confidence": pa.float32(),
+            "top": pa.list_(
+                pa.struct({"label": pa.string(), "probability": pa.float32()})
+            ),
+            "name": pa.string(),
+            "version": pa.int64(),
+            "model": pa.string(),
+            "predicted_at": pa.timestamp("us", "UTC"),
+        },
+        labels=pa.list_(pa.string()),  # models of older versions give no sets
+        accepted=pa.bool_(),
+        nearest_id=pa.string(),  # a model may no longer tell what it learned from
+        nearest_similarity=pa.float32(),
     ),
 )
 METRICS = Table(
@@ -229,6 +254,7 @@ TABLES = (
     DUPLICATES,
     NEAR_DUPLICATES,
     PREDICTIONS,
+    BATCH_PREDICTIONS,
     METRICS,
     CLASS_SCORES,
     TRIAL,

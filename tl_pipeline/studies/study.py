@@ -15,7 +15,7 @@ from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stages.audit import Audit
 from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.stages.ingest import Ingest
-from tl_pipeline.pipeline.work import check_modality, resolve
+from tl_pipeline.pipeline.work import check_labelled, check_modality, resolve
 from tl_pipeline.runs.planning import Workspace
 from tl_pipeline.store.artifacts import Store
 
@@ -78,6 +78,7 @@ def prepare(
         CatalogError, UnknownName, InvalidSpec, WeightsError: see ``work.prepare``.
     """
     entry = catalog.find(dataset, catalog_file)
+    check_labelled(entry)
     near = entry.near_duplicates
     together = near.action == "keep_together"
     wanted = [*asked]

@@ -55,6 +55,9 @@ _CLASSES = {
 class Ingest(Unit[Manifest]):
     """The manifest of ``dataset``; with ``verify`` every input is read again.
 
+    Where images are not ``labelled`` they are to be predicted: any number of them will
+    do, and none of them has a label.
+
     Raises:
         DatasetError: nothing to learn from: no images, one class, an empty split, no
             weight above 0; or a weight that is none.
@@ -67,6 +70,7 @@ class Ingest(Unit[Manifest]):
 
     dataset: DatasetSpec
     verify: bool = False
+    labelled: bool = True
 
     @property
     def subject(self) -> str:
@@ -80,7 +84,7 @@ class Ingest(Unit[Manifest]):
         """Write the tables, then check them: of a refused dataset they can be read."""
         outcome = super().run()
         try:
-            _check(self.dataset, self.scan)
+            _check(self.dataset, self.scan, labelled=self.labelled)
         except DatasetError:
             if not self.at.store.planning:
                 records.note_refused(self.at.store, self.dataset.name, self.key)
@@ -91,7 +95,8 @@ class Ingest(Unit[Manifest]):
     def scan(self) -> Scan:
         """What the source holds."""
         memo = Memo(self.at.store, self.dataset.name, trust=not self.verify)
-        return look(open_source(self.dataset), self.dataset, memo)
+        source = open_source(self.dataset)
+        return look(source, self.dataset, memo, labelled=self.labelled)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -171,9 +176,12 @@ def _declared(manifest: pa.Table) -> dict[str, str]:
     return {"declared splits": tables.fingerprint(manifest, "declared")}
 
 
-def _check(dataset: DatasetSpec, scan: Scan) -> None:
+def _check(dataset: DatasetSpec, scan: Scan, *, labelled: bool) -> None:
     name, manifest = dataset.name, scan.manifest
     refusals.check(dataset, scan.inputs, scan.quarantine, manifest["label"])
+    if not labelled:
+        refusals.check_expected(dataset, manifest["label"])
+        return
     classes = tables.counts(manifest["label"])
     if len(classes) < 2:
         raise DatasetError(
@@ -237,8 +245,8 @@ def _differences(old: pa.Table, now: pa.Table) -> str:
 
 
 def _filled(now: pa.Table, then: pa.Table, name: str) -> list[pa.ChunkedArray]:
-    columns = [now[name], then[name]]
-    return [pc.fill_null(c, 1) for c in columns] if name == "weight" else columns
+    nothing = 1 if name == "weight" else ""
+    return [pc.fill_null(column, nothing) for column in (now[name], then[name])]
 
 
 def _count(mask: pa.ChunkedArray) -> int:
@@ -246,12 +254,19 @@ def _count(mask: pa.ChunkedArray) -> int:
 
 
 def _summary(scan: Scan) -> str:
-    classes = len(tables.counts(scan.manifest["label"]))
-    shares = _shares(tables.counts(scan.manifest["split"]))
-    said = f"{scan.manifest.num_rows:,} images of {classes} classes ({shares})"
+    if not _labelled(scan):
+        said = f"{scan.manifest.num_rows:,} images without labels"
+    else:
+        classes = len(tables.counts(scan.manifest["label"]))
+        shares = _shares(tables.counts(scan.manifest["split"]))
+        said = f"{scan.manifest.num_rows:,} images of {classes} classes ({shares})"
     if scan.duplicates.num_rows:
         said += f", {scan.duplicates.num_rows:,} duplicates"
     return said
+
+
+def _labelled(scan: Scan) -> bool:
+    return scan.manifest["label"].null_count < scan.manifest.num_rows
 
 
 def _shares(sizes: dict[str, int]) -> str:
@@ -268,7 +283,7 @@ def _findings(scan: Scan) -> tuple[str, ...]:
 
 
 def _tiny(scan: Scan) -> str:
-    tiny = splits.tiny(scan.manifest)
+    tiny = splits.tiny(scan.manifest) if _labelled(scan) else {}
     said = [f"{label} (no {', '.join(lacks)})" for label, lacks in tiny.items()]
     if len(said) > _NAMED:
         said[_NAMED:] = [f"{len(said) - _NAMED:,} more"]
