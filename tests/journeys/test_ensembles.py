@@ -20,7 +20,7 @@ from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline.stages import register
 from tl_pipeline.registry import index
 from tl_pipeline.registry.model import open_model
-from tl_pipeline.registry.prediction import predict
+from tl_pipeline.registry.prediction import Prediction, predict
 from tl_pipeline.runs.records import Result, RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -333,14 +333,17 @@ def test_a_member_predicts_with_the_weights_that_the_store_keeps(
     weights = tmp_path / "own.pth"
     torch.save(LeNet5(3).state_dict(), weights)
     run(folder, store, backbones=[[f"lenet5:weights={weights}", F6]], controls=False)
-    model = index.load_model(store, "photos")
     image = next(folder.glob("flower/*"))
-    before = predict(model, [image])[0]
+
+    def said() -> Prediction:
+        return predict(index.load_model(store, "photos"), [image])[0]
+
+    before = said()
     assert (before.label in ("china", "flower"), before.refused) == (True, None)
     torch.save(LeNet5(3).state_dict(), weights)
-    assert predict(model, [image])[0].confidence == before.confidence
+    assert said().confidence == before.confidence
     weights.unlink()
-    assert predict(model, [image])[0].confidence == before.confidence
+    assert said().confidence == before.confidence
 
 
 def test_metrics_of_an_average_are_of_one_chosen_head(folder: Path, store: Store):

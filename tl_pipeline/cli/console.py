@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel
@@ -23,11 +24,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tl_pipeline import progress
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.encoders import labels
 from tl_pipeline.runs.planning import Step
-from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.runs.records import BatchRecord, Record, RunRecord
 from tl_pipeline.score import Score
 from tl_pipeline.store.timings import Timings
 
@@ -86,7 +88,7 @@ def summarise(record: RunRecord, places: Mapping[str, object]) -> None:
         out.print(f"{name:10} {place}")
 
 
-def print_stages(record: RunRecord) -> None:
+def print_stages(record: Record) -> None:
     """Print what each stage of a run did, and why."""
     shown = _names(record)
     print_rows(
@@ -118,13 +120,14 @@ def timing_rows(record: RunRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _names(record: RunRecord) -> dict[str, str]:
+def _names(record: Record) -> dict[str, str]:
     """Subjects of steps and encoders of results, as short as tables may have them."""
     subjects = [step.subject for step in record.steps]
-    return labels.short([*subjects, *(result.encoder for result in record.results)])
+    results = record.results if isinstance(record, RunRecord) else []
+    return labels.short([*subjects, *(result.encoder for result in results)])
 
 
-def print_bottleneck(record: RunRecord) -> None:
+def print_bottleneck(record: Record) -> None:
     """Print in words what embedding waited for, if anything was embedded."""
     done = [step for step in record.steps if step.timings]
     spent = sum((step.timings for step in done if step.timings), start=Timings())
@@ -140,7 +143,52 @@ def print_bottleneck(record: RunRecord) -> None:
     )
 
 
-def would(step: Step) -> str:
+def print_plan(steps: Sequence[Step], *, as_json: bool) -> None:
+    """Print what would be done, why, and what it would cost."""
+    if as_json:
+        print_json([asdict(step) for step in steps])
+        return
+    shown = labels.short(step.subject for step in steps)
+    rows = [
+        {
+            "stage": step.stage,
+            "subject": shown[step.subject],
+            "would": _would(step),
+            "estimate": _estimate(step),
+            "why": step.reason,
+        }
+        for step in steps
+    ]
+    print_rows(rows, ["stage", "subject", "would", "estimate", "why"])
+    due = sum(not step.cached for step in steps)
+    able = sum(not step.skipped for step in steps)
+    out.print(f"\n{due} of {able} stages would run")
+    for note in dict.fromkeys(step.note for step in steps if step.note):
+        out.print(note, markup=False)
+    if said := _training_time(steps):
+        out.print(said)
+
+
+def summarise_batch(record: BatchRecord, output: Path | None) -> None:
+    """Print a finished batch: its stages, its counts, where to look."""
+    print_stages(record)
+    print_bottleneck(record)
+    out.print(
+        f"\n[bold]{record.dataset}: {record.new:,} of {record.images:,} images "
+        f"predicted now[/], by {record.name} version {record.version}"
+    )
+    if record.quarantined or record.duplicates:
+        out.print(
+            f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
+            "files: `tl sql 'FROM quarantine'`"
+        )
+    where = f"dataset = '{record.dataset}'"
+    out.print(_literal(f'predictions: `tl sql "FROM batch_predictions WHERE {where}"`'))
+    if output:
+        out.print(f"output      {output}", markup=False)
+
+
+def _would(step: Step) -> str:
     """What a run would do with ``step``, in a word."""
     if step.skipped:
         return "skip"
@@ -307,3 +355,28 @@ def _share(score: Score) -> str:
 
 def _literal(text: str) -> str:
     return text.replace("[", r"\[")
+
+
+def _training_time(steps: Sequence[Step]) -> str:
+    """How long all that is to be fine-tuned takes; "" where nothing is."""
+    found = [s for s in steps if s.stage == "finetune" and not s.cached]
+    known = [s.estimated_seconds for s in found if s.estimated_seconds is not None]
+    if not found:
+        return ""
+    if len(known) < len(found):
+        return "fine-tuning: no speed is measured yet; the first epoch will say"
+    return f"fine-tuning takes about {progress.duration(sum(known))}"
+
+
+def _estimate(step: Step) -> str:
+    """Time, room in the store, and the values of an embedding, where known."""
+    said = []
+    if seconds := step.estimated_seconds:
+        said.append(
+            f"~{seconds:.0f} s" if seconds < 120 else f"~{seconds / 60:.0f} min"
+        )
+    if step.estimated_bytes:
+        said.append(f"{step.estimated_bytes / 1e6:.1f} MB")
+    if step.width:
+        said.append(f"{step.width:,} values an image")
+    return ", ".join(said)

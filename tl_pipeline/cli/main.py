@@ -35,10 +35,7 @@ from tl_pipeline.embedding import process
 from tl_pipeline.errors import InvalidSpec, MachineError, TransferLearningError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tl_pipeline.pipeline.wiring import Work
-    from tl_pipeline.runs.planning import Step
     from tl_pipeline.store.artifacts import Store
 
 app = App(
@@ -126,36 +123,12 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
         request: what would be run.
         json: print the steps as JSON.
     """
-    from dataclasses import asdict
-
     from tl_pipeline.cli import console
-    from tl_pipeline.encoders import labels
     from tl_pipeline.pipeline import wiring
 
     work, _ = _prepare(request, download=False)
     steps = wiring.plan(_tuned(request, work, planning=True))
-    if json:
-        console.print_json([asdict(step) for step in steps])
-        return
-    shown = labels.short(step.subject for step in steps)
-    rows = [
-        {
-            "stage": step.stage,
-            "subject": shown[step.subject],
-            "would": console.would(step),
-            "estimate": _estimate(step),
-            "why": step.reason,
-        }
-        for step in steps
-    ]
-    console.print_rows(rows, ["stage", "subject", "would", "estimate", "why"])
-    due = sum(not step.cached for step in steps)
-    able = sum(not step.skipped for step in steps)
-    console.out.print(f"\n{due} of {able} stages would run")
-    for note in dict.fromkeys(step.note for step in steps if step.note):
-        console.out.print(note, markup=False)
-    if said := _training_time(steps):
-        console.out.print(said)
+    console.print_plan(steps, as_json=json)
 
 
 @app.command
@@ -279,30 +252,3 @@ def _cluster(runner: str, address: str | None) -> dict[str, str | None]:
         "runner": "threads" if runner == "prefect" else runner,
         "address": address,
     }
-
-
-def _training_time(steps: "Sequence[Step]") -> str:
-    """How long all that is to be fine-tuned takes; "" where nothing is."""
-    from tl_pipeline import progress
-
-    found = [s for s in steps if s.stage == "finetune" and not s.cached]
-    known = [s.estimated_seconds for s in found if s.estimated_seconds is not None]
-    if not found:
-        return ""
-    if len(known) < len(found):
-        return "fine-tuning: no speed is measured yet; the first epoch will say"
-    return f"fine-tuning takes about {progress.duration(sum(known))}"
-
-
-def _estimate(step: "Step") -> str:
-    """Time, room in the store, and the values of an embedding, where known."""
-    said = []
-    if seconds := step.estimated_seconds:
-        said.append(
-            f"~{seconds:.0f} s" if seconds < 120 else f"~{seconds / 60:.0f} min"
-        )
-    if step.estimated_bytes:
-        said.append(f"{step.estimated_bytes / 1e6:.1f} MB")
-    if step.width:
-        said.append(f"{step.width:,} values an image")
-    return ", ".join(said)

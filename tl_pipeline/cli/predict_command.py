@@ -2,44 +2,135 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from tl_pipeline.cli.request import Json, RegistryOption, StoreOption, use_registry
+from cyclopts import Parameter
+
+from tl_pipeline.cli.request import (
+    CatalogOption,
+    Json,
+    RegistryOption,
+    StoreOption,
+    use_registry,
+)
+from tl_pipeline.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from tl_pipeline.store.artifacts import Store
 
 
 def predict(
-    name: str,
-    files: list[Path],
+    model: str,
+    inputs: list[str],
     /,
     *,
     alias: str = "champion",
+    output: Path | None = None,
+    plan: Annotated[bool, Parameter(negative="")] = False,
+    verify: Annotated[bool, Parameter(negative="")] = False,
     store: StoreOption = "tl_store",
     registry: RegistryOption = None,
+    catalog: CatalogOption = None,
     json: Json = False,
 ) -> None:
-    """Classify files with a registered model.
+    """Classify files, or all images of a dataset or folder, with a registered model.
+
+    Files are classified at once, and nothing is kept. Of a dataset or folder the store
+    keeps embeddings and predictions: each image is embedded and predicted once.
 
     Args:
-        name: of the model, which is that of its dataset.
-        files: each an image; or one text in UTF-8, or one vector as .npy.
+        model: its name, which is that of the dataset that it learned from.
+        inputs: a dataset of the catalogue, or a folder of images with or without
+            labels; or files, each an image, one text in UTF-8, or one vector as .npy.
         alias: which of its versions, or the number of one.
+        output: of a dataset or folder: also write all predictions of its images to
+            this file, .parquet, .csv or .jsonl.
+        plan: of a dataset or folder: only say what would be done, and why.
+        verify: of a dataset or folder: read every input again instead of trusting
+            size and time.
         store: folder or URL of all artifacts.
         registry: see `tl models --help`.
-        json: print the predictions as JSON.
+        catalog: the data catalogue.
+        json: print the predictions of files, or the record of the batch, as JSON.
     """
+    from tl_pipeline.store.artifacts import Store
+
+    use_registry(registry)
+    opened = Store.open(store)
+    if not _is_dataset(inputs, catalog):
+        if output or plan or verify:
+            raise InvalidSpec(
+                "--output, --plan and --verify are of a dataset or folder, not of files"
+            )
+        _files(opened, model, [Path(name) for name in inputs], alias, as_json=json)
+        return
+    from tl_pipeline import progress
+    from tl_pipeline.cli import console
+    from tl_pipeline.pipeline import batch
+
+    work = batch.prepare(
+        model,
+        inputs[0],
+        opened,
+        alias=alias,
+        catalog_file=catalog,
+        verify=verify,
+        output=output,
+    )
+    if plan:
+        console.print_plan(batch.plan(work), as_json=json)
+        return
+    with console.LiveProgress() as live, progress.reporting(live):
+        record = batch.run(work)
+    if json:
+        console.print_json(record.model_dump(mode="json"))
+    else:
+        console.summarise_batch(record, output)
+
+
+def _is_dataset(inputs: list[str], file: Path | None) -> bool:
+    """Whether ``inputs`` is a dataset or a folder, and not files.
+
+    Raises:
+        InvalidSpec: a folder stands beside other inputs.
+        UnknownName: a single name without an ending is neither.
+        CatalogError: the catalogue has faults.
+    """
+    from tl_pipeline.config import catalog
+
+    if len(inputs) > 1:
+        if folders := [name for name in inputs if Path(name).is_dir()]:
+            raise InvalidSpec(
+                f"{folders[0]} is a folder: give one folder or dataset, or files alone"
+            )
+        return False
+    name, there = inputs[0], Path(inputs[0])
+    if there.is_file():
+        return False
+    if there.is_dir() or not there.suffix:
+        catalog.find(name, file)
+        return True
+    return (file or catalog.DEFAULT).exists() and name in catalog.load(
+        file or catalog.DEFAULT
+    )
+
+
+def _files(
+    store: "Store", name: str, files: list[Path], alias: str, *, as_json: bool
+) -> None:
+    """Classify ``files`` in memory; exit with 3 if one was refused."""
     from dataclasses import asdict
 
     from tl_pipeline.cli import console
     from tl_pipeline.registry import index, prediction
-    from tl_pipeline.store.artifacts import Store
 
-    use_registry(registry)
-    model = index.load_model(Store.open(store), name, alias)
+    model = index.load_model(store, name, alias)
     rows = [asdict(found) for found in prediction.predict(model, files)]
     columns = ["file", "label", "confidence", "labels", "accepted", "refused"]
     point = model.operating_point
     if point is None:  # of an older version
         columns = [name for name in columns if name not in ("labels", "accepted")]
-    console.show(rows, columns, as_json=json)
+    console.show(rows, columns, as_json=as_json)
     if point and point.shortage:
         console.err.print(point.shortage)
     if any(row["refused"] for row in rows):

@@ -116,7 +116,12 @@ _OF: dict[type[Input], Modality] = {
 
 def of(how: Input) -> ModalityRow:
     """The modality of what an encoder is fed with."""
-    return MODALITIES[_OF[type(how)]]
+    return MODALITIES[named(how)]
+
+
+def named(how: Input) -> Modality:
+    """The name of that modality."""
+    return _OF[type(how)]
 
 
 def collate(rows: Sequence[Any], how: Input) -> Any:

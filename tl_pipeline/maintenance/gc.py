@@ -21,9 +21,11 @@ from tl_pipeline.maintenance import gc_roots, listing
 from tl_pipeline.maintenance.gc_roots import EVERY_RUN, Roots, RunPolicy
 from tl_pipeline.maintenance.listing import (
     ARTIFACTS,
+    BATCHES,
     DAMAGED,
     EMBEDDINGS,
     IN_USE,
+    RECORDS,
     REPORTS,
     RUNS,
     UNFINISHED,
@@ -72,9 +74,9 @@ def find(
     alive = listing.under_way(items, before)
     roots = gc_roots.survey(store, policy, alive)
     found = Found([], [])
-    for item in sorted(items, key=lambda item: item.kind not in {RUNS, REPORTS}):
+    for item in sorted(items, key=lambda item: item.kind not in RECORDS):
         if reason_to_go := _reason(item, roots, alive):
-            young = item.kind not in {RUNS, REPORTS} and item.written > before
+            young = item.kind not in RECORDS and item.written > before
             where = found.stays if young else found.garbage
             where.append(Garbage(item, reason_to_go))
     return found
@@ -98,7 +100,7 @@ def collect(
             if _remove(store, garbage.item):
                 gone.append(garbage)
 
-        records = [g for g in found.garbage if g.item.kind in {RUNS, REPORTS}]
+        records = [g for g in found.garbage if g.item.kind in RECORDS]
         for some in (records, [g for g in found.garbage if g not in records]):
             _each(store, remove, some)
         emptied = _empty_trash(store)
@@ -125,7 +127,7 @@ def _reason(item: Item, roots: Roots, alive: list[Path]) -> str | None:
     kind, path = item.kind, item.path
     if kind in {*ARTIFACTS, EMBEDDINGS, WEIGHTS}:
         return None if item.key in roots.users else "no run or model uses it"
-    if kind == RUNS:
+    if kind in {RUNS, BATCHES}:
         return "there are newer runs of the dataset" if path in roots.dropped else None
     if kind == REPORTS:
         return None if _is_of_kept(path, roots) else "its run is not kept"
@@ -138,7 +140,8 @@ def _reason(item: Item, roots: Roots, alive: list[Path]) -> str | None:
 
 def _is_of_kept(page: Path, roots: Roots) -> bool:
     dataset = page.parent.name
-    kept = [record.stem for record in roots.kept if record.parent.name == dataset]
+    runs = [record for record in roots.kept if record.parent.parent.name == RUNS]
+    kept = [record.stem for record in runs if record.parent.name == dataset]
     return page.stem in kept or (page.stem == "latest" and bool(kept))
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tl_pipeline.registry import index
+from tl_pipeline.runs.records import BatchRecord, RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.checks import read_json
 from tl_pipeline.store.embeddings import described
@@ -26,8 +27,8 @@ _DAY = 86_400
 class RunPolicy:
     """Which run records are kept; by default all of them.
 
-    A record goes if its dataset has ``keep_runs`` newer ones and it finished more than
-    ``older_than`` days ago. The last one of a dataset always stays.
+    A record of a run, or of a batch, goes if its dataset has ``keep_runs`` newer ones
+    and it finished more than ``older_than`` days ago. The last one always stays.
     """
 
     keep_runs: int | None = None
@@ -73,9 +74,11 @@ def survey(
 
 
 def _add_runs(store: Store, policy: RunPolicy, roots: Roots) -> None:
-    store.mirror.forget(store.root / "runs")
-    store.mirror.fetch_folder(store.root / "runs")
-    for dataset in sorted((store.root / "runs").glob("*/")):
+    folders = [store.root / kind.folder for kind in (RunRecord, BatchRecord)]
+    for folder in folders:
+        store.mirror.forget(folder)
+        store.mirror.fetch_folder(folder)
+    for dataset in (found for one in folders for found in sorted(one.glob("*/"))):
         records = sorted(dataset.glob("[!.]*.json"))
         for newer, record in enumerate(reversed(records)):
             text = record.read_text()

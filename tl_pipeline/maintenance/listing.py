@@ -15,9 +15,13 @@ from tl_pipeline.store import in_use, weights
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import ABOUT
 
-ARTIFACTS = ("manifests", "heads", "trials", "searches", "evaluations", "models")
+ARTIFACTS = (
+    *("manifests", "heads", "trials", "searches", "evaluations", "models"),
+    "predictions",
+)
 EMBEDDINGS, WEIGHTS, IN_USE = "embeddings", weights.FOLDER, in_use.FOLDER
-RUNS, REPORTS = "runs", "reports"
+RUNS, BATCHES, REPORTS = "runs", "batches", "reports"
+RECORDS = {RUNS, BATCHES, REPORTS}
 DAMAGED, UNFINISHED = "damaged", "unfinished"
 _FOLDERS = (*ARTIFACTS, EMBEDDINGS, WEIGHTS)
 _FILES = {"catalog.duckdb": "catalogue", "mlflow.db": "registry"}
@@ -53,7 +57,7 @@ def items(store: Store) -> list[Item]:
     found = {item.path: item for item in _grouped(store, _files(store.root))}
     if store.mirror.url:
         # of a run only what is there counts
-        here = {p: i for p, i in found.items() if i.kind not in {RUNS, REPORTS}}
+        here = {p: i for p, i in found.items() if i.kind not in RECORDS}
         there = _grouped(store, store.mirror.objects().items(), named=True)
         found = here | {item.path: item for item in there}
     return [found[path] for path in sorted(found)]

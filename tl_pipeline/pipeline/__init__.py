@@ -6,6 +6,7 @@ module per stage.
 """
 
 __all__ = [
+    "batch",
     "choices",
     "fits",
     "manifest",

@@ -35,6 +35,8 @@ SELECT name, comment FROM (
 ) ORDER BY name
 """
 _COLUMNS = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal"
+# With the records of finished and of refused runs, and of batches.
+_FOLDERS = ("runs", "refused", "batches")
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -49,9 +51,9 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
         StoreError: no run has finished; or another program has it open for writing.
     """
     file = store.root / FILE
-    for folder in ("runs", "refused"):
+    for folder in _FOLDERS:
         store.mirror.fetch_folder(store.root / folder)
-    if not (file.exists() or _record_files(store) or _record_files(store, "refused")):
+    if not (file.exists() or any(_record_files(store, name) for name in _FOLDERS)):
         raise StoreError(f"{file} does not exist yet; `tl run DATASET` builds it")
     log = _log(file).exists()
     opened = _open(file)
@@ -121,15 +123,17 @@ def _write(store: Store, beside: Path, home: Path) -> None:
         for folder in sorted((store.root / "runs").glob("*/"))
         if (record := records.latest(store, folder.name))
     )
-    views.fetch(store)
-    last = records.last_manifests(store, latest.values())
+    batches = records.latest_batches(store)
+    views.fetch(store, [*batches.values()])
+    of_any_kind = {**batches, **latest}
+    last = records.last_manifests(store, of_any_kind.values())
     with duckdb.connect() as connection:
         # The oldest format, so that an older DuckDB on an analyst's laptop reads it.
         connection.execute(
             f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
         )
         connection.execute("USE written")
-        made = computed.tables(store, latest, last, known)
+        made = computed.tables(store, of_any_kind, last, known)
         for name, table in made.items():
             rows = pa.Table.from_pylist(list(table.rows), table.schema)
             connection.register("rows", rows)
@@ -139,7 +143,13 @@ def _write(store: Store, beside: Path, home: Path) -> None:
             connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
         connection.execute(f"CREATE TABLE built AS SELECT '{state}' AS state")
         connection.execute("COMMENT ON TABLE built IS 'What this file was built of.'")
-        read = views.Read(list(latest.values()), set(last.values()), known)
+        read = views.Read(
+            list(latest.values()),
+            list(batches.values()),
+            set(last.values()),
+            known,
+            _record_files(store, "batches"),
+        )
         for statement in views.statements(store, read, home):
             connection.execute(statement)
         columns = connection.execute(_COLUMNS).fetchall()
@@ -193,7 +203,7 @@ def _record_files(store: Store, folder: str = "runs") -> list[Path]:
 
 def _state(store: Store, home: Path) -> str:
     """What a catalogue depends on that anybody may have changed since it was built."""
-    files = _record_files(store) + _record_files(store, "refused")
+    files = [file for name in _FOLDERS for file in _record_files(store, name)]
     names = [str(file.relative_to(store.root)) for file in files]
     text = "\n".join([str(home), str(store.root), views.definition(), *names])
     return hashlib.sha256(text.encode()).hexdigest()

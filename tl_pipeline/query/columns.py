@@ -11,6 +11,7 @@ COLUMNS = {
     "after": "The new split, or the new label of what was relabelled; null if it left.",
     "aliases": "Names that point to this version, such as champion.",
     "backbone": "The network, by its name for --backbone.",
+    "batch_id": "The batch; ids sort by time.",
     "before": "The old split, or the old label of what was relabelled; null if it "
     "entered.",
     "best_encoder": "Name of the encoder of the best candidate; see encoders.",
@@ -76,7 +77,9 @@ COLUMNS = {
     "kept_declared_split": "The split that the source declares for kept_uri; null if "
     "none.",
     "kept_uri": "The file with the same bytes that is in images.",
-    "label": "The class.",
+    "label": "The class; null where images have no labels.",
+    "labels": "Labels that may be right, the most probable first; the right one is "
+    "missing at most at the error rate of the model.",
     "last_manifest": "Key of the manifest of the last run, be it refused.",
     "latest": "Whether it is of the latest finished run of its dataset.",
     "layer": "The layer that the embedding is taken from.",
@@ -91,9 +94,15 @@ COLUMNS = {
     "moved_in": "Images that came from another split since the run before, >= 0.",
     "name": "Name of the model: that of its dataset.",
     "near_id": "The other image of the pair.",
+    "nearest_id": "The training or validation image that is most like it; null if "
+    "nothing tells any more what the model learned from.",
+    "nearest_similarity": "Cosine of the embeddings of the two, -1 to 1; mean over the "
+    "encoders of the model.",
+    "new_images": "Images that the model had not predicted before, >= 0.",
     "position": "Place of the label in probabilities, from 1.",
     "precision": "What the network computes in, such as bf16.",
     "predicted": "The label with the highest probability.",
+    "predicted_at": "When it was predicted, UTC.",
     "probabilities": "Calibrated probability of each class, 0 to 1, sum 1; classes "
     "tells the order.",
     "quarantined": "Number of inputs that were refused, >= 0.",
@@ -112,13 +121,14 @@ COLUMNS = {
     "set_size": "Number of labels in the prediction set, >= 0.",
     "share": "Share of the images of the split, 0 to 1.",
     "similarity": "Cosine of the two embeddings, -1 to 1.",
-    "split": "train, validation or test.",
+    "split": "train, validation or test; unlabelled where images have no labels.",
     "state": "A digest of what the file was built of.",
     "stage": "The stage, such as embed.",
     "started": "When the run began, UTC.",
     "subject": "What the stage worked on.",
     "test_accuracy": "Accuracy on test, 0 to 1.",
     "times": "How often the head counts, >= 1.",
+    "top": "The most probable labels, at most 5, with their calibrated probabilities.",
     "transfer": "Seconds to bring batches to the device and back, >= 0.",
     "trial": "Key of the trial.",
     "untrained": "Evaluation of the same head on the untrained network; null without "
@@ -132,6 +142,11 @@ COLUMNS = {
     "weights_sha256": "SHA-256 of the weights file; null of several.",
     "width": "Width of the image in pixels, > 0; null if it is no image.",
     "write": "Seconds that embeddings were written, >= 0.",
+    "batch_predictions.accepted": "Whether the confidence reaches the threshold of the "
+    "model.",
+    "batch_predictions.label": "The most probable class.",
+    "batches.finished": "When the batch ended, UTC.",
+    "batches.started": "When the batch began, UTC.",
     "class_scores.images": "Images of the split that have the label, >= 0.",
     "class_scores.split": "test; folds or validation: images held out of heads.",
     "doubled_embeddings.row": "Row in the part file, from 0.",

@@ -13,7 +13,7 @@ from tl_pipeline.encoders import labels
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.query.run_records import Known
 from tl_pipeline.registry import index
-from tl_pipeline.runs.records import JointEncoder, RunRecord
+from tl_pipeline.runs.records import JointEncoder, Record
 from tl_pipeline.store import duplicate_rows
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
@@ -33,14 +33,15 @@ class Computed(NamedTuple):
 
 def tables(
     store: Store,
-    latest: Mapping[str, RunRecord],
+    latest: Mapping[str, Record],
     last: Mapping[str, str],
     known: Known,
 ) -> dict[str, Computed]:
     """Every computed table by its name.
 
-    ``latest`` has the last record of each dataset, ``last`` the manifest of its
-    last run, be it refused; ``known`` is what all records tell.
+    ``latest`` has the last record of each dataset, of a run or else of a batch,
+    ``last`` the manifest of its last run, be it refused; ``known`` is what all records
+    tell.
     """
     files = described(store)
     encoders = list(_encoders(store, files))
@@ -56,8 +57,9 @@ def tables(
                 for name in sorted(last)
             ),
             _schema(_TEXT, "dataset", "run_id", "manifest", "last_manifest"),
-            "One row per dataset: its latest finished run and the manifest of that; "
-            "last_manifest is of a later run if that was refused.",
+            "One row per dataset: its latest finished run, or batch where it has no "
+            "run, and the manifest of that; last_manifest is of a later run if that "
+            "was refused.",
         ),
         "models": Computed(
             (_model(row, known) for row in index.models(store)),

@@ -13,10 +13,11 @@ from tl_pipeline import progress
 from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.query.run_records import Known
 from tl_pipeline.runs import records
-from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.runs.records import BatchRecord, RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 from tl_pipeline.store.tables import (
+    BATCH_PREDICTIONS,
     CLASS_SCORES,
     CURVE,
     DUPLICATES,
@@ -42,13 +43,16 @@ _EMBEDDINGS = pa.schema(
 class Read(NamedTuple):
     """What the views read.
 
-    ``latest`` has the last record of each dataset, ``manifests`` the keys of their last
-    manifests, ``known`` is what all records tell.
+    ``latest`` has the last record of each dataset, ``batches`` that of its last batch,
+    ``manifests`` the keys of their last manifests. ``known`` is what all records of
+    runs tell, ``batch_files`` are those of batches.
     """
 
     latest: Sequence[RunRecord]
+    batches: Sequence[BatchRecord]
     manifests: Collection[str]
     known: Known
+    batch_files: Sequence[Path]
 
 
 @cache
@@ -74,7 +78,7 @@ def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
     return (part for part in code.split(";\n") if part.strip())
 
 
-def fetch(store: Store) -> None:
+def fetch(store: Store, batches: Iterable[BatchRecord]) -> None:
     """Bring to a mirror what the views read.
 
     Of the embeddings of each encoder that is one part, which tells their width. What is
@@ -82,6 +86,8 @@ def fetch(store: Store) -> None:
     """
     if store.mirror.url is None:
         return
+    for key in _predictions(batches):
+        store.find("predictions", key)
     every = records.every(store)
     for key in {r.evaluation: None for record in every for r in record.results}:
         store.find("evaluations", key)
@@ -89,7 +95,7 @@ def fetch(store: Store) -> None:
         for label, kind in (("search", "searches"), ("finetuned", "finetuned")):
             if label in step.keys:
                 store.find(kind, step.keys[label])
-    for record in every:
+    for record in (*every, *batches):
         store.find("manifests", record.manifest)
     for key in described(store):
         if not any((store.root / "embeddings").glob(f"encoder={key}/part-*.parquet")):
@@ -115,7 +121,8 @@ def quoted(value: object) -> str:
 def _sources(store: Store, read: Read) -> dict[str, str]:
     """What stands in FROM for the tables that ``views.sql`` names."""
     root = store.root
-    keys = {*read.manifests, *(record.manifest for record in read.latest)}
+    last = (record.manifest for record in (*read.latest, *read.batches))
+    keys = {*read.manifests, *last}
     manifests = [root / "manifests" / key for key in sorted(keys)]
     every = _whole(sorted((root / "manifests").glob(f"[!.]*/{MANIFEST.file}")))
     current = {key for _, keys in read.known.current.values() for key in keys}
@@ -132,6 +139,10 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
     }
     predicted = {key: at / PREDICTIONS.file for key, at in evaluations.items()}
     told = [at / "chosen.json" for at in evaluations.values()]
+    batches = [
+        root / "predictions" / key / BATCH_PREDICTIONS.file
+        for key in _predictions(read.batches)
+    ]
     scored = sorted((root / "evaluations").glob(f"[!.]*/{METRICS.file}"))
     curves = sorted((root / "finetuned").glob(f"[!.]*/{CURVE.file}"))
     searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
@@ -147,6 +158,8 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
             PREDICTIONS.schema, [predicted[key] for key in sorted(current)]
         ),
         "all predictions": _parquet(PREDICTIONS.schema, predicted.values()),
+        "batch predictions": _parquet(BATCH_PREDICTIONS.schema, batches),
+        "batch records": _texts(read.batch_files),
         "choices": _texts([file for file in told if file.is_file()]),
         "metrics": _parquet(METRICS.schema, scored),
         "class scores": _parquet(
@@ -163,6 +176,12 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
         ),
         "records": _texts(read.known.files),
     }
+
+
+def _predictions(batches: Iterable[BatchRecord]) -> list[str]:
+    """The keys of all predictions that ``batches``, the last of each dataset, name."""
+    several = (some for record in batches for some in record.predictions.values())
+    return [key for some in several for key in some]
 
 
 def _texts(files: Sequence[Path]) -> str:

@@ -381,6 +381,7 @@ FROM (
             unnest(range(1, len(e.embedding) + 1)) AS position
         FROM images AS i
         JOIN embeddings AS e USING (image_id)
+        WHERE i.label IS NOT NULL
     )
     GROUP BY ALL
 )
@@ -400,3 +401,30 @@ COMMENT ON VIEW class_scores IS
 'One row per dataset, encoder, chosen head, split, class and metric, of the runs that
 predictions has: precision, recall, f1, and roc_auc and average_precision of the class
 against all others. What is not defined has no row.';
+
+CREATE VIEW batches AS
+SELECT
+    document->>'$.run_id' AS batch_id, document->>'$.dataset' AS dataset,
+    document->>'$.name' AS name, (document->>'$.version')::BIGINT AS version,
+    document->>'$.model' AS model,
+    (document->>'$.started')::TIMESTAMP AS started,
+    (document->>'$.finished')::TIMESTAMP AS finished,
+    (document->>'$.images')::BIGINT AS images,
+    (document->>'$.new')::BIGINT AS new_images,
+    (document->>'$.quarantined')::BIGINT AS quarantined,
+    (document->>'$.duplicates')::BIGINT AS duplicates,
+    document->>'$.manifest' AS manifest
+FROM (SELECT content::JSON AS document FROM {files of batch records} WHERE {here});
+COMMENT ON VIEW batches IS
+'One row per finished batch of predictions, by tl predict of a dataset or folder or by the
+flow batch-predict.';
+
+CREATE VIEW batch_predictions AS
+SELECT
+    dataset, image_id, uri, label, confidence, accepted, labels, top, nearest_id,
+    nearest_similarity, name, version, make_timestamp(epoch_us(predicted_at))
+        AS predicted_at, model
+FROM {files of batch predictions}
+WHERE {here};
+COMMENT ON VIEW batch_predictions IS
+'One row per dataset, image and model that predicted it in a batch, which it does once.';

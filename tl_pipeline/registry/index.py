@@ -58,6 +58,16 @@ def load_model(store: Store, name: str, alias: str = CHAMPION) -> "Model":
     """
     from tl_pipeline.registry.model import open_model  # noqa: PLC0415 - seconds
 
+    version = find_version(store, name, alias)
+    return open_model(store.root / "models" / str(version.model), store)
+
+
+def find_version(store: Store, name: str, alias: str = CHAMPION) -> Version:
+    """The version that ``load_model`` loads, whose folder is whole.
+
+    Raises:
+        UnknownName, DamagedArtifact, StoreError: see ``load_model``.
+    """
     model = find(store, name)
     number = int(alias) if alias.isdigit() else model.aliases.get(alias)
     version = model.version(number)
@@ -65,7 +75,7 @@ def load_model(store: Store, name: str, alias: str = CHAMPION) -> "Model":
         known = {*model.aliases, *(str(v.number) for v in model.versions)}
         raise UnknownName(f"alias or version of model {name!r}", alias, known)
     check_folder(store, model, version)
-    return open_model(store.root / "models" / str(version.model), store)
+    return version
 
 
 def find(store: Store, name: str) -> RegisteredModel:

@@ -8,8 +8,9 @@ each head in ``members/<number>/``.
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, unique_members
 from tl_pipeline.encoders.encoder import Encoder
@@ -20,6 +21,9 @@ from tl_pipeline.heads.fitted import FittedHead
 from tl_pipeline.heads.fitted import load as load_head
 from tl_pipeline.registry.model_folder import MODEL, SEVERAL
 from tl_pipeline.store.artifacts import Store
+
+if TYPE_CHECKING:
+    from tl_pipeline.registry.prediction import Predictor
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,17 @@ class Model:
     def encoders(self) -> tuple[Encoder, ...]:
         """Every encoder that an input must go through, once."""
         return unique_members(member.encoder for member in self.members)
+
+    @cached_property
+    def predictor(self) -> "Predictor":
+        """Its networks, loaded when they are first needed and kept from then on.
+
+        Raises:
+            WeightsError: see ``Predictor``.
+        """
+        from tl_pipeline.registry.prediction import Predictor  # noqa: PLC0415 - torch
+
+        return Predictor(self)
 
 
 def open_model(folder: Path, store: Store | None = None) -> Model:

@@ -14,8 +14,9 @@ from typing import Any
 
 from tl_pipeline import heads
 from tl_pipeline.config.specs import HeadConfig
-from tl_pipeline.encoders.concat import AnyEncoder, members_of
+from tl_pipeline.encoders.concat import AnyEncoder, members_of, unique_members
 from tl_pipeline.encoders.encoder import Encoder
+from tl_pipeline.encoders.weight_store import located
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import PROVENANCE, Artifact, Store
@@ -51,12 +52,14 @@ def write(
     best: Artifact,
     chosen_by: str,
     encoders: Mapping[str, AnyEncoder],
+    manifest: str,
     folder: Path,
 ) -> None:
     """Write the model of the evaluation ``best`` into ``folder``.
 
     ``chosen_by`` tells by what it was chosen; ``encoders`` has the encoder of each
-    evaluation of one head, by its key.
+    evaluation of one head, by its key. ``manifest`` is the key of the images of the
+    run.
 
     Raises:
         DamagedArtifact: a head is not in the store.
@@ -94,6 +97,7 @@ def write(
         "metrics": _metrics(store, best),
         "chosen": chosen_by,
         "evaluation": best.key,
+        "manifest": manifest,
     }
     text = json.dumps(model, indent=1, ensure_ascii=False)
     (folder / MODEL).write_text(text)
@@ -117,6 +121,17 @@ def write_mlmodel(folder: Path) -> None:
         },
     }
     (folder / MLMODEL).write_text(json.dumps(about, indent=1))
+
+
+def encoders_of(folder: Path, store: Store) -> tuple[Encoder, ...]:
+    """Every encoder that an input of the model must go through, once.
+
+    Its weights are those that ``store`` keeps. Heads are not loaded for it.
+    """
+    about = json.loads((folder / MODEL).read_text())
+    rows = about.get("members") or [{"encoders": [about["encoder"]]}]
+    found = [Encoder.model_validate(one) for row in rows for one in row["encoders"]]
+    return unique_members(located(encoder, store) for encoder in found)
 
 
 def content(folder: Path) -> str | None:

@@ -8,7 +8,7 @@ the model's members need; all of them are in memory at once.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,8 +65,8 @@ class Predictor:
 
 
 def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
-    """Classify ``files`` once; see ``Predictor``."""
-    return Predictor(model).predict(files)
+    """Classify ``files``; the networks of ``model`` stay loaded for the next call."""
+    return model.predictor.predict(files)
 
 
 def probabilities(
@@ -84,6 +84,41 @@ def probabilities(
             said = member.operating_point.calibration.apply(said)
         total += member.times * aligned(said, member.head.classes, model.classes)
     return total / sum(member.times for member in model.members)
+
+
+class Decided(NamedTuple):
+    """What a model decides on n inputs by its operating point.
+
+    ``probabilities`` are calibrated, float32 (n, n_classes), and ``order`` has the
+    classes of each row, the most probable first. ``sets`` (n, n_classes) tells which
+    may be right, ``accepted`` (n,) who is sure enough; None in models of older
+    versions, which have no operating point.
+    """
+
+    probabilities: np.ndarray
+    order: np.ndarray
+    sets: np.ndarray | None
+    accepted: np.ndarray | None
+
+    def labels(self, classes: Sequence[str]) -> list[list[str]] | None:
+        """The labels that each input may have, the most probable first."""
+        if self.sets is None:
+            return None
+        pairs = zip(self.order, self.sets, strict=True)
+        return [[classes[int(k)] for k in order if held[k]] for order, held in pairs]
+
+
+def decide(model: Model, probabilities: np.ndarray) -> Decided:
+    """What ``probabilities`` (n, n_classes), before calibration, mean."""
+    point = model.operating_point
+    if point:
+        probabilities = point.calibration.apply(probabilities)
+    return Decided(
+        probabilities,
+        np.argsort(-probabilities, axis=1, kind="stable"),
+        point.sets(probabilities) if point else None,
+        point.accepted(probabilities) if point else None,
+    )
 
 
 def _batch(
@@ -150,22 +185,15 @@ def _said(
     model: Model, files: Sequence[Path | None], probabilities: np.ndarray
 ) -> list[Prediction]:
     """What ``probabilities`` (n, K), before calibration, mean for ``files``."""
-    classes, point = np.array(model.classes), model.operating_point
-    if point is None:
-        return [
-            Prediction(file, str(classes[row.argmax()]), float(row.max()))
-            for file, row in zip(files, probabilities, strict=True)
-        ]
-    calibrated = point.calibration.apply(probabilities)
-    sets, accepted = point.sets(calibrated), point.accepted(calibrated)
-    order = np.argsort(-calibrated, axis=1, kind="stable")
+    found = decide(model, probabilities)
+    sets = found.labels(model.classes)
     return [
         Prediction(
             file,
-            label=str(classes[order[i, 0]]),
-            confidence=float(calibrated[i].max()),
-            labels=[str(classes[k]) for k in order[i] if sets[i, k]],
-            accepted=bool(accepted[i]),
+            label=model.classes[found.order[i, 0]],
+            confidence=float(found.probabilities[i, found.order[i, 0]]),
+            labels=None if sets is None else sets[i],
+            accepted=None if found.accepted is None else bool(found.accepted[i]),
         )
         for i, file in enumerate(files)
     ]

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +19,8 @@ from tl_pipeline.score import Score
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.checks import read_json
 from tl_pipeline.store.files import write_atomically
+
+RecordT = TypeVar("RecordT", bound="Record")
 
 
 class ResultMember(BaseModel):
@@ -119,28 +122,58 @@ class Tuning(BaseModel):
         return next(one.encoder for one in self.candidates if one.key == self.key)
 
 
-class RunRecord(BaseModel):
-    """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
+class Record(BaseModel):
+    """What the record of a run and that of a batch have in common.
 
-    Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
-    are the encoders that have no embeddings of their own in the store. ``chosen`` tells
-    in words by what the best was chosen, ``source`` is the local path that the dataset
-    was read from; in older records both are None. With ``tuning`` the backbones of
-    ``spec`` are what it chose.
+    ``folder`` is the folder of the store with all records of a kind. ``source`` is the
+    local path that the dataset was read from, None in older records.
     """
 
     model_config = ConfigDict(frozen=True)
+
+    folder: ClassVar[str]
 
     run_id: str
     dataset: str
     started: datetime
     finished: datetime
-    spec: RunSpec
     steps: list[Step]
     manifest: str
     images: int
     quarantined: int
     duplicates: int
+    source: str | None = None
+
+
+class BatchRecord(Record):
+    """One batch of predictions, as ``batches/<dataset>/<run_id>.json`` keeps it.
+
+    ``version`` of the model ``name``, whose key is ``model``, predicted ``new`` of the
+    ``images``, and all others before. ``predictions`` has the keys of all predictions
+    of images of this dataset that count, the oldest first, by the key of the model.
+    """
+
+    folder: ClassVar[str] = "batches"
+
+    name: str
+    version: int
+    model: str
+    new: int
+    predictions: dict[str, list[str]]
+
+
+class RunRecord(Record):
+    """One run of the pipeline, as ``runs/<dataset>/<run_id>.json`` keeps it.
+
+    Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
+    are the encoders that have no embeddings of their own in the store. ``chosen`` tells
+    in words by what the best was chosen; in older records it is None. With ``tuning``
+    the backbones of ``spec`` are what it chose.
+    """
+
+    folder: ClassVar[str] = "runs"
+
+    spec: RunSpec
     split_report: SplitReport | None = None
     results: list[Result]
     finetunings: list[FinetuningResult] = []
@@ -149,7 +182,6 @@ class RunRecord(BaseModel):
     registered: Registered
     joints: list[JointEncoder] = []
     chosen: str | None = None
-    source: str | None = None
     tuning: Tuning | None = None
 
     @property
@@ -165,12 +197,12 @@ def new_run_id() -> str:
     return f"{now:%Y%m%dT%H%M%S}{milliseconds:03d}-{uuid.uuid4().hex[:6]}"
 
 
-def write(store: Store, record: RunRecord) -> Path:
+def write(store: Store, record: Record) -> Path:
     """Publish ``record``; from then on it is what the next run compares with.
 
     In an object store everything that it names is there before it is.
     """
-    file = store.root / "runs" / record.dataset / f"{record.run_id}.json"
+    file = store.root / record.folder / record.dataset / f"{record.run_id}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = record.model_dump_json(indent=1)
     store.mirror.settle()
@@ -192,7 +224,7 @@ def note_refused(store: Store, dataset: str, manifest: str) -> None:
         write_atomically(file, json.dumps({"manifest": manifest}))
 
 
-def last_manifests(store: Store, finished: Iterable[RunRecord]) -> dict[str, str]:
+def last_manifests(store: Store, finished: Iterable[Record]) -> dict[str, str]:
     """Dataset -> key of the manifest of its last run, finished or refused.
 
     ``finished`` has the last record of each dataset.
@@ -209,11 +241,30 @@ def last_manifests(store: Store, finished: Iterable[RunRecord]) -> dict[str, str
 
 def latest(store: Store, dataset: str) -> RunRecord | None:
     """The last finished run on ``dataset`` with a readable record, if there is one."""
-    folder = store.root / "runs" / dataset
+    return _latest(store, dataset, RunRecord)
+
+
+def latest_batch(store: Store, dataset: str) -> BatchRecord | None:
+    """The last batch of ``dataset`` with a readable record, if there is one."""
+    return _latest(store, dataset, BatchRecord)
+
+
+def latest_batches(store: Store) -> dict[str, BatchRecord]:
+    """The last batch of each dataset that has one."""
+    batches = store.root / BatchRecord.folder
+    store.mirror.fetch_folder(batches)
+    found = {f.name: latest_batch(store, f.name) for f in sorted(batches.glob("*/"))}
+    return {name: record for name, record in found.items() if record}
+
+
+def _latest(store: Store, dataset: str, kind: type[RecordT]) -> RecordT | None:
+    folder = store.root / kind.folder / dataset
     there = store.mirror.listing(folder)
     store.mirror.fetch(folder / name for name in sorted(there)[-1:])
-    files = sorted(folder.glob("*.json"), reverse=True)
-    return next(filter(None, map(_read, files)), None)
+    for file in sorted(folder.glob("*.json"), reverse=True):
+        if record := _read(file, kind):
+            return record
+    return None
 
 
 def last_tuning(store: Store, dataset: str, question: str) -> Tuning | None:
@@ -221,7 +272,7 @@ def last_tuning(store: Store, dataset: str, question: str) -> Tuning | None:
     folder = store.root / "runs" / dataset
     store.mirror.fetch_folder(folder)
     for file in sorted(folder.glob("*.json"), reverse=True):
-        record = _read(file)
+        record = _read(file, RunRecord)
         if record and record.tuning and record.tuning.question == question:
             return record.tuning
     return None
@@ -234,13 +285,13 @@ def every(store: Store) -> list[RunRecord]:
     """
     store.mirror.fetch_folder(store.root / "runs")
     files = sorted((store.root / "runs").glob("*/*.json"), key=lambda file: file.name)
-    return [record for record in map(_read, files) if record]
+    return [record for file in files if (record := _read(file, RunRecord))]
 
 
-def _read(file: Path) -> RunRecord | None:
+def _read(file: Path, kind: type[RecordT]) -> RecordT | None:
     """The record in ``file``; None if it is damaged or of a newer version."""
     try:
-        return RunRecord.model_validate_json(file.read_bytes())
+        return kind.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None  # collected meanwhile
     except ValidationError as errors:
@@ -256,7 +307,7 @@ def latest_of_each(records: Iterable[RunRecord]) -> dict[str, RunRecord]:
     return {record.dataset: record for record in records}
 
 
-def keys_used(record: RunRecord | None) -> dict[tuple[str, str], Mapping[str, str]]:
+def keys_used(record: Record | None) -> dict[tuple[str, str], Mapping[str, str]]:
     """(stage, subject) -> keys of ``record``: see ``planning.Workspace``."""
     steps = record.steps if record else []
     return {(step.stage, step.subject): step.keys for step in steps}

@@ -12,6 +12,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "ingest",
+    "predict",
     "register",
     "shuffle",
     "train",

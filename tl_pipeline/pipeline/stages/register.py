@@ -114,7 +114,8 @@ class Register:
         used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
 
         def write(folder: Path) -> str:
-            model_folder.write(store, self.dataset, best, chosen, used, folder)
+            images = self.manifest.key
+            model_folder.write(store, self.dataset, best, chosen, used, images, folder)
             return digest(document)
 
         model = store.find("models", digest(document))
