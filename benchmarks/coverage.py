@@ -15,6 +15,7 @@ from results import machine, record
 from scipy import stats
 
 from tl_pipeline.evaluation import intervals, metrics
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.score import Score
 
 CORRELATIONS = (0.0, 0.1, 0.3, 0.7)
@@ -112,7 +113,7 @@ def balanced(
     names = [str(k) for k in range(CLASSES)]
     labels = truth.astype(str)
     found = [
-        metrics.scores(labels, names, proba, of, 0)["balanced_accuracy"]
+        metrics.scores(PredictedRows(labels, names, proba, of), 0)["balanced_accuracy"]
         for of in (units, np.arange(len(units)))
     ]
     return found[0], found[1], float(RATES.mean())

@@ -108,7 +108,7 @@ def test_validation_alone_chooses_where_it_is_asked_to(folder: Path, tmp_path: P
     validation = record.split_report.splits["validation"].images
     for result in record.results:
         rows = metrics(root, result)
-        assert {row["split"] for row in rows} == {"validation", "test"}
+        assert {row["split"] for row in rows} == {"validation", "test", "train"}
         assert {r["images"] for r in rows if r["split"] == "validation"} == {validation}
         assert result.folds is None
     assert record.chosen
@@ -135,6 +135,7 @@ def test_the_run_registers_what_folds_prefer(
                 row["value"] = {
                     "folds": (row["images"] - 4 * (not loser)) / row["images"],
                     "test": 0.0 if loser else 1.0,
+                    "train": 0.0 if loser else 1.0,
                 }[row["split"]]
         return tables.from_rows(METRICS, rows)
 

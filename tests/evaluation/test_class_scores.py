@@ -10,6 +10,7 @@ from sklearn.metrics import (
 
 from tl_pipeline.evaluation import intervals, one_vs_rest
 from tl_pipeline.evaluation.class_scores import METRICS, class_scores
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 
 CASES = 300
 Row = dict[str, float]
@@ -19,7 +20,8 @@ def by_class(labels, classes, probabilities, units=None) -> dict[str, dict[str, 
     """Class -> metric -> its row."""
     units = np.arange(len(labels)) if units is None else units
     found: dict[str, dict[str, Row]] = {}
-    for row in class_scores(labels, classes, probabilities, units).to_pylist():
+    rows = PredictedRows(labels, classes, probabilities, units)
+    for row in class_scores(rows).to_pylist():
         found.setdefault(row["label"], {})[row["metric"]] = row
     return found
 
@@ -99,7 +101,7 @@ def test_the_influence_of_a_row_is_what_a_little_more_weight_of_it_changes():
 def test_recall_and_precision_have_wilsons_interval():
     labels = np.array(["a"] * 20 + ["b"] * 80)
     scores = np.tile(np.float32([0.1, 0.9]), (100, 1))
-    scores[:15] = 0.9, 0.1
+    scores[:15] = np.float32([0.9, 0.1])
     found = by_class(labels, ["a", "b"], scores)["a"]
     assert (found["recall"]["low"], found["recall"]["high"]) == pytest.approx(
         (0.5313, 0.8881), abs=5e-5

@@ -1,5 +1,8 @@
 """Scores as scikit-learn has them; intervals as known values and resampling say."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,31 +10,43 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
     brier_score_loss,
+    cohen_kappa_score,
     f1_score,
     log_loss,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
 )
 
-from tl_pipeline.evaluation.metrics import decision_scores, scores
+from tl_pipeline.evaluation.metrics import METRICS, decision_scores, scores
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.score import Score
 
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "log_loss",
-    "brier",
-    "ece",
-)
+CASES = 150
+SIGNED = {"mcc", "kappa"}
 
 
 def score(
     labels: np.ndarray, classes: list[str], probabilities, seed: int = 0, units=None
 ) -> dict[str, Score]:
     units = np.arange(len(labels)) if units is None else units
-    found = scores(labels, classes, probabilities, units, seed)
-    assert tuple(found) == METRICS
+    rows = PredictedRows(labels, classes, probabilities, units)
+    found = scores(rows, seed)
+    ranked = {"roc_auc", "average_precision"}
+    some = sum(name in set(labels) for name in classes) > 0
+    some &= len(set(labels)) > 1
+    expected = [
+        metric
+        for metric in METRICS
+        if (metric != "top_5_accuracy" or len(classes) > 5)
+        and (metric not in ranked or some)
+    ]
+    assert list(found) == expected
     return found
 
 
@@ -74,6 +89,83 @@ def test_scores_are_those_of_scikit_learn(case):
     )
 
 
+def test_every_score_is_that_of_scikit_learn_in_hundreds_of_cases():
+    seen = dict.fromkeys(METRICS, 0)
+    for seed in range(CASES):
+        rows, k = 2 + seed % 58, 2 + seed % 7
+        labels, classes, wide = problem(seed, rows, k, skill=seed % 4)
+        wide = wide.astype(np.float64)
+        wide /= wide.sum(axis=1, keepdims=True)
+        predicted = np.array(classes)[wide.argmax(axis=1)]
+        both = (labels, predicted)
+
+        def averaged(
+            score: Callable[..., Any], average: str, both: tuple[Any, Any] = both
+        ) -> float:
+            return score(*both, average=average, zero_division=0)
+
+        expected = {
+            "accuracy": accuracy_score(*both),
+            "macro_precision": averaged(precision_score, "macro"),
+            "macro_recall": averaged(recall_score, "macro"),
+            "macro_f1": averaged(f1_score, "macro"),
+            "weighted_precision": averaged(precision_score, "weighted"),
+            "weighted_f1": averaged(f1_score, "weighted"),
+            "mcc": matthews_corrcoef(*both),
+            "brier": brier_score_loss(
+                labels, wide, labels=classes, scale_by_half=False
+            ),
+            "log_loss": log_loss(labels, wide, labels=classes),
+        }
+        assert averaged(recall_score, "weighted") == pytest.approx(expected["accuracy"])
+        if set(labels) | set(predicted) > {labels[0]}:
+            expected["kappa"] = cohen_kappa_score(*both)
+        if set(predicted) <= set(labels):
+            expected["balanced_accuracy"] = balanced_accuracy_score(*both)
+        if k > 5:
+            expected["top_5_accuracy"] = top_k_accuracy_score(
+                labels, wide, k=5, labels=classes
+            )
+        if k > 2 and set(labels) == set(classes):
+            expected["roc_auc"] = roc_auc_score(labels, wide, multi_class="ovr")
+            hot = labels[:, None] == np.array(classes)
+            expected["average_precision"] = average_precision_score(hot, wide)
+        if k == 2 and len(set(labels)) == 2:
+            expected["roc_auc"] = roc_auc_score(labels == "c1", wide[:, 1])
+        found = score(labels, classes, wide)
+        for metric, value in expected.items():
+            seen[metric] += 1
+            assert found[metric].value == pytest.approx(value, abs=1e-9), metric
+    assert min(n for metric, n in seen.items() if metric != "ece") > 15
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_intervals_hold_the_truth_as_often_as_they_say(grouped: bool):
+    """Of groups of four rows that are alike, and of independent rows."""
+    chance = np.random.default_rng(3)
+
+    def sample(groups: int, seed: int) -> dict[str, Score]:
+        units = np.repeat(np.arange(groups), 4)
+        rows, k = len(units), 6
+        truth = chance.integers(0, k, rows)
+        common = chance.normal(size=groups)[units] if grouped else np.zeros(rows)
+        logits = 1.3 * chance.normal(size=(rows, k))
+        logits[np.arange(rows), truth] += 1.6 + 1.2 * common
+        proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        of = units if grouped else np.arange(rows)
+        classes = [f"c{at}" for at in range(k)]
+        return score(np.array(classes)[truth], classes, proba, seed=seed, units=of)
+
+    truth = {metric: one.value for metric, one in sample(10_000, 0).items()}
+    drawn = [sample(60, seed) for seed in range(100)]
+    for metric in set(truth) - {"ece"}:
+        held = [d[metric].low <= truth[metric] <= d[metric].high for d in drawn]
+        assert np.mean(held) >= 0.87, metric  # 100 draws: four deviations below 0.95
+        width = np.mean([d[metric].high - d[metric].low for d in drawn])
+        spread = np.std([d[metric].value for d in drawn])
+        assert width < 6 * spread, metric
+
+
 @settings(deadline=None, max_examples=40)
 @given(problems, st.integers(1, 5))
 def test_a_label_that_the_head_cannot_name_is_an_error(case, strangers: int):
@@ -105,7 +197,7 @@ def test_every_score_is_inside_its_range_and_its_interval_is_ordered(case):
     for metric, found in others.items():
         assert found.low is not None
         assert found.high is not None
-        assert 0 <= found.low <= found.high
+        assert (-1 if metric in SIGNED else 0) <= found.low <= found.high
         if metric in {"accuracy", "log_loss", "brier"}:
             assert found.low <= found.value <= found.high
         if metric not in {"log_loss", "brier"}:
@@ -205,7 +297,7 @@ def test_groups_widen_every_interval_and_change_no_value():
     apart = score(copied[0], classes, copied[1])
     together = score(copied[0], classes, copied[1], units=units)
     single = score(labels, classes, probabilities)
-    for metric in set(METRICS) - {"ece"}:
+    for metric in set(together) - {"ece"}:
         one, many, few = together[metric], apart[metric], single[metric]
         assert one.value == pytest.approx(many.value)
         assert one.high - one.low > 2.5 * (many.high - many.low)

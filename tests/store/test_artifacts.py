@@ -107,8 +107,8 @@ GOLDEN = {
     "train": "4c81582e35fc4335bb8bc2d071233d9f",
     "audit": "c23b811bc094b07bf4730fb585afbd0f",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
-    "evaluate": "abe7acf714c7dc6648bfedf94e0e7542",
-    "average": "e24ad34aa907dd5ece7c68db6722b59f",
+    "evaluate": "07ecc45e71798d828fac04ae497d7c44",
+    "average": "82d94351012fa80b95380c65215b206d",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
 GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
@@ -119,7 +119,7 @@ GOLDEN_DIGITS = {
     "embed": "c74cb216b643d03dce405c6aff463a95",
     "audit": "817b2fd7c0a6602f37a266fefffdade8",
     "train": "06d9a696dec24699c98b3165462e2d2c",
-    "evaluate": "aad840d55125b52c9c0d5bc54863db84",
+    "evaluate": "90ddd801ea2ce6cc6ab3f6746c70efe9",
 }
 
 

@@ -20,6 +20,8 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 UNLABELLED = "unlabelled"
 # No split that an image is in: the training images that folds leave out in turn.
 FOLDS = "folds"
+# What scores candidates while they are compared.
+CHOOSING = (FOLDS, VALIDATION)
 
 
 def draw(name: str, seed: int) -> float:

@@ -13,7 +13,9 @@ __all__ = [
     "decisions",
     "intervals",
     "metrics",
+    "one_vs_rest",
     "operating_point",
+    "predicted_rows",
     "scored_rows",
     "scoring",
 ]

@@ -11,41 +11,26 @@ import numpy as np
 import pyarrow as pa
 
 from tl_pipeline.evaluation import intervals, one_vs_rest
-from tl_pipeline.evaluation.intervals import Shares, Spread
+from tl_pipeline.evaluation.intervals import Shares
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 
 METRICS = ("precision", "recall", "f1", *one_vs_rest.METRICS)
 
 
-def class_scores(
-    labels: np.ndarray,
-    classes: list[str],
-    probabilities: np.ndarray,
-    units: np.ndarray,
-) -> pa.Table:
-    """Precision, recall, F1, ROC AUC and average precision of each class.
+def class_scores(rows: PredictedRows) -> pa.Table:
+    """Precision, recall, F1, ROC AUC and average precision of each class of ``rows``.
 
     A metric that is not defined has no row: recall, ROC AUC and average precision of a
-    class that no row has, precision of one that is never predicted.
-
-    Args:
-        labels: names, (n,). One that is not among the classes has a recall and an F1
-            of 0; its rows are among the rest of every class.
-        classes: those of the columns.
-        probabilities: (n, n_classes).
-        units: (n,), equal for rows that belong together.
+    class that no row has, precision of one that is never predicted. A label that is
+    none of the classes has a recall and an F1 of 0; its rows are among the rest of
+    every class.
 
     Returns:
         The columns ``label``, ``metric`` (of ``METRICS``), ``value``, ``low``, ``high``
         and ``images``, which is the number of rows that have the label.
     """
-    names, number = np.unique(labels, return_inverse=True)
-    place = {name: at for at, name in enumerate(classes)}
-    every = [*classes, *(name for name in names.tolist() if name not in place)]
-    place = {name: at for at, name in enumerate(every)}
-    truth = np.array([place[name] for name in names.tolist()], int)[number]
-    predicted, k = probabilities.argmax(axis=1), len(every)
-    right, unit = truth == predicted, np.unique(units, return_inverse=True)[1]
-    missed = ~right
+    truth, predicted, unit = rows.truth, rows.predicted, rows.unit
+    right, k, missed = rows.right, len(rows.names), ~rows.right
     both = intervals.shares(
         np.concatenate([right, np.zeros(missed.sum(), bool)]),
         np.concatenate([truth, predicted[missed]]),
@@ -56,38 +41,16 @@ def class_scores(
         intervals.shares(right, predicted, k, unit),
         intervals.shares(right, truth, k, unit),
         Shares(*(2 * part / (1 + part) for part in both)),
-        *_ranked(truth, probabilities, unit, k),
+        *(_of_all(one, rows.ranks.at, k) for one in rows.ranks.of_class),
     )
-    return _table(every, shares, np.bincount(truth, minlength=k))
+    return _table(rows.names, shares, np.bincount(truth, minlength=k))
 
 
-def _ranked(
-    truth: np.ndarray, probabilities: np.ndarray, unit: np.ndarray, k: int
-) -> list[Shares]:
-    """Of each of ``one_vs_rest.METRICS``."""
-    units = int(unit.max(initial=0)) + 1
-    grouped = unit if units < len(unit) else None
-    at: list[int] = []
-    positives: list[int] = []
-    values: list[tuple[float, float]] = []
-    spreads: list[tuple[Spread, ...]] = []
-    for one in one_vs_rest.ranked(truth, probabilities):
-        at.append(one.at)
-        positives.append(len(np.unique(unit[one.own])))
-        values.append(one.values)
-        spreads.append(tuple(Spread.of(each, grouped) for each in one.influence))
-    found = []
-    for metric in range(len(one_vs_rest.METRICS)):
-        scores = intervals.by_influence(
-            np.array([value[metric] for value in values]),
-            [spread[metric] for spread in spreads],
-            units,
-            np.array(positives),
-        )
-        columns = np.full((3, k), np.nan)
-        columns[:, at] = scores
-        found.append(Shares(*columns))
-    return found
+def _of_all(some: Shares, at: np.ndarray, k: int) -> Shares:
+    """``some``, the scores of the classes ``at``, among those of all ``k``."""
+    columns = np.full((3, k), np.nan)
+    columns[:, at] = some
+    return Shares(*columns)
 
 
 def _table(

@@ -108,14 +108,14 @@ def mean(values: np.ndarray, units: np.ndarray) -> Score:
     return Score(value=value, low=float(value / factor), high=float(value * factor))
 
 
-def statistic(value: float, changes: np.ndarray) -> Score:
-    """A ``value`` between 0 and 1 with what leaving out each unit changes, (units,)."""
+def statistic(value: float, changes: np.ndarray, least: float = 0.0) -> Score:
+    """A ``value`` from ``least`` to 1 with what leaving out each unit changes."""
     if len(changes) < 2:
-        return Score(value=value, low=0.0, high=1.0)
+        return Score(value=value, low=least, high=1.0)
     variance, quantile = _spread(changes, 0.0)
     margin = quantile * variance**0.5
     return Score(
-        value=value, low=max(value - margin, 0.0), high=min(value + margin, 1.0)
+        value=value, low=max(value - margin, least), high=min(value + margin, 1.0)
     )
 
 

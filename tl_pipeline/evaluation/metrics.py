@@ -1,68 +1,133 @@
 """Scores of one classifier on one set of rows, by name, with 95 % intervals.
 
-``units`` (n,) are equal for rows that belong together, such as images of one group: all
-intervals count such rows as ``intervals`` says.
+``METRICS`` is the table of them: a metric is a row, of a kind that knows its interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from tl_pipeline.evaluation import intervals
+from tl_pipeline.evaluation import intervals, one_vs_rest
 from tl_pipeline.evaluation.intervals import LEVEL
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.score import Score
 
 RESAMPLES = 2000
+TOP = 5
 _BINS = 15
 # Resamples, or units left out, at one time: memory stays bounded for many classes.
 _STEP = 100
+# Rows whose probabilities are compared at one time.
+_ROWS = 1024
 
-# Of (right, true, predicted) rows by class, each (..., K), a number (...,).
-_Macro = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+class Kind(Protocol):
+    """How a metric is computed, and with it the interval."""
+
+    def score(self, rows: PredictedRows) -> Score | None:
+        """That of ``rows``; None where it is not defined."""
+        ...
 
 
-def scores(
-    labels: np.ndarray,
-    classes: list[str],
-    probabilities: np.ndarray,
-    units: np.ndarray,
-    seed: int,
-) -> dict[str, Score]:
-    """Accuracy, balanced accuracy, macro F1, and ``probability_scores``.
+@dataclass(frozen=True)
+class Share:
+    """The share of rows of which ``of`` is true, bool (n,): see ``intervals.share``."""
 
-    ``labels`` are names of shape (n,); ``probabilities`` is of shape (n, n_classes)
-    with columns in the order of ``classes``. A label that is not among the classes
-    counts as an error: the classifier cannot name it.
+    of: Callable[[PredictedRows], np.ndarray]
 
-    The intervals of balanced accuracy and macro F1 are those of a percentile bootstrap
-    (Efron & Tibshirani 1993, ch. 13); of units with several rows, the jackknife's.
+    def score(self, rows: PredictedRows) -> Score:
+        """See ``Kind``."""
+        return intervals.share(self.of(rows), rows.unit)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of ``of``, (n,) and none below 0: see ``intervals.mean``."""
+
+    of: Callable[[PredictedRows], np.ndarray]
+
+    def score(self, rows: PredictedRows) -> Score:
+        """See ``Kind``."""
+        return intervals.mean(self.of(rows), rows.unit)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The mean over classes of one of ``one_vs_rest.METRICS``."""
+
+    name: str
+
+    def score(self, rows: PredictedRows) -> Score | None:
+        """See ``Kind``."""
+        return rows.ranks.macro(self.name)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A number without an interval."""
+
+    of: Callable[[PredictedRows], float]
+
+    def score(self, rows: PredictedRows) -> Score:
+        """See ``Kind``."""
+        return Score(value=self.of(rows))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A number that follows from rows by class; the interval is a bootstrap's.
+
+    ``of`` is handed how many rows of each class are right, are of it and are predicted
+    as it, each (..., K), and gives numbers (...,) between ``least`` and 1. The interval
+    is that of a percentile bootstrap (Efron & Tibshirani 1993, ch. 13), the same draws
+    for all such metrics; of units with several rows it is the jackknife's.
     """
-    truth = _numbered(labels, classes)
-    predicted = probabilities.argmax(axis=1)
+
+    of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of ``METRICS``.
+
+    It is left out below ``classes`` columns. Of a ``loss`` less is better.
+    """
+
+    kind: Kind | Counts
+    meaning: str
+    loss: bool = False
+    classes: int = 1
+
+
+def scores(rows: PredictedRows, seed: int) -> dict[str, Score]:
+    """All of ``METRICS``; a label that is none of the classes counts as an error."""
+    counts = _of_counts(rows, seed)
+    found = {
+        name: counts[name]
+        if isinstance(metric.kind, Counts)
+        else metric.kind.score(rows)
+        for name, metric in METRICS.items()
+        if len(rows.classes) >= metric.classes
+    }
+    return {name: score for name, score in found.items() if score}
+
+
+def probability_scores(rows: PredictedRows) -> dict[str, Score]:
+    """Those of ``METRICS`` that calibration changes: log loss, Brier score, ``ece``."""
     return {
-        "accuracy": intervals.share(predicted == truth, units),
-        **_macro_scores(truth, predicted, units, seed),
-        **_of_probabilities(truth, probabilities, units),
+        "log_loss": intervals.mean(_log_loss(rows), rows.unit),
+        "brier": intervals.mean(_brier(rows), rows.unit),
+        "ece": Score(value=_calibration_error(rows)),
     }
 
 
-def probability_scores(
-    labels: np.ndarray,
-    classes: list[str],
-    probabilities: np.ndarray,
-    units: np.ndarray,
-) -> dict[str, Score]:
-    """Log loss, Brier score and ``ece``, of what ``scores`` takes.
-
-    Log loss is the mean of -log p, p clipped at the float32 epsilon; the Brier score
-    (1950, Monthly Weather Review 78) the mean squared distance of the probabilities
-    from 1 for the label and 0 for the others, between 0 and 2. ``ece`` is the expected
-    calibration error of Guo et al. 2017: in 15 bins of equal width by confidence, the
-    mean distance between confidence and accuracy, weighted by rows. It has no interval:
-    over few rows it is too large by chance alone, and a bootstrap would add to that.
-    """
-    return _of_probabilities(_numbered(labels, classes), probabilities, units)
+def merit(name: str, value: float) -> float:
+    """The larger the better: ``value`` of the metric ``name``, or minus a loss."""
+    return -value if METRICS[name].loss else value
 
 
 def decision_scores(
@@ -83,7 +148,7 @@ def decision_scores(
         covered: whether the set holds the right label, bool (n,).
         sizes: labels in each set, (n,).
         accepted: bool (n,).
-        units: see the module.
+        units: equal for rows that belong together, (n,).
     """
     found = {
         "set_coverage": intervals.share(covered, units),
@@ -96,58 +161,181 @@ def decision_scores(
     return found
 
 
-def balanced_accuracy(
+# Of counts by class: rows that are right, of a class, and predicted as it, (..., K).
+
+
+def _balanced_accuracy(
     right: np.ndarray,
     true: np.ndarray,
-    predicted: np.ndarray,  # noqa: ARG001 - the signature of macro scores
+    predicted: np.ndarray,  # noqa: ARG001 - the signature of such metrics
 ) -> np.ndarray:
-    """Mean recall over the classes that have rows; of counts by class, (..., K)."""
-    recall = np.divide(right, true, out=np.zeros(true.shape), where=true > 0)
-    return recall.sum(axis=-1) / np.maximum((true > 0).sum(axis=-1), 1)
+    return _ratio(right, true).sum(axis=-1) / np.maximum((true > 0).sum(axis=-1), 1)
 
 
-def macro_f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Mean F1 over the classes that are true or predicted somewhere; (..., K)."""
-    both = true + predicted
-    f1 = np.divide(2 * right, both, out=np.zeros(both.shape), where=both > 0)
-    return f1.sum(axis=-1) / np.maximum((both > 0).sum(axis=-1), 1)
+def _macro_recall(
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray
+) -> np.ndarray:
+    return _ratio(right, true).sum(axis=-1) / _present(true, predicted)
 
 
-_MACRO: dict[str, _Macro] = {
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
+def _macro_precision(
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray
+) -> np.ndarray:
+    return _ratio(right, predicted).sum(axis=-1) / _present(true, predicted)
+
+
+def _macro_f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return _f1(right, true, predicted).sum(axis=-1) / _present(true, predicted)
+
+
+def _weighted_precision(
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray
+) -> np.ndarray:
+    return (true * _ratio(right, predicted)).sum(axis=-1) / true.sum(axis=-1)
+
+
+def _weighted_f1(
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray
+) -> np.ndarray:
+    return (true * _f1(right, true, predicted)).sum(axis=-1) / true.sum(axis=-1)
+
+
+def _matthews(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    of, by = _squares(true, true), _squares(predicted, predicted)
+    together = _squares(right, true, predicted)
+    return _ratio(together, np.sqrt(of * by))
+
+
+def _kappa(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    rows = true.sum(axis=-1).astype(float)
+    chance = (true * predicted).sum(axis=-1) / rows**2
+    return _ratio(right.sum(axis=-1) / rows - chance, 1 - chance)
+
+
+def _squares(
+    right: np.ndarray, true: np.ndarray, predicted: np.ndarray | None = None
+) -> np.ndarray:
+    predicted = true if predicted is None else predicted
+    rows = true.sum(axis=-1).astype(float)
+    hits = rows if right is true else right.sum(axis=-1)
+    return hits * rows - (true * predicted).sum(axis=-1)
+
+
+def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return _ratio(2 * right, true + predicted)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """0 where ``whole`` is."""
+    return np.divide(part, whole, out=np.zeros(whole.shape), where=whole > 0)
+
+
+def _present(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """How many classes are true or predicted somewhere."""
+    return np.maximum((true + predicted > 0).sum(axis=-1), 1)
+
+
+# Of rows.
+
+
+def _in_top(rows: PredictedRows) -> np.ndarray:
+    """Whether fewer than ``TOP`` classes are more probable than the label, (n,)."""
+    own = rows.of_truth[:, None]
+    above = [
+        (rows.probabilities[at : at + _ROWS] > own[at : at + _ROWS]).sum(axis=1)
+        for at in range(0, len(own), _ROWS)
+    ]
+    return (np.concatenate(above) < TOP) & rows.known
+
+
+def _log_loss(rows: PredictedRows) -> np.ndarray:
+    floor = float(np.finfo(np.float32).eps)
+    return -np.log(np.clip(rows.of_truth, floor, 1.0))
+
+
+def _brier(rows: PredictedRows) -> np.ndarray:
+    squares = np.square(rows.probabilities, dtype=np.float64).sum(axis=1)
+    return squares - 2 * rows.of_truth + 1
+
+
+def _calibration_error(rows: PredictedRows) -> float:
+    confidence = rows.probabilities.max(axis=1).astype(np.float64)
+    place = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    gaps = np.bincount(place, weights=confidence - rows.right, minlength=_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(
+        Share(lambda rows: rows.right), "the share of right predictions"
+    ),
+    "balanced_accuracy": Metric(
+        Counts(_balanced_accuracy), "mean recall of the classes that have images"
+    ),
+    "macro_precision": Metric(
+        Counts(_macro_precision), "mean precision of the classes that occur"
+    ),
+    "macro_recall": Metric(
+        Counts(_macro_recall),
+        "mean recall of the classes that occur, as labels or as predictions",
+    ),
+    "macro_f1": Metric(Counts(_macro_f1), "mean F1 of the classes that occur"),
+    "weighted_precision": Metric(
+        Counts(_weighted_precision),
+        "mean precision by images of each class; recall so weighted is accuracy",
+    ),
+    "weighted_f1": Metric(Counts(_weighted_f1), "mean F1 by images of each class"),
+    "mcc": Metric(Counts(_matthews, -1.0), "Matthews' correlation coefficient"),
+    "kappa": Metric(Counts(_kappa, -1.0), "Cohen's kappa"),
+    f"top_{TOP}_accuracy": Metric(
+        Share(_in_top),
+        f"the share of labels among the {TOP} most probable classes",
+        classes=TOP + 1,
+    ),
+    "log_loss": Metric(
+        Mean(_log_loss),
+        "mean of -log p of the label, p clipped at the float32 epsilon",
+        loss=True,
+    ),
+    "brier": Metric(
+        Mean(_brier),
+        "mean squared distance of the probabilities from 1 for the label and 0 for "
+        "others, between 0 and 2 (Brier 1950, Monthly Weather Review 78)",
+        loss=True,
+    ),
+    # a bootstrap would add to what few rows have by chance
+    "ece": Metric(
+        Plain(_calibration_error),
+        "expected calibration error (Guo et al. 2017): in 15 bins of equal width by "
+        "confidence, the mean distance of confidence and accuracy",
+        loss=True,
+    ),
+    one_vs_rest.AUC: Metric(
+        Ranked(one_vs_rest.AUC),
+        "mean over classes of the area under the ROC curve against the rest; of two "
+        "classes it is the area",
+        classes=2,
+    ),
+    one_vs_rest.AVERAGE_PRECISION: Metric(
+        Ranked(one_vs_rest.AVERAGE_PRECISION),
+        "mean over classes of the average precision against the rest",
+        classes=2,
+    ),
+}
+_COUNTED = {
+    name: metric.kind
+    for name, metric in METRICS.items()
+    if isinstance(metric.kind, Counts)
 }
 
 
-def _numbered(labels: np.ndarray, classes: list[str]) -> np.ndarray:
-    """The number of each label; those that are no classes come last."""
-    names = [*classes, *sorted(set(labels) - set(classes))]
-    position = {name: i for i, name in enumerate(names)}
-    return np.array([position[name] for name in labels])
-
-
-def _of_probabilities(
-    truth: np.ndarray, probabilities: np.ndarray, units: np.ndarray
-) -> dict[str, Score]:
-    own = _own(truth, probabilities)
-    floor = float(np.finfo(np.float32).eps)
-    squares = np.square(probabilities, dtype=np.float64).sum(axis=1)
-    return {
-        "log_loss": intervals.mean(-np.log(np.clip(own, floor, 1.0)), units),
-        "brier": intervals.mean(squares - 2 * own + 1, units),
-        "ece": Score(value=_calibration_error(truth, probabilities)),
-    }
-
-
-def _macro_scores(
-    truth: np.ndarray, predicted: np.ndarray, units: np.ndarray, seed: int
-) -> dict[str, Score]:
-    names, both = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
-    truth, predicted = both[: len(truth)], both[len(truth) :]
-    position = np.unique(units, return_inverse=True)[1]
-    if position.max() + 1 == len(truth):
-        return _resampled(truth, predicted, len(names), seed)
-    return _units_left_out(truth, predicted, len(names), position)
+def _of_counts(rows: PredictedRows, seed: int) -> dict[str, Score]:
+    both = np.concatenate([rows.truth, rows.predicted])
+    names, both = np.unique(both, return_inverse=True)
+    truth, predicted = both[: len(rows.truth)], both[len(rows.truth) :]
+    if rows.grouped:
+        return _units_left_out(truth, predicted, len(names), rows.unit)
+    return _resampled(truth, predicted, len(names), seed)
 
 
 def _resampled(
@@ -162,7 +350,7 @@ def _resampled(
 
     def of(drawn: np.ndarray) -> dict[str, np.ndarray]:
         classes = [drawn @ by for by in (by_hit, by_truth, by_prediction)]
-        return {name: score(*classes) for name, score in _MACRO.items()}
+        return {name: kind.of(*classes) for name, kind in _COUNTED.items()}
 
     chance, shares = np.random.default_rng(seed), counts / len(truth)
     draws = [
@@ -190,11 +378,11 @@ def _units_left_out(
         for at, classes in of_rows
     ]
     found = {}
-    for name, score in _MACRO.items():
-        value = float(score(*totals))
+    for name, kind in _COUNTED.items():
+        value = float(kind.of(*totals))
         without = np.concatenate(
             [
-                score(
+                kind.of(
                     *(
                         total - of[first : first + _STEP].toarray()
                         for total, of in zip(totals, of_units, strict=True)
@@ -203,7 +391,7 @@ def _units_left_out(
                 for first in range(0, number, _STEP)
             ]
         )
-        found[name] = intervals.statistic(value, value - without)
+        found[name] = intervals.statistic(value, value - without, kind.least)
     return found
 
 
@@ -213,19 +401,3 @@ def _columns(classes: np.ndarray, k: int) -> csr_array:
     return csr_array(
         (np.ones(len(classes), np.int64), (rows, classes)), shape=(len(classes), k)
     )
-
-
-def _calibration_error(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == truth
-    place = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-    gaps = np.bincount(place, weights=confidence - right, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(truth))
-
-
-def _own(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The probability of each row's label; 0 for one that is not among the classes."""
-    known = truth < probabilities.shape[1]
-    own = np.zeros(len(truth))
-    own[known] = probabilities[np.flatnonzero(known), truth[known]]
-    return own

@@ -10,9 +10,14 @@ Obuchowski 1997, Biometrics 53), and the mean over classes is that of the macro 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from tl_pipeline.evaluation import intervals
+from tl_pipeline.evaluation.intervals import Shares, Spread
+from tl_pipeline.score import Score
 
 AUC, AVERAGE_PRECISION = "roc_auc", "average_precision"
 METRICS = (AUC, AVERAGE_PRECISION)
@@ -20,6 +25,71 @@ METRICS = (AUC, AVERAGE_PRECISION)
 _BLOCK = 2**25
 _STEP = 256
 _FEW = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Both of ``METRICS`` for each class that some rows have, and some have not.
+
+    ``at`` (k,) are the numbers of these classes, ``of_class`` the scores of each. The
+    macro score has the influence (n,) of each row in units ``unit``.
+    """
+
+    at: np.ndarray
+    of_class: tuple[Shares, ...]
+    _influence: tuple[np.ndarray, ...]
+    _unit: np.ndarray | None
+
+    def macro(self, name: str) -> Score | None:
+        """The mean over classes; None where all rows are of one."""
+        if not len(self.at):
+            return None
+        metric = METRICS.index(name)
+        units = (
+            len(self._influence[metric]) if self._unit is None else self._unit.max() + 1
+        )
+        found = intervals.by_influence(
+            self.of_class[metric].value.mean(keepdims=True),
+            [Spread.of(self._influence[metric], self._unit)],
+            int(units),
+            np.array([units]),
+        )
+        return found.at(0)
+
+
+def ranks(truth: np.ndarray, probabilities: np.ndarray, unit: np.ndarray) -> Ranks:
+    """How well the ``probabilities`` (n, K) of each class rank its rows.
+
+    Args:
+        truth: the column of each row's label, (n,); see ``ranked``.
+        probabilities: (n, K).
+        unit: the number of the unit that each row belongs to, (n,).
+    """
+    units = int(unit.max(initial=0)) + 1
+    grouped = unit if units < len(unit) else None
+    at: list[int] = []
+    positives: list[int] = []
+    values: list[tuple[float, float]] = []
+    spreads: list[tuple[Spread, ...]] = []
+    total = tuple(np.zeros(len(unit)) for _ in METRICS)
+    for one in ranked(truth, probabilities):
+        at.append(one.at)
+        positives.append(len(np.unique(unit[one.own])))
+        values.append(one.values)
+        spreads.append(tuple(Spread.of(each, grouped) for each in one.influence))
+        for metric, each in enumerate(one.influence):
+            total[metric][:] += each
+    of_class = tuple(
+        intervals.by_influence(
+            np.array([value[metric] for value in values]),
+            [spread[metric] for spread in spreads],
+            units,
+            np.array(positives),
+        )
+        for metric in range(len(METRICS))
+    )
+    mean = tuple(sums / max(len(at), 1) for sums in total)
+    return Ranks(np.array(at, int), of_class, mean, grouped)
 
 
 class Ranked(NamedTuple):

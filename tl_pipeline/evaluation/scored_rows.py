@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tl_pipeline.data.splits import TEST
+from tl_pipeline.data.splits import CHOOSING, TEST
 from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
@@ -122,16 +122,16 @@ def write(
     classes = found.predictions[TEST].classes
     metrics = [
         row
-        for split, said in found.predictions.items()
+        for split, scores in found.scores.items()
         for row in metric_rows(
             {
                 "evaluation": evaluation,
                 **about,
                 "chosen": True,
                 "split": split,
-                "images": len(said.image_ids),
+                "images": found.images[split],
             },
-            found.scores[split],
+            scores,
         )
     ]
     rows = [
@@ -166,7 +166,7 @@ def read(store: Store, evaluation: Artifact) -> StoredEvaluation:
     """What ``evaluation`` wrote of the configuration that it chose."""
     folder = store.path(evaluation)
     told = tables.read(METRICS, folder).to_pylist()
-    (first, *_) = held = [row for row in told if row["split"] != TEST]
+    (first, *_) = held = [row for row in told if row["split"] in CHOOSING]
     value = {row["metric"]: row["value"] for row in held}
     classes = json.loads((folder / "chosen.json").read_text())["classes"]
     columns = ("image_id", "split", "label", "probabilities")

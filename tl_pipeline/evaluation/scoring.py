@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from tl_pipeline.data.splits import TEST
+from tl_pipeline.data.splits import TEST, TRAIN
 from tl_pipeline.evaluation import operating_point
 from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.evaluation.class_scores import class_scores
@@ -16,6 +16,7 @@ from tl_pipeline.evaluation.metrics import (
     scores,
 )
 from tl_pipeline.evaluation.operating_point import OperatingPoint
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.score import Score
 
 # Of test, as the head gave them: what calibration was good for.
@@ -27,11 +28,13 @@ class Scored:
     """A candidate: its operating point, and by split what it said and how good that is.
 
     Probabilities are calibrated. ``class_scores`` are those of the function of this
-    name.
+    name, ``images`` the rows that were scored. Of train, which the head learned from,
+    only scores are kept.
     """
 
     point: OperatingPoint
     predictions: dict[str, Predictions]
+    images: dict[str, int]
     scores: dict[str, dict[str, Score]]
     class_scores: dict[str, pa.Table]
 
@@ -44,8 +47,9 @@ def score(
     method: str,
     error: float,
     seed: int,
+    learned: tuple[Predictions, np.ndarray] | None = None,
 ) -> Scored:
-    """Learn the operating point of a candidate from ``held_out``, and score it on both.
+    """Learn the operating point of a candidate from ``held_out``, and score it on all.
 
     Args:
         split: what the images of ``held_out`` are called.
@@ -55,6 +59,7 @@ def score(
         method: one of ``calibration.METHODS``.
         error: the rate to which the operating point keeps.
         seed: that of the bootstrap.
+        learned: what it says of rows of train, before calibration, and their units.
     """
     rows, cross_fitted = held_out.predictions, held_out.calibrated
     point = operating_point.fit(
@@ -70,56 +75,46 @@ def score(
         split: replace(rows, probabilities=cross_fitted),
         TEST: replace(test, probabilities=point.calibration.apply(raw)),
     }
-    units = {split: held_out.units, TEST: test_units}
+    shown = {
+        split: _rows(predictions[split], held_out.units),
+        TEST: _rows(predictions[TEST], test_units),
+    }
+    if learned:
+        said, units = learned
+        calibrated = point.calibration.apply(said.probabilities)
+        shown[TRAIN] = _rows(replace(said, probabilities=calibrated), units)
+    found = {side: scores(rows, seed) for side, rows in shown.items()}
+    found[TEST] |= _of_decisions(point, raw, shown[TEST])
     return Scored(
         point,
         predictions,
-        scores={
-            split: scores(
-                rows.names(), rows.classes, cross_fitted, held_out.units, seed
-            ),
-            TEST: scores_at(point, raw, test.names(), test.classes, test_units, seed),
-        },
-        class_scores={
-            side: class_scores(
-                said.names(), said.classes, said.probabilities, units[side]
-            )
-            for side, said in predictions.items()
-        },
+        {side: len(rows.labels) for side, rows in shown.items()},
+        found,
+        {side: class_scores(rows) for side, rows in shown.items()},
     )
 
 
-def scores_at(
-    point: OperatingPoint,
-    raw_proba: np.ndarray,
-    labels: np.ndarray,
-    classes: list[str],
-    units: np.ndarray,
-    seed: int,
+def _of_decisions(
+    point: OperatingPoint, raw: np.ndarray, rows: PredictedRows
 ) -> dict[str, Score]:
-    """What comes of probabilities (n, K) before calibration.
+    """Scores of the decisions on ``rows``, whose probabilities are calibrated.
 
-    Beside the scores of the calibrated ones stand those of the decisions and, with the
-    suffix ``BEFORE``, how good the probabilities were before it. ``labels`` are names
-    (n,), ``classes`` those of the columns.
+    With the suffix ``BEFORE`` stands how good ``raw`` ones, (n, K), were before it.
     """
-    calibrated = point.calibration.apply(raw_proba)
-    targets = targets_of(labels, classes)
-    sets = point.sets(calibrated)
-    found = scores(labels, classes, calibrated, units, seed)
+    found: dict[str, Score] = {}
     if point.calibration.method != "none":
-        before = probability_scores(labels, classes, raw_proba, units)
-        found |= {f"{metric}{BEFORE}": score for metric, score in before.items()}
+        before = probability_scores(replace(rows, probabilities=raw))
+        found = {f"{metric}{BEFORE}": score for metric, score in before.items()}
+    targets = np.where(rows.known, rows.truth, -1)
+    sets = point.sets(rows.probabilities)
     return found | decision_scores(
-        right=calibrated.argmax(axis=1) == targets,
+        right=rows.right,
         covered=operating_point.covered(sets, targets),
         sizes=sets.sum(axis=1),
-        accepted=point.accepted(calibrated),
-        units=units,
+        accepted=point.accepted(rows.probabilities),
+        units=rows.unit,
     )
 
 
-def targets_of(labels: np.ndarray, classes: list[str]) -> np.ndarray:
-    """The class number of each row (n,); -1 for a label that is none of ``classes``."""
-    position = {name: k for k, name in enumerate(classes)}
-    return np.array([position.get(name, -1) for name in labels])
+def _rows(said: Predictions, units: np.ndarray) -> PredictedRows:
+    return PredictedRows(said.names(), said.classes, said.probabilities, units)

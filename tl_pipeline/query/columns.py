@@ -152,7 +152,8 @@ COLUMNS = {
     "doubled_embeddings.row": "Row in the part file, from 0.",
     "encoders.label": "Name of the encoder, which two may share.",
     "encoders.width": "Number of values of an embedding, > 0; null of several.",
-    "metrics.split": "test; folds or validation: images held out of heads.",
+    "metrics.split": "test; folds or validation: images held out of heads; train: at "
+    "most 10,000 of the images that the head learned from.",
     "models.head": "The head, with its parameters.",
     "models.run_id": "The run that registered it first; null if no record tells.",
     "near_duplicates.similarity": "How alike the two are, -1 to 1: cosine of the "

@@ -273,7 +273,8 @@ WHERE {here};
 COMMENT ON VIEW metrics IS
 'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.
 The split folds is of training and validation images, each scored by a head that did not
-learn from it; where validation chooses, there is validation in its place. Of
+learn from it; where validation chooses, there is validation in its place. train is of
+images that the head learned from: no measure of what it does on others. Of
 configurations that were not chosen the view searches tells.';
 
 CREATE VIEW predictions AS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from tl_pipeline.data.splits import FOLDS, TEST
+from tl_pipeline.data.splits import CHOOSING, FOLDS
 from tl_pipeline.evaluation.intervals import paired_difference
 from tl_pipeline.evaluation.scored_rows import compared
 from tl_pipeline.score import Score
@@ -196,7 +196,7 @@ def expected(
         found += [
             (row["value"], row["split"])
             for row in tables.read(METRICS, store.path(one)).to_pylist()
-            if row["metric"] == "accuracy" and row["split"] != TEST
+            if row["metric"] == "accuracy" and row["split"] in CHOOSING
         ]
     if not found:
         return None

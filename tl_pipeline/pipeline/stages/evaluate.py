@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give other rows.
-VERSION = 4
+VERSION = 5
 CHOSEN = "chosen.json"
+# Of the images that the head learned from, so many tell how well it knows them.
+_LEARNED = 10_000
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ class Evaluate(Unit[Artifact]):
         store = self.at.store
         final = choices.fitted(store, self.trained)
         held = choices.held_out(store, self.trained)
-        tested, units = self._tested(fitted.load(store.path(final)))
+        head = fitted.load(store.path(final))
+        tested, units = self._said(head, self._tested)
+        learned = self._roles.all
+        learned = self._said(head, learned.part(learned.ids[:_LEARNED]))
         found = scoring.score(
             self._roles.split,
             cross_fitting.fixed(self.calibration, held, self._rows(held).groups),
@@ -113,6 +118,7 @@ class Evaluate(Unit[Artifact]):
             self.calibration,
             self.error,
             self.seed,
+            learned,
         )
         about = {
             "encoder_key": self.embeddings.key,
@@ -136,14 +142,18 @@ class Evaluate(Unit[Artifact]):
     def _rows(self, predictions: Predictions) -> Rows:
         return self.manifest.rows_of(predictions.image_ids.to_pylist())
 
-    def _tested(self, head: "FittedHead") -> tuple[Predictions, np.ndarray]:
-        """What ``head`` says of test, and what each row belongs to, (n,)."""
+    @property
+    def _tested(self) -> Rows:
         rows = self._images.held_out(TEST)
         if not len(rows):
             raise DatasetError(
                 f"{self.manifest.dataset}: no test image could be embedded; see the "
                 "quarantine table"
             )
+        return rows
+
+    def _said(self, head: "FittedHead", rows: Rows) -> tuple[Predictions, np.ndarray]:
+        """What ``head`` says of ``rows``, and what each of them belongs to, (n,)."""
         found = concat.load(self.at.store, self.embeddings, rows.ids)
         rows = rows.aligned(found.image_ids)
         ids, labels = (pa.array(v) for v in (rows.ids, rows.labels.tolist()))

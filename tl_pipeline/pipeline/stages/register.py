@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_pipeline.data.splits import FOLDS, TEST, VALIDATION
+from tl_pipeline.data.splits import CHOOSING, FOLDS, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice, scored_rows
 from tl_pipeline.evaluation.choice import Candidate, Choice, HeldOutScore
@@ -211,7 +211,7 @@ def _on_common_images(
 def _candidate(store: Store, evaluation: Artifact) -> tuple[Candidate, str]:
     """What held-out images say, and what they are called; not what test does."""
     rows = tables.read(METRICS, store.path(evaluation)).to_pylist()
-    held = {row["metric"]: row for row in rows if row["split"] != TEST}
+    held = {row["metric"]: row for row in rows if row["split"] in CHOOSING}
     accuracy, loss = held["accuracy"], held["log_loss"]
     score = HeldOutScore(accuracy["images"], accuracy["value"], loss["value"])
     name = f"{accuracy['head']} on {accuracy['encoder']}"
