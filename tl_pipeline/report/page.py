@@ -154,7 +154,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         run=record,
         best=record.best,
         short=labels.short(result.encoder for result in record.results),
-        verdict=verdict.of(store, record, predicted),
+        verdict=verdict.of(store, record, predicted, dataset.modality),
         forest=forest.plot(record.results),
         matrix=confusion.matrix(predicted),
         pairs=confusion.worst_pairs(predicted),
@@ -176,7 +176,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         tuning=record.tuning,
         **(_tuning(record.tuning) if record.tuning else {}),
         **pictures,
-        modality=dataset.modality,
+        noun=dataset.modality,
     )
 
 

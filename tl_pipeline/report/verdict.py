@@ -18,21 +18,22 @@ _MANY = 0.2  # of the errors in one pair of classes
 
 @dataclass(frozen=True)
 class Verdict:
-    """``runner_up`` is the next best candidate, ``behind`` how far it is on test.
+    """Clauses of one sentence: the best, beside the next candidate, in the registry.
 
-    ``behind`` is the accuracy of the best minus that of the runner-up.
+    ``comparison`` is "" where there is no other candidate. ``following`` says what to
+    do next, the most urgent first.
     """
 
     best: str
     comparison: str
     promotion: str
     following: list[str]
-    runner_up: Result | None = None
-    behind: Score | None = None
 
 
-def of(store: Store, record: RunRecord, tested: PredictedTest) -> Verdict:
+def of(store: Store, record: RunRecord, tested: PredictedTest, noun: str) -> Verdict:
     """The verdict on ``record``, whose best predicted ``tested``.
+
+    ``noun`` is what an input is called.
 
     Raises:
         DamagedArtifact: an evaluation cannot be read.
@@ -40,36 +41,33 @@ def of(store: Store, record: RunRecord, tested: PredictedTest) -> Verdict:
     short = labels.short(result.encoder for result in record.results)
     best = f"{record.best.head} on {short[record.best.encoder]}"
     runner_up = next((r for r in record.results if r.role == "candidate"), None)
-    behind = _behind(store, record, runner_up) if runner_up else None
     comparison = ""
-    if runner_up and behind:
+    if runner_up:
         name = f"{runner_up.head} on {short[runner_up.encoder]}"
-        comparison = _compared(name, behind)
-    return Verdict(
-        best, comparison, _promotion(record), _following(record, tested),
-        runner_up, behind,
-    )  # fmt: skip
+        comparison = compared_with(name, _difference(store, record, runner_up))
+    following = _following(record, tested, noun)
+    return Verdict(best, comparison, _promotion(record), following)
 
 
-def _behind(store: Store, record: RunRecord, runner_up: Result) -> Score:
+def _difference(store: Store, record: RunRecord, runner_up: Result) -> Score:
     keys = record.best.evaluation, runner_up.evaluation
     mine, theirs = (Artifact("evaluations", key, key) for key in keys)
     both = compared(store, mine, theirs, on_test=True)
     return paired_difference(both.first, both.second, both.units, record.spec.seed)
 
 
-def _compared(name: str, behind: Score) -> str:
-    """The best against the candidate of this ``name``."""
-    low, high = behind.low or 0.0, behind.high or 0.0
+def compared_with(name: str, difference: Score) -> str:
+    """In words, the ``difference`` of the best to the candidate of this ``name``."""
+    low, high = difference.low or 0.0, difference.high or 0.0
     numbers = (
-        f"{100 * behind.value:+.1f} points, 95 % interval "
+        f"{100 * difference.value:+.1f} points, 95 % interval "
         f"{100 * low:+.1f} to {100 * high:+.1f}"
     )
     if low <= 0 <= high:
         return f"a tie with the next, {name} ({numbers})"
     if low > 0:
         return f"ahead of the next, {name} ({numbers})"
-    return f"on test behind {name}, which held-out images ranked lower ({numbers})"
+    return f"on test behind the next, {name} ({numbers})"
 
 
 def _promotion(record: RunRecord) -> str:
@@ -79,7 +77,7 @@ def _promotion(record: RunRecord) -> str:
     return f"version {made.version} is registered, not promoted: {made.reason}"
 
 
-def _following(record: RunRecord, tested: PredictedTest) -> list[str]:
+def _following(record: RunRecord, tested: PredictedTest, noun: str) -> list[str]:
     """What to do next, the most urgent first: one or two sentences."""
     found: list[str] = []
     split = record.split_report
@@ -88,12 +86,12 @@ def _following(record: RunRecord, tested: PredictedTest) -> list[str]:
     if record.gain and (record.gain.low or 0.0) <= 0:
         found.append(
             "try another network: this one is no better on test than the same one "
-            "untrained, as far as these images can tell"
+            f"untrained, as far as these {noun}s can tell"
         )
     score = record.best.test
     if (score.high or 1.0) - (score.low or 0.0) > _WIDE:
         found.append(
-            f"label more test images: with {record.best.test_images:,} the accuracy "
+            f"label more test {noun}s: with {record.best.test_images:,} the accuracy "
             f"is known to {50 * ((score.high or 1.0) - (score.low or 0.0)):.0f} points "
             "either way"
         )
@@ -105,7 +103,7 @@ def _about_errors(tested: PredictedTest) -> list[str]:
     errors = len(tested.errors)
     if not errors:
         return [
-            "find harder test images: on these there is no error left to learn from"
+            "find harder test inputs: on these there is no error left to learn from"
         ]
     worst = confusion.worst_pairs(tested)[0]
     if errors >= 5 and worst.images >= _MANY * errors:

@@ -33,7 +33,7 @@
   const tell = (event, lines, src) => {
     tip.replaceChildren();
     if (src) { const image = new Image(); image.src = src; tip.append(image); }
-    lines.forEach((line) => { const row = document.createElement("div"); row.textContent = line; tip.append(row); });
+    lines.filter(Boolean).forEach((line) => { const row = document.createElement("div"); row.textContent = line; tip.append(row); });
     tip.hidden = false;
     place(event);
   };
@@ -43,8 +43,8 @@
       const [label, predicted] = cell.dataset.cell.split(" ").map(Number);
       tell(event, [`${cell.dataset.n} of ${name(label)}`, label === predicted ? "right" : `taken for ${name(predicted)}`]);
     } else if (point) {
-      const [label, predicted, confidence, src] = points[point.dataset.row];
-      tell(event, [name(label), `${label === predicted ? "right" : `taken for ${name(predicted)}`} at ${confidence} %`], src);
+      const [label, predicted, confidence, src, text] = points[point.dataset.row];
+      tell(event, [name(label), `${label === predicted ? "right" : `taken for ${name(predicted)}`} at ${confidence} %`, text], src);
     } else { tip.hidden = true; }
   });
 
