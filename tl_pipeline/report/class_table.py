@@ -15,6 +15,7 @@ from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.data.splits import SPLITS, TEST
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.class_scores import class_scores
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.report.tested import PredictedTest
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
@@ -87,7 +88,9 @@ def _scores(store: Store, evaluation: str) -> pa.Table:
         return rows.filter(pc.equal(rows["split"], TEST))
     said = scored_rows.read(store, artifact).test
     units = scored_rows.compared(store, artifact, artifact, on_test=True).units
-    return class_scores(said.names(), said.classes, said.probabilities, units)
+    return class_scores(
+        PredictedRows(said.names(), said.classes, said.probabilities, units)
+    )
 
 
 def _by_class(scores: pa.Table) -> dict[str, dict[str, Score]]:
