@@ -45,7 +45,10 @@ def manifest(store: Store, key: str, rows: list[tuple[str, str, str, str]]) -> N
         tables.write(table, tables.from_rows(table, []), folder)
 
 
-def scores(store: Store, key: str, ids: list[str], encoder: str = "e" * 32) -> None:
+def scores(
+    store: Store, key: str, ids: list[str], encoder: str = "e" * 32, said: str = "x"
+) -> None:
+    """A metric and, for each image, a prediction: label x, predicted as ``said``."""
     folder = store.root / "evaluations" / key
     folder.mkdir(parents=True, exist_ok=True)
     metric = {
@@ -65,9 +68,9 @@ def scores(store: Store, key: str, ids: list[str], encoder: str = "e" * 32) -> N
     recall |= {"value": 0.7, "low": 0.4, "high": 0.9, "images": len(ids)}
     of_class = tables.from_rows(CLASS_SCORES, [recall])
     tables.write(CLASS_SCORES, of_class, folder)
-    said: dict[str, Any] = {"evaluation": key, "split": "test", "label": "x"}
-    said |= {"predicted": "x", "confidence": 0.9, "probabilities": [0.9, 0.1]}
-    rows = [{"image_id": image_id, **said} for image_id in ids]
+    told: dict[str, Any] = {"evaluation": key, "split": "test", "label": "x"}
+    told |= {"predicted": said, "confidence": 0.9, "probabilities": [0.9, 0.1]}
+    rows = [{"image_id": image_id, **told} for image_id in ids]
     tables.write(PREDICTIONS, tables.from_rows(PREDICTIONS, rows), folder)
     (folder / "chosen.json").write_text(json.dumps({"classes": ["x", 'y\'s "ü"']}))
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -18,23 +19,22 @@ import pyarrow as pa
 
 from tl_pipeline import progress
 from tl_pipeline.errors import InvalidSpec, StoreError
-from tl_pipeline.query import computed, run_records, views
+from tl_pipeline.query import computed, macros, run_records, views
+from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 
 FILE = "catalog.duckdb"
-# A query that reads them, or may: then they are brought to a mirror.
-_EMBEDDINGS = re.compile(r"\bembeddings\b", re.IGNORECASE)
-CONTENTS = """
-SELECT name, comment FROM (
-    SELECT table_name AS name, comment FROM duckdb_tables()
-    WHERE table_name <> 'built'
-    UNION ALL
-    SELECT view_name, comment FROM duckdb_views() WHERE NOT internal
-) ORDER BY name
+CONTENTS = "SELECT name, comment FROM help()"
+_COLUMNS = """
+SELECT table_name, column_name, data_type, comment FROM duckdb_columns()
+WHERE NOT internal AND table_name LIKE ? ORDER BY table_name, column_index
 """
-_COLUMNS = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal"
+_COMMENTS = """
+SELECT table_name, comment FROM duckdb_tables() WHERE table_name <> 'built'
+UNION ALL SELECT view_name, comment FROM duckdb_views() WHERE NOT internal
+"""
 # With the records of finished and of refused runs, and of batches.
 _FOLDERS = ("runs", "refused", "batches")
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -81,7 +81,7 @@ def ask(store: Store, sql: str) -> pa.Table:
     """
     with connect(store) as connection:
         try:
-            if store.mirror.url and _EMBEDDINGS.search(sql):
+            if store.mirror.url and macros.reads_embeddings().search(sql):
                 for key in described(store):
                     EmbeddingFolder(store, key).gather()
             found = connection.sql(sql)
@@ -135,12 +135,7 @@ def _write(store: Store, beside: Path, home: Path) -> None:
         connection.execute("USE written")
         made = computed.tables(store, of_any_kind, last, known)
         for name, table in made.items():
-            rows = pa.Table.from_pylist(list(table.rows), table.schema)
-            connection.register("rows", rows)
-            connection.execute(f"CREATE TABLE {name} AS FROM rows")
-            connection.unregister("rows")
-            comment = views.quoted(table.comment)
-            connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
+            _create(connection, name, table)
         connection.execute(f"CREATE TABLE built AS SELECT '{state}' AS state")
         connection.execute("COMMENT ON TABLE built IS 'What this file was built of.'")
         read = views.Read(
@@ -152,11 +147,42 @@ def _write(store: Store, beside: Path, home: Path) -> None:
         )
         for statement in views.statements(store, read, home):
             connection.execute(statement)
-        columns = connection.execute(_COLUMNS).fetchall()
-        for statement in views.comments(columns):
+        _describe(connection)
+        encoders = made["encoders"].rows
+        for statement in macros.statements(encoders):
             connection.execute(statement)
+        _help(connection, macros.examples(store, latest, encoders))
         connection.execute("USE memory")
         connection.execute("DETACH written")
+
+
+def _describe(connection: duckdb.DuckDBPyConnection, table: str = "%") -> None:
+    """Comment the columns of the tables and views like ``table``."""
+    columns = connection.execute(_COLUMNS, [table]).fetchall()
+    for statement in views.comments(column[:2] for column in columns):
+        connection.execute(statement)
+
+
+def _help(connection: duckdb.DuckDBPyConnection, names: Mapping[str, str]) -> None:
+    """Make the macro ``help()`` and its table."""
+    columns = connection.execute(_COLUMNS, ["%"]).fetchall()
+    comments = dict(connection.execute(_COMMENTS).fetchall())
+    rows = macros.help_rows(columns, comments, names)
+    told = computed.Computed(rows, macros.HELP, "What help() gives.")
+    _create(connection, "contents", told)
+    _describe(connection, "contents")
+    connection.execute("CREATE MACRO help() AS TABLE FROM contents")
+
+
+def _create(
+    connection: duckdb.DuckDBPyConnection, name: str, table: computed.Computed
+) -> None:
+    rows = pa.Table.from_pylist(list(table.rows), table.schema)
+    connection.register("rows", rows)
+    connection.execute(f"CREATE TABLE {name} AS FROM rows")
+    connection.unregister("rows")
+    comment = views.quoted(table.comment)
+    connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
 
 
 def _open(file: Path) -> duckdb.DuckDBPyConnection | None:
@@ -205,7 +231,8 @@ def _state(store: Store, home: Path) -> str:
     """What a catalogue depends on that anybody may have changed since it was built."""
     files = [file for name in _FOLDERS for file in _record_files(store, name)]
     names = [str(file.relative_to(store.root)) for file in files]
-    text = "\n".join([str(home), str(store.root), views.definition(), *names])
+    made = (views.text(), macros.text(), str(COLUMNS))
+    text = "\n".join([str(home), str(store.root), *made, *names])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -149,6 +149,12 @@ COLUMNS = {
     "batches.started": "When the batch began, UTC.",
     "class_scores.images": "Images of the split that have the label, >= 0.",
     "class_scores.split": "test; folds or validation: images held out of heads.",
+    "contents.columns": "Of a view: name, type and comment of each column; null of a "
+    "macro.",
+    "contents.comment": "What one row is, or what the macro answers.",
+    "contents.example": "A statement that can be asked of this store.",
+    "contents.kind": "view or macro.",
+    "contents.name": "The view, or the macro with its parameters.",
     "doubled_embeddings.row": "Row in the part file, from 0.",
     "encoders.label": "Name of the encoder, which two may share.",
     "encoders.width": "Number of values of an embedding, > 0; null of several.",

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ _TEXT, _NUMBER, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 class Computed(NamedTuple):
     """The rows of one table, its columns, and what one row is."""
 
-    rows: Iterable[Row]
+    rows: Sequence[Row]
     schema: pa.Schema
     comment: str
 
@@ -47,7 +47,7 @@ def tables(
     encoders = list(_encoders(store, files))
     return {
         "datasets": Computed(
-            (
+            [
                 {
                     "dataset": name,
                     "run_id": latest[name].run_id if name in latest else None,
@@ -55,14 +55,14 @@ def tables(
                     "last_manifest": last[name],
                 }
                 for name in sorted(last)
-            ),
+            ],
             _schema(_TEXT, "dataset", "run_id", "manifest", "last_manifest"),
             "One row per dataset: its latest finished run, or batch where it has no "
             "run, and the manifest of that; last_manifest is of a later run if that "
             "was refused.",
         ),
         "models": Computed(
-            (_model(row, known) for row in index.models(store)),
+            [_model(row, known) for row in index.models(store)],
             pa.schema(
                 [
                     pa.field("name", _TEXT),
@@ -79,11 +79,11 @@ def tables(
             "One row per registered model version; aliases may hold champion.",
         ),
         "current_evaluations": Computed(
-            (
+            [
                 {"run_id": run_id, "evaluation": evaluation}
                 for run_id, evaluations in known.current.values()
                 for evaluation in evaluations
-            ),
+            ],
             _schema(_TEXT, "run_id", "evaluation"),
             "One row per evaluation in the view predictions, and the last run that "
             "had it.",
@@ -103,7 +103,7 @@ def tables(
             "beginning of its key where labels are equal. control: it is untrained.",
         ),
         "refused": Computed(
-            _refused(store, files),
+            list(_refused(store, files)),
             pa.schema(
                 [
                     *_schema(_TEXT, "encoder_key", "image_id", "reason", "detail"),
@@ -113,7 +113,7 @@ def tables(
             "One row per encoder and image that could not be decoded. Times are UTC.",
         ),
         "doubled_embeddings": Computed(
-            _doubled(store, files),
+            list(_doubled(store, files)),
             pa.schema([*_schema(_TEXT, "encoder_key", "file"), ("row", _NUMBER)]),
             "One row per embedding that another part file gives too; the view "
             "embeddings leaves it out.",

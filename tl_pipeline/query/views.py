@@ -61,21 +61,22 @@ def text() -> str:
     return (resources.files("tl_pipeline.query") / "views.sql").read_text()
 
 
-def definition() -> str:
-    """All that the catalogue is made of, but for the store."""
-    return f"{text()}{COLUMNS}"
-
-
 def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
     """The statements that make the views of ``store``, of what is ``read`` there.
 
     ``home`` is where the catalogue will lie when it is opened.
     """
-    code = "\n".join(line for line in text().splitlines() if line[:2] != "--")
+    code = text()
     for name, source in _sources(store, read).items():
         code = code.replace(f"{{files of {name}}}", source)
     code = code.replace("{here}", _here(home)).replace("{busy}", str(BUSY))
-    return (part for part in code.split(";\n") if part.strip())
+    return split(code)
+
+
+def split(code: str) -> Iterator[str]:
+    """The statements of ``code``, without lines of comments."""
+    lines = (line for line in code.splitlines() if not line.strip().startswith("--"))
+    return (part for part in "\n".join(lines).split(";\n") if part.strip())
 
 
 def fetch(store: Store, batches: Iterable[BatchRecord]) -> None:

@@ -23,8 +23,10 @@ SELECT
     e->>'$.role' AS role, (e->>'$.role') = 'control' AS control,
     e->>'$.untrained' AS untrained, e->>'$.by_image' AS by_image, r.latest
 FROM (
-    SELECT DISTINCT run_id, dataset, latest, unnest(document->'$.results[*]') AS e
-    FROM records
+    -- qualified, as macros that read it have parameters of such names
+    SELECT DISTINCT
+        d.run_id, d.dataset, d.latest, unnest(d.document->'$.results[*]') AS e
+    FROM records AS d
 ) AS r
 LEFT JOIN encoders AS n ON n.encoder_key = (e->>'$.encoder_key');
 COMMENT ON VIEW run_evaluations IS
@@ -137,9 +139,15 @@ SELECT
 FROM (
     SELECT
         dataset, c.key AS label, unnest(['train', 'validation', 'test']) AS split,
-        unnest(c.value::BIGINT[]) AS images
-    FROM records, json_each(document, '$.split_report.classes') AS c
-    WHERE latest
+        unnest(c.value) AS images
+    FROM (
+        -- no json_each, which DuckDB 1.1 has not
+        SELECT dataset, unnest(map_entries(
+            (document->'$.split_report.classes')::MAP(VARCHAR, BIGINT[])
+        )) AS c
+        FROM records
+        WHERE latest
+    )
 );
 COMMENT ON VIEW class_counts IS
 'One row per dataset, class and split, as of its latest run; share is that of the

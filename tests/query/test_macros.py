@@ -1,0 +1,251 @@
+"""The macros of the SQL catalogue: the right values, and names with quotes in them."""
+
+import duckdb
+import numpy as np
+import pytest
+
+from tests.query.made import (
+    EVALUATION,
+    FIRST,
+    SECOND,
+    ask,
+    described,
+    image_id,
+    manifest,
+    scores,
+)
+from tests.runs.made import record, result
+from tl_pipeline import query
+from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.query import macros
+from tl_pipeline.runs import records
+from tl_pipeline.store.artifacts import Store
+from tl_pipeline.store.embeddings import EmbeddingFolder
+
+A, B, C, D, E = map(image_id, range(5))
+OLD, NEW, OTHER = "a" * 32, "d" * 32, "e" * 32
+QUOTED = 'it\'s "ü"\n|x|'
+VECTORS = {A: (2, 0), B: (1, 1), C: (0, 3), D: (-1, 0), E: (0, 0)}
+ROWS = [
+    (A, "a.png", "x", "test"),
+    (B, "b'\".png", QUOTED, "train"),
+    (C, "c\nü.png", "x", "validation"),
+    (D, "d.png", QUOTED, "train"),
+    (E, "e.png", "x", "train"),
+]
+NAME = "lenet5/c5 same.pth"
+
+
+@pytest.fixture
+def built(store: Store) -> Store:
+    """Five images of two classes; the embedding of E has no direction."""
+    key = described(store, "a" * 64)
+    vectors = np.array(list(VECTORS.values()), np.float32)
+    EmbeddingFolder(store, key).add(list(VECTORS), vectors)
+    manifest(store, OLD, ROWS)
+    scores(store, EVALUATION, [A], key)
+    records.write(store, record(FIRST, results=[result(EVALUATION, encoder_key=key)]))
+    return store
+
+
+def rows(store: Store, sql: str) -> list[tuple]:
+    return [tuple(row.values()) for row in ask(store, sql)]
+
+
+def test_every_example_of_help_can_be_asked(built: Store):
+    found = ask(built, "FROM help()")
+    assert len(found) > len(macros.listed()) == 16
+    for row in found:
+        ask(built, row["example"])
+    assert {row["kind"] for row in found} == {"view", "macro"}
+
+
+def test_help_lists_every_macro_and_the_columns_of_every_view(built: Store):
+    made = rows(
+        built,
+        "SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal "
+        "AND function_type IN ('macro', 'table_macro')",
+    )
+    told = {name for (name,) in made} - {"help"}
+    assert told == {macro.name for macro in macros.listed()}
+    (images,) = ask(built, "FROM help() WHERE name = 'images'")
+    split = next(c for c in images["columns"] if c["name"] == "split")
+    assert split == {
+        "name": "split",
+        "type": "VARCHAR",
+        "comment": "train, validation or test.",
+    }
+
+
+@pytest.mark.parametrize("name", [NAME, "lenet5", "KEY"])
+def test_embeddings_of_an_encoder_are_arrays(built: Store, name: str):
+    (encoder,) = ask(built, "SELECT encoder_key AS k FROM encoders")
+    name = encoder["k"] if name == "KEY" else name
+    (row,) = ask(
+        built,
+        "SELECT typeof(embedding) AS kind, "
+        "array_cosine_similarity(embedding, [1, 0]::FLOAT[2]) AS cosine "
+        f"FROM embeddings_of('{name}') WHERE image_id = '{B}'",
+    )
+    assert row["kind"] == "FLOAT[2]"
+    assert row["cosine"] == pytest.approx(0.5**0.5)
+
+
+def test_a_name_of_two_encoders_is_refused_with_the_choices(built: Store):
+    key = described(built, "b" * 64)
+    EmbeddingFolder(built, key).add([A], np.ones((1, 3), np.float32))
+    records.write(built, record(SECOND))
+    with pytest.raises(
+        InvalidSpec, match=f'no encoder "lenet5"; .* "{NAME} #{key[:6]}"'
+    ):
+        query.ask(built, "FROM embeddings_of('lenet5')")
+    (row,) = ask(built, f"SELECT embedding FROM embeddings_of('{NAME} #{key[:6]}')")
+    assert row == {"embedding": [1, 1, 1]}
+
+
+def test_neighbours_are_the_most_alike_without_itself(built: Store):
+    """An embedding without a direction is like none: it is left out."""
+    found = rows(built, f"FROM neighbours('{A}', 10, '{NAME}')")
+    assert [row[:5] for row in found] == [
+        ("photos", *ROWS[1]),
+        ("photos", *ROWS[2]),
+        ("photos", *ROWS[3]),
+    ]
+    assert [row[5] for row in found] == pytest.approx([0.5**0.5, 0, -1])
+    assert len(rows(built, f"FROM neighbours('{A}', 2, '{NAME}')")) == 2
+    vector = f"FROM nearest_to([0.0, 7.0], 2, '{NAME}')"
+    assert [row[1] for row in rows(built, vector)] == [C, B]
+
+
+def test_an_image_that_left_is_nobodys_neighbour(built: Store):
+    manifest(built, NEW, [row for row in ROWS if row[0] != B])
+    records.write(built, record(SECOND, manifest=NEW))
+    assert [r[1] for r in rows(built, f"FROM neighbours('{A}', 1, '{NAME}')")] == [C]
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("FROM neighbours('none', 3, 'lenet5')", "no embedding of image none"),
+        ("FROM neighbours('none', 3, 'resnet')", 'no encoder "resnet"; .* "lenet5/c5'),
+        ("FROM outliers('none', 3, 'lenet5')", "no dataset none; FROM datasets"),
+        ("FROM confusion('none')", "no dataset none"),
+        ("FROM nearest_to([1, 2, 3], 1, 'lenet5')", "dimensions must be equal"),
+    ],
+)
+def test_what_does_not_exist_is_an_error_and_no_empty_table(
+    built: Store, sql: str, said: str
+):
+    with pytest.raises(InvalidSpec, match=said):
+        query.ask(built, sql)
+
+
+def test_test_images_are_classified_by_their_neighbours(built: Store):
+    """Of three neighbours of A two are of the other class, B first."""
+    (found,) = rows(built, "FROM classify_knn('photos', 3, 'lenet5')")
+    assert found == (A, "a.png", "x", QUOTED, 2, False)
+
+
+def test_means_of_classes_and_what_is_far_from_them(built: Store):
+    means = {
+        row["label"]: (row["images"], row["centroid"])
+        for row in ask(built, "FROM centroids_of('photos', 'lenet5')")
+    }
+    third = pytest.approx([2 / 3, 1])
+    assert means == {"x": (3, third), QUOTED: (2, [0, 0.5])}
+    found = rows(
+        built, "SELECT image_id, similarity FROM outliers('photos', 2, 'lenet5')"
+    )
+    cosine = (2 / 3) / ((2 / 3) ** 2 + 1) ** 0.5
+    assert [row[0] for row in found] == [D, A]
+    assert [row[1] for row in found] == pytest.approx([0, cosine])
+    (pair,) = rows(built, "FROM class_similarity('photos', 'lenet5')")
+    assert pair == (QUOTED, "x", pytest.approx(1 / ((2 / 3) ** 2 + 1) ** 0.5))
+
+
+def test_pairs_that_are_alike_are_duplicates(built: Store):
+    asked = (
+        "SELECT image_id, near_id, near_label, cosine "
+        "FROM duplicates('photos', {}, 'lenet5')"
+    )
+    found = sorted(rows(built, asked.format(0.7)))
+    half = pytest.approx(0.5**0.5)
+    assert found == [(A, B, QUOTED, half), (B, C, "x", half)]
+    assert rows(built, asked.format(0.8)) == []
+
+
+def test_drift_compares_the_classes_of_two_datasets(built: Store):
+    manifest(built, OTHER, [(A, "a", "x", "test"), (B, "b", "new", "train")])
+    records.write(built, record(SECOND, "others", manifest=OTHER))
+    found = rows(built, "FROM drift('photos', 'others', 'lenet5')")
+    distance = pytest.approx(1 - (2 / 3) / ((2 / 3) ** 2 + 1) ** 0.5)
+    assert found == [
+        (QUOTED, 2, 0, 0.4, 0, None),
+        ("new", 0, 1, 0, 0.5, None),
+        ("x", 3, 1, 0.6, 0.5, distance),
+    ]
+
+
+def test_what_changed_counts_images(built: Store):
+    manifest(built, NEW, [(A, "a", "y", "train"), (B, "b", "y", "train")])
+    records.write(built, record(SECOND, manifest=NEW))
+    asked = "SELECT dataset, change, before, after, images FROM what_changed('{}')"
+    assert rows(built, asked.format("2026-01-02")) == [
+        ("photos", "left", "train", None, 2),
+        ("photos", "left", "validation", None, 1),
+        ("photos", "moved", "test", "train", 1),
+        ("photos", "relabelled", QUOTED, "y", 1),
+        ("photos", "relabelled", "x", "y", 1),
+    ]
+    assert rows(built, asked.format("2026-01-03")) == []
+
+
+def test_mistakes_of_the_best_and_where_two_differ(built: Store):
+    scores(built, NEW, [A, B], said="y")
+    scores(built, OTHER, [A, B])
+    told = [result(NEW), result(OTHER, "candidate", head="knn")]
+    records.write(built, record(SECOND, results=told))
+    assert rows(built, "FROM confusion('photos')") == [("x", "y", 2, 1)]
+    found = rows(built, "SELECT image_id, uri, predicted FROM misclassified('photos')")
+    assert found == [(A, "a.png", "y"), (B, "b'\".png", "y")]
+    differ = rows(built, f"FROM disagreements('{OTHER}', '{NEW}')")
+    assert [(r[1], r[4:6], r[7:9]) for r in differ] == [
+        (A, ("knn", "x"), ("logistic(C=1.0)", "y")),
+        (B, ("knn", "x"), ("logistic(C=1.0)", "y")),
+    ]
+
+
+def test_coverage_counts_what_is_missing(built: Store):
+    (key,) = rows(built, "SELECT encoder_key FROM encoders")[0]
+    manifest(built, NEW, [*ROWS, *((image_id(n), f"{n}", "x", "test") for n in (7, 8))])
+    EmbeddingFolder(built, key).refuse([(image_id(7), "truncated", "ends early")])
+    records.write(built, record(SECOND, manifest=NEW))
+    assert rows(built, "FROM coverage('photos')") == [(NAME, key, False, 7, 5, 1, 1)]
+
+
+def test_whoever_attaches_the_catalogue_uses_it(built: Store):
+    query.build(built)
+    with duckdb.connect() as other:
+        other.execute(f"ATTACH '{built.root / 'catalog.duckdb'}' AS c (READ_ONLY)")
+        other.execute("USE c")
+        found = other.sql(f"FROM neighbours('{A}', 1, 'lenet5')").fetchall()
+    assert [row[1] for row in found] == [B]
+
+
+@pytest.mark.parametrize(
+    ("sql", "reads"),
+    [
+        ("FROM embeddings", True),
+        ("SELECT * FROM Centroids", True),
+        ("FROM neighbours ('x', 1, 'y')", True),
+        ("FROM drift('a', 'b', 'c')", True),
+        ("FROM duplicates('a', 1, 'c')", True),
+        ("FROM duplicates", False),
+        ("FROM predictions JOIN images USING (image_id)", False),
+        ("FROM doubled_embeddings", False),
+        ("FROM help()", False),
+    ],
+)
+def test_what_reads_embeddings_is_known_by_its_name(sql: str, *, reads: bool):
+    """Then the parts of a store at a URL are brought first."""
+    assert bool(macros.reads_embeddings().search(sql)) is reads
