@@ -19,7 +19,12 @@ PREFECT = (sys.executable, "-m", "prefect")
 
 
 class Server:
-    """A Prefect server on a free port of 127.0.0.1, with a home of its own."""
+    """A Prefect server on a free port of 127.0.0.1, with a home of its own.
+
+    ``store`` is that of its deployments.
+    """
+
+    store = Path()
 
     def __init__(self, home: Path) -> None:
         with socket.socket() as probe:

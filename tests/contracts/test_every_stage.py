@@ -38,6 +38,9 @@ STAGES = {
     for _, name, _ in pkgutil.iter_modules(stages.__path__)
 }
 every_stage = pytest.mark.parametrize("stage", list(STAGES))
+# Predict is of a batch: tests/pipeline/test_batch.py.
+OF_A_RUN = [name for name in STAGES if name != "predict"]
+every_stage_of_a_run = pytest.mark.parametrize("stage", OF_A_RUN)
 
 
 @every_stage
@@ -133,12 +136,12 @@ def listing(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_first_run_carries_out_every_stage(ran: Ran):
-    assert {step.stage for step in ran.record.steps} == set(STAGES)
+    assert {step.stage for step in ran.record.steps} == set(OF_A_RUN)
     assert not any(step.cached for step in ran.record.steps)
     assert (ran.record.images, ran.record.quarantined) == (60, 1)
 
 
-@every_stage
+@every_stage_of_a_run
 def test_after_a_run_a_stage_is_planned_as_cached(ran: Ran, stage: str):
     steps = wiring.plan(work(ran.photos, Store.open(ran.root)))
     mine = [step for step in steps if step.stage == stage]
@@ -293,7 +296,7 @@ def test_a_lost_part_costs_only_its_images(ran: Ran, copied: Store):
     assert record.results == ran.record.results
 
 
-@every_stage
+@every_stage_of_a_run
 def test_a_stage_asked_alone_answers_as_in_the_run(ran: Ran, stage: str):
     """A stage is a value with its inputs: no flow is needed."""
     prepared = work(ran.photos, Store.open(ran.root))

@@ -4,9 +4,11 @@ With a newer sqlalchemy schedules silently never fire, with a newer fastapi no s
 starts; this is the test that would notice.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,7 @@ def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server
     )
     assert deploy.returncode == 0, deploy.stdout + deploy.stderr
     server.start("worker", "start", "--pool", "local")
+    server.store = store
     return server
 
 
@@ -78,6 +81,26 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
     tasks = deployed.post("task_runs/filter", asked)
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
     assert "train logistic on lenet5/c5 LETTERS" in {task["name"] for task in tasks}
+
+
+def test_a_batch_is_predicted_once_by_a_deployment(deployed: Server, tmp_path: Path):
+    """By the model of the runs before; the second has nothing to do."""
+    store = deployed.store
+    deploy = deployed.call(
+        *("--no-prompt", "deploy", "--name", "hourly", "--param", f"store={store}")
+    )
+    assert deploy.returncode == 0, deploy.stdout + deploy.stderr
+    asked = ("deployment", "run", "batch-predict/hourly", "--watch")
+    output = tmp_path / "said.csv"
+    for given in ((), ("--param", f"output={output}")):
+        run = deployed.call(*asked, *given)
+        assert run.returncode == 0, run.stdout + run.stderr
+    assert output.read_text().count("\n") == 1 + 1797
+    records = sorted((store / "batches" / "digits").glob("*.json"))
+    assert [json.loads(file.read_text())["new"] for file in records] == [1797, 0]
+    wrong = deployed.call(*asked[:-1], "--param", "output=said.xlsx")
+    assert wrong.returncode == 1
+    assert "output" in wrong.stdout + wrong.stderr
 
 
 @pytest.mark.parametrize(

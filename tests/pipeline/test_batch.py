@@ -191,7 +191,9 @@ def test_what_a_model_learned_from_may_be_known_by_its_run_or_not_at_all(
     key = record.manifest if manifest == "gone" else None
     if manifest == "gone":
         (store.root / "manifests" / record.manifest / "manifest.parquet").unlink()
-    found = nearest.training_images(store, record.registered.model, key)
+    (encoder,) = index.load_model(store, "photos").encoders
+    model = record.registered.model
+    found = nearest.training_images(store, model, key, encoder.key)
     learned = record.images - record.best.test_images
     assert len(found) == (0 if manifest == "gone" else learned)
 
@@ -228,6 +230,16 @@ def test_refused_inputs_are_counted_and_too_many_end_the_batch(
     assert (record.new, record.images, record.quarantined) == (12, 13, 2)
     assert record.steps[-1].reason == "12 of 12 images are not predicted yet"
     assert quarantine() == ["cut.jpg", "text.jpg"]
+
+
+def test_a_folder_is_not_taken_for_another_of_its_name(
+    folder: Path, store: Store, incoming: Path, tmp_path: Path
+):
+    trained(folder, store)
+    run(store, incoming)
+    (tmp_path / "other" / "incoming").mkdir(parents=True)
+    with pytest.raises(InvalidSpec, match=r"the dataset 'incoming' is .*same name"):
+        batch.prepare("photos", str(tmp_path / "other" / "incoming"), store)
 
 
 def test_an_empty_folder_is_nothing_new(folder: Path, store: Store, tmp_path: Path):
@@ -280,6 +292,21 @@ def test_gc_keeps_what_the_last_batch_names(
     assert run(store, incoming).new == 0
     (keys,) = last.predictions.values()
     assert [path.name for path in (store.root / "predictions").iterdir()] == keys
+
+
+def test_what_one_machine_predicted_another_does_not_predict_again(
+    folder: Path, incoming: Path, crops: Crops, at: Callable[[str], Store]
+):
+    """At a URL: embeddings, predictions and records travel, and so does the SQL."""
+    trained(folder, at("A"))
+    assert run(at("A"), incoming).new == 12
+    again = run(at("B"), incoming)
+    assert (again.new, worked(again)) == (0, {})
+    add(incoming, crops, range(106, 107))
+    assert run(at("C"), incoming).new == 2
+    rows = query.ask(at("A"), "FROM batch_predictions")
+    assert rows.num_rows == 14
+    assert rows["nearest_id"].null_count == 0
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])

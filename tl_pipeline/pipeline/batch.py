@@ -9,7 +9,7 @@ not predicted again: a new champion costs its heads alone.
 # pyright: reportAttributeAccessIssue=false
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from tl_pipeline.pipeline.stages.embed import Embed, Executor
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.predict import Predict, Predicted
 from tl_pipeline.pipeline.wiring import Execute, Perform, directly
-from tl_pipeline.pipeline.work import source
+from tl_pipeline.pipeline.work import check_source, source
 from tl_pipeline.registry import index, model_folder
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
@@ -42,6 +42,7 @@ from tl_pipeline.runs.records import BatchRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.keys import keys_in
 from tl_pipeline.store.tables import BATCH_PREDICTIONS, DUPLICATES, QUARANTINE
 
 PART_ROWS = int(RunSpec.model_fields["part_rows"].default)
@@ -53,17 +54,15 @@ class Batch:
     """A batch with every name resolved: a ``version`` on ``dataset``.
 
     The model is called ``name``, its key is ``model``, and its encoders are
-    ``encoders``. ``predictions`` has the keys of all earlier
-    predictions of the dataset, by model. Predictions are written to ``output``, too.
+    ``encoders``. Predictions are written to ``output``, too.
     """
 
-    at: Workspace
+    store: Store
     dataset: DatasetSpec
     name: str
     version: int
     model: str
     encoders: tuple[Encoder, ...]
-    predictions: Mapping[str, list[str]]
     part_rows: int = PART_ROWS
     verify: bool = False
     output: Path | None = None
@@ -84,8 +83,8 @@ def prepare(
 
     Raises:
         CatalogError, UnknownName: there is no such dataset, model or version.
-        InvalidSpec: the model takes something else, or reads it in another way; or
-            ``output`` cannot be written.
+        InvalidSpec: the model takes something else, or reads it in another way; the
+            folder has the name of another one; or ``output`` cannot be written.
         DamagedArtifact: the folder of the model is gone.
     """
     _check_output(output)
@@ -95,15 +94,14 @@ def prepare(
     entry = _read_as(catalog.find(dataset, catalog_file), name, encoders)
     if isinstance(entry, RemoteEntry):
         entry = entry.model_copy(update={"labels": "none"})
-    last = records.latest_batch(store, entry.name)
+    check_source(dataset, entry, records.latest_batch(store, entry.name))
     return Batch(
-        at=Workspace(store, records.keys_used(last)),
+        store=store,
         dataset=entry,
         name=name,
         version=version.number,
         model=key,
         encoders=encoders,
-        predictions=last.predictions if last else {},
         part_rows=part_rows,
         verify=verify,
         output=output,
@@ -117,14 +115,14 @@ def plan(batch: Batch) -> list[Step]:
         TooManyRefused: see ``run``.
     """
     steps: list[Step] = []
-    with batch.at.store.overlay() as overlay:
+    with batch.store.overlay() as overlay:
 
         def perform(stage: Any) -> Any:
             outcome = stage.plan()
             steps.extend(outcome.steps)
             return outcome.output
 
-        _wire(replace(batch, at=replace(batch.at, store=overlay)), perform)
+        _wire(replace(batch, store=overlay), _last(batch), perform)
     return steps
 
 
@@ -133,11 +131,14 @@ def run(
 ) -> BatchRecord:
     """Ingest, embed and predict, each by ``execute``; then record the batch.
 
+    Batches of one dataset run one after another on a machine.
+
     Raises:
         TooManyRefused: more inputs than ``max_quarantined`` of the dataset allows.
         WeightsError, DatasetError: see the stages.
     """
-    started, steps, store = datetime.now(UTC), list[Step](), batch.at.store
+    started, steps, store = datetime.now(UTC), list[Step](), batch.store
+    name = batch.dataset.name
     store.check_writable()
 
     def perform(stage: Any) -> Any:
@@ -145,30 +146,39 @@ def run(
         steps.extend(outcome.steps)
         return outcome.output
 
-    known = [key for keys in batch.at.previous.values() for key in keys.values()]
-    known += [key for keys in batch.predictions.values() for key in keys]
-    with store.in_use([*known, batch.model, *(e.key for e in batch.encoders)]):
-        try:
-            manifest, found = _wire(batch, perform, executor)
-        except DatasetError:
-            if steps:  # else ingest has noted it
-                records.note_refused(
-                    store, batch.dataset.name, steps[0].keys["manifest"]
-                )
-            query.build(store)
-            raise
-        record = _recorded(batch, started, steps, manifest, found)
-        records.write(store, record)
+    used = [batch.model, *(encoder.key for encoder in batch.encoders)]
+    with store.lock(f"batch-{name}", f"another batch of {name} to end"):
+        last = _last(batch)
+        known = keys_in(last.model_dump_json()) if last else set()
+        with store.in_use([*known, *used]):
+            try:
+                manifest, found = _wire(batch, last, perform, executor)
+            except DatasetError:
+                if steps:  # else ingest has noted it
+                    records.note_refused(store, name, steps[0].keys["manifest"])
+                query.build(store)
+                raise
+            record = _recorded(batch, last, started, steps, manifest, found)
+            records.write(store, record)
         if batch.output:
             _write(batch.output, _rows(store, manifest, found.keys))
     query.build(store)
     return record
 
 
+def _last(batch: Batch) -> BatchRecord | None:
+    return records.latest_batch(batch.store, batch.dataset.name)
+
+
 def _wire(
-    batch: Batch, perform: Perform, executor: Executor | None = None
+    batch: Batch,
+    last: BatchRecord | None,
+    perform: Perform,
+    executor: Executor | None = None,
 ) -> tuple[Manifest, Predicted]:
-    at, dataset = batch.at, batch.dataset
+    """The stages in their order, after the ``last`` batch of the dataset."""
+    at = Workspace(batch.store, records.keys_used(last))
+    dataset, before = batch.dataset, last.predictions if last else {}
     manifest = perform(Ingest(at, dataset, batch.verify, labelled=False))
     perform(Embed(at, dataset, manifest, batch.encoders, batch.part_rows, executor))
     found = perform(
@@ -179,7 +189,7 @@ def _wire(
             batch.version,
             batch.model,
             batch.encoders,
-            tuple(batch.predictions.get(batch.model, ())),
+            tuple(before.get(batch.model, ())),
         )
     )
     return manifest, found
@@ -213,12 +223,14 @@ def _read_as(
 
 def _recorded(
     batch: Batch,
+    last: BatchRecord | None,
     started: datetime,
     steps: Sequence[Step],
     manifest: Manifest,
     found: Predicted,
 ) -> BatchRecord:
-    store, folder = batch.at.store, batch.at.store.path(manifest.artifact)
+    store, folder = batch.store, batch.store.path(manifest.artifact)
+    before = last.predictions if last else {}
     refused = set[str]()
     for encoder in batch.encoders:
         refused |= EmbeddingFolder(store, encoder.key).refused().keys()
@@ -238,7 +250,7 @@ def _recorded(
         version=batch.version,
         model=batch.model,
         new=len(found.new),
-        predictions={**batch.predictions, batch.model: list(found.keys)},
+        predictions={**before, batch.model: list(found.keys)},
     )
 
 

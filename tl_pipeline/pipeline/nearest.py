@@ -31,11 +31,14 @@ class Nearest(NamedTuple):
     similarities: list[float | None]
 
 
-def training_images(store: Store, model: str, manifest: str | None) -> list[str]:
+def training_images(
+    store: Store, model: str, manifest: str | None, encoder: str
+) -> list[str]:
     """Ids of the training and validation images of ``model``, the key of its folder.
 
+    They are in the order of their embeddings under ``encoder``, by part.
     ``manifest`` is what the folder tells; of one that an older version wrote, the
-    record of a run may. Where the manifest is gone, there are none, and a notice.
+    record of a run may. What is not known any more is told in a notice.
     """
     if manifest is None:
         runs = (one for one in records.every(store) if one.registered.model == model)
@@ -49,7 +52,7 @@ def training_images(store: Store, model: str, manifest: str | None) -> list[str]
         return []
     rows = tables.read(MANIFEST, store.path(made), ["image_id", "split", "weight"])
     learned = splits.learned(rows, (splits.TRAIN, splits.VALIDATION))
-    return learned["image_id"].to_pylist()
+    return _by_part(EmbeddingFolder(store, encoder), learned["image_id"].to_pylist())
 
 
 def nearest(
@@ -57,8 +60,9 @@ def nearest(
 ) -> Nearest:
     """The nearest of the images ``training`` to each of n images.
 
-    ``vectors`` has the embeddings of the latter, (n, width) by encoder key. Where there
-    are several encoders, the mean of their cosines counts.
+    They are as ``training_images`` gives them. ``vectors`` has the embeddings of the
+    latter, (n, width) by encoder key. Where there are several encoders, the mean of
+    their cosines counts.
     """
     queries = {key: _unit(block) for key, block in vectors.items()}
     (count,) = {len(block) for block in queries.values()}
@@ -89,9 +93,8 @@ def _blocks(
     folders = {key: EmbeddingFolder(store, key) for key in queries}
     widest = max(block.shape[1] for block in queries.values())
     step = max(1, VALUES // widest)
-    ordered = _by_part(next(iter(folders.values())), training)
-    for start in range(0, len(ordered), step):
-        some = ordered[start : start + step]
+    for start in range(0, len(training), step):
+        some = training[start : start + step]
         loaded = {key: folder.load(some) for key, folder in folders.items()}
         shared = set(some).intersection(*(found.image_ids for found in loaded.values()))
         blocks = {
@@ -109,6 +112,11 @@ def _by_part(folder: EmbeddingFolder, wanted: Sequence[str]) -> list[str]:
         here = [name for name in rows["image_id"].to_pylist() if name in left]
         left.difference_update(here)
         found += here
+    if lost := len(left - folder.refused().keys()):
+        progress.notice(
+            f"{lost:,} of {len(wanted):,} training images have no embedding any more; "
+            "the nearest are looked for among the others"
+        )
     return found
 
 

@@ -26,7 +26,7 @@ from tl_pipeline.inputs.images import AS_IS
 from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
-from tl_pipeline.runs.records import RunRecord, Tuning
+from tl_pipeline.runs.records import Record, RunRecord, Tuning
 from tl_pipeline.storage import downloads
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -110,7 +110,7 @@ def prepare(
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     check_labelled(dataset)
     last = records.latest(store, dataset.name)
-    _check_source(spec, dataset, last)
+    check_source(spec.dataset, dataset, last)
     connection.read(store, dataset.name)  # refuses what register could not use
     spec = _with_backbones(spec, dataset)
     _check_search(spec.search)
@@ -157,27 +157,30 @@ def source(dataset: DatasetSpec) -> str | None:
     return str(path.resolve()) if isinstance(path, Path) else None
 
 
-def _check_source(spec: RunSpec, dataset: DatasetSpec, last: RunRecord | None) -> None:
+def check_source(named: str, dataset: DatasetSpec, last: Record | None) -> None:
     """Refuse a folder whose name stands for another folder in this store.
 
-    Its models would compete with those of that one. An entry of the catalogue says
-    itself what its name stands for, and a folder that is gone may have been moved.
+    Its models, or predictions, would be mixed with those of that one, of which ``last``
+    is the last record. An entry of the catalogue says itself what its name stands for,
+    and a folder that is gone may have been moved.
 
     Raises:
-        InvalidSpec: ``dataset`` is such a folder.
+        InvalidSpec: ``dataset``, ``named`` by its path, is such a folder.
     """
     here = source(dataset)
-    by_path = here is not None and Path(spec.dataset).resolve() == Path(here)
+    by_path = here is not None and Path(named).resolve() == Path(here)
     if last is None or not by_path:
         return
-    named = Path(last.spec.dataset)  # all that older records tell
-    known = last.source or (str(named.resolve()) if named.is_absolute() else None)
+    known = last.source
+    if known is None and isinstance(last, RunRecord):
+        before = Path(last.spec.dataset)  # all that older records tell
+        known = str(before.resolve()) if before.is_absolute() else None
     if known and known != here and Path(known).exists():
         raise InvalidSpec(
             f"in this store the dataset {dataset.name!r} is {known}, and {here} has "
-            "the same name; they would share one champion. Give it an entry with a "
-            "name of its own in data_catalog.yaml (type: image_folder, path: ...) "
-            "and run that, or use another --store"
+            "the same name; they would share one champion, and predictions. Give it an "
+            "entry with a name of its own in data_catalog.yaml (type: image_folder, "
+            "path: ...) and name that, or use another --store"
         )
 
 

@@ -126,12 +126,14 @@ class Predict(Unit[Predicted]):
         made = Artifact("models", self.model, self.model)
         model = open_model(store.path(made), store)
         known = model.about.get("manifest")
-        training = nearest.training_images(store, self.model, known)
+        encoder = self.encoders[0].key
+        training = nearest.training_images(store, self.model, known, encoder)
         parts = [
             tables.read(BATCH_PREDICTIONS, store.path(one)) for one in self._taken_in
         ]
-        for start in range(0, self._new.num_rows, self._step):
-            rows = self._new.slice(start, self._step)
+        step = self._step(len(model.classes))
+        for start in range(0, self._new.num_rows, step):
+            rows = self._new.slice(start, step)
             parts.append(self._predicted(model, rows, training))
         rows = pa.concat_tables(parts).sort_by("image_id")
         tables.write(BATCH_PREDICTIONS, rows, folder)
@@ -185,12 +187,11 @@ class Predict(Unit[Predicted]):
             vectors[encoder.key] = found.vectors
         return vectors
 
-    @cached_property
-    def _step(self) -> int:
+    def _step(self, classes: int) -> int:
         """How many images are predicted at a time."""
         one = self._new["image_id"][:1].to_pylist()
         widths = [block.shape[1] for block in self._vectors(one).values()]
-        return max(1, nearest.VALUES // max(widths))
+        return max(1, nearest.VALUES // max(classes, *widths))
 
     @cached_property
     def _earlier(self) -> list[Artifact]:
