@@ -21,7 +21,7 @@ from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.report import class_table, page
+from tl_pipeline.report import class_table, page, score_table
 from tl_pipeline.report.tested import read
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
@@ -199,6 +199,19 @@ def test_classes_have_their_scores_the_worst_first(made: Made, tested: list[dict
             assert other.scores[metric].model_dump() == pytest.approx(
                 score.model_dump()
             )
+
+
+def test_scores_are_those_of_the_table(made: Made, parsed: Parsed):
+    found = score_table.table(made.store, made.record.best.evaluation)
+    assert found.splits == ["test", "folds", "train"]
+    by_name = {row.name: row.scores for row in found.rows}
+    best = made.record.best
+    assert by_name["accuracy"] == by_name["accuracy"] | {
+        "test": best.test,
+        "folds": best.folds,
+    }
+    assert {"balanced accuracy", "macro f1", "log loss", "ece"} <= set(by_name)
+    assert f"{by_name['log loss']['train'].value:.3f}" in parsed.texts
 
 
 def test_thumbnails_are_the_images_of_the_source(parsed: Parsed, made: Made):

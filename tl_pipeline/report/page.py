@@ -28,6 +28,7 @@ from tl_pipeline.report import (
     forest,
     gallery,
     history,
+    score_table,
     tested,
     verdict,
 )
@@ -172,6 +173,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         class_table=class_table.table(
             store, record.best.evaluation, predicted, record.split_report
         ),
+        score_table=score_table.table(store, record.best.evaluation),
         class_numbers={name: at for at, name in enumerate(predicted.classes)},
         tuning=record.tuning,
         **(_tuning(record.tuning) if record.tuning else {}),
