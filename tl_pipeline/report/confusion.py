@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.cluster import hierarchy
-from scipy.sparse import coo_array
 from scipy.spatial.distance import squareform
 
 from tl_pipeline.report.tested import PredictedTest
@@ -127,10 +126,12 @@ def ordered(tested: PredictedTest, classes: Sequence[int] | np.ndarray) -> list[
     images of either is taken for the other. Classes without errors stay at the end,
     sorted.
     """
-    count, classes = len(tested.classes), np.asarray(classes)
-    seen = coo_array(
-        (np.ones(len(tested.truth)), (tested.truth, tested.guess)), (count, count)
-    ).toarray()[np.ix_(classes, classes)]
+    classes = np.asarray(classes)
+    place = np.full(len(tested.classes), -1)
+    place[classes] = np.arange(len(classes))
+    pairs = place[np.stack([tested.truth, tested.guess])]
+    seen = np.zeros((len(classes), len(classes)))
+    np.add.at(seen, tuple(pairs[:, (pairs >= 0).all(axis=0)]), 1)
     shares = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)
     alike = shares + shares.T
     np.fill_diagonal(alike, 0)

@@ -166,7 +166,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         curves=_curves(store, record),
         decisions=record.decisions,
         reliability=reliability(predicted.confidence, predicted.right),
-        history=history.of(store, record),
+        **_history(store, record),
         split=record.split_report,
         **_split(record.split_report),
         split_names=SPLITS,
@@ -256,6 +256,13 @@ def _curves(store: Store, record: RunRecord) -> dict[str, tuple[Panel, Panel]]:
         key: panels(tables.read(CURVE, folder).to_pylist())
         for key, folder in folders.items()
     }
+
+
+def _history(store: Store, record: RunRecord) -> dict[str, Any]:
+    """What ``history.html`` shows."""
+    found = history.of(store, record)
+    encoders = [run.record.best.encoder for run in found.runs] if found else []
+    return {"history": found, "run_names": labels.short(encoders)}
 
 
 def _tuning(tuning: Tuning) -> dict[str, Any]:
