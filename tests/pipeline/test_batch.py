@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tl_pipeline import query
-from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
+from tl_pipeline.config.encoder_specs import backbone_of
+from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.errors import InvalidSpec, TooManyRefused
 from tl_pipeline.maintenance import gc
 from tl_pipeline.maintenance.gc_roots import RunPolicy
@@ -25,10 +26,18 @@ from tl_pipeline.store.embeddings import EmbeddingFolder
 Crops = Callable[[str, int], Image.Image]
 
 
-def trained(folder: Path, store: Store, head: str = "logistic:C=1") -> RunRecord:
+SEVERAL = ["lenet5", "lenet5:layer=f6"]
+
+
+def trained(
+    folder: Path,
+    store: Store,
+    head: str = "logistic:C=1",
+    backbone: str | list[str] = "lenet5",
+) -> RunRecord:
     spec = RunSpec(
         dataset=str(folder),
-        backbones=(EncoderSpec(backbone="lenet5"),),
+        backbones=(backbone_of(backbone),),
         heads=(HeadSpec.parse(head),),
         controls=False,
     )
@@ -113,11 +122,12 @@ def test_a_new_champion_costs_its_heads_alone_and_an_old_one_nothing(
     ]
 
 
+@pytest.mark.parametrize("backbone", ["lenet5", SEVERAL])
 def test_predictions_are_those_of_evaluation_and_of_single_files(
-    folder: Path, store: Store, tmp_path: Path
+    folder: Path, store: Store, tmp_path: Path, backbone: str | list[str]
 ):
     """Test images of a run, as a folder without labels: the same bytes, one answer."""
-    trained(folder, store)
+    trained(folder, store, backbone=backbone)
     tested = query.ask(
         store,
         "SELECT image_id, uri, predicted, confidence, probabilities, accepted, "
@@ -153,30 +163,35 @@ def test_predictions_are_those_of_evaluation_and_of_single_files(
         assert ours["confidence"] == pytest.approx(alone.confidence, abs=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["lenet5", SEVERAL])
 def test_the_nearest_training_image_is_that_of_all_cosines(
-    folder: Path, store: Store, incoming: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    store: Store,
+    incoming: Path,
+    backbone: str | list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """In many small chunks, too; one that was learned from is its own nearest."""
     monkeypatch.setattr(nearest, "VALUES", 1_000)
-    trained(folder, store)
-    copied = next((folder / "china").iterdir())
+    trained(folder, store, backbone=backbone)
     sides = "SELECT image_id, uri FROM images WHERE split <> 'test'"
     learned = query.ask(store, sides).to_pylist()
     (incoming / "learned.jpg").write_bytes(Path(learned[0]["uri"]).read_bytes())
     run(store, incoming)
     rows = query.ask(store, "FROM batch_predictions WHERE dataset = 'incoming'")
-    assert copied.exists()
-    (encoder,) = index.load_model(store, "photos").encoders
-    every = EmbeddingFolder(store, encoder.key)
+    encoders = index.load_model(store, "photos").encoders
+    every = [EmbeddingFolder(store, encoder.key) for encoder in encoders]
 
-    def unit(ids: list[str]) -> tuple[list[str], np.ndarray]:
-        found = every.load(ids)
-        vectors = found.vectors.astype(np.float64)
-        return found.image_ids, vectors / np.linalg.norm(vectors, axis=1)[:, None]
+    def unit(ids: list[str]) -> np.ndarray:
+        """The unit vectors of all encoders side by side, of length 1 together."""
+        found = [one.load(ids).vectors.astype(np.float64) for one in every]
+        blocks = [v / np.linalg.norm(v, axis=1)[:, None] for v in found]
+        return np.hstack(blocks) / np.sqrt(len(every))
 
-    train, known = unit([row["image_id"] for row in learned])
+    train = sorted(row["image_id"] for row in learned)
+    known = unit(train)
     for row in rows.to_pylist():
-        cosines = known @ unit([row["image_id"]])[1][0]
+        cosines = known @ unit([row["image_id"]])[0]
         assert row["nearest_id"] == train[int(cosines.argmax())]
         assert row["nearest_similarity"] == pytest.approx(cosines.max(), abs=1e-5)
     own = {row["image_id"]: row for row in rows.to_pylist()}[learned[0]["image_id"]]
