@@ -1,7 +1,7 @@
 """Tune as a stage of a run: what is chosen, and when it is kept."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 
 from tests.studies.test_rank import of, ranked
+from tl_pipeline import query
 from tl_pipeline.config import catalog
 from tl_pipeline.config.encoder_specs import ConcatSpec, EncoderSpec
 from tl_pipeline.config.specs import HeadSpec, RunSpec, TuneSpec
-from tl_pipeline.errors import CatalogError, InvalidSpec
+from tl_pipeline.errors import CatalogError, InvalidSpec, TooManyRefused
 from tl_pipeline.pipeline import wiring
+from tl_pipeline.pipeline.stage import Stage
+from tl_pipeline.pipeline.stages import ingest
+from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.work import Work
+from tl_pipeline.runs.planning import Outcome
 from tl_pipeline.runs.records import RunRecord, TunedEncoder, Tuning
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.studies import ranking, tune_stage
@@ -38,21 +43,57 @@ def spec_of(folder: Path, **changes: Any) -> RunSpec:
 
 
 def work_of(
-    store: Store, spec: RunSpec, execute: Callable[[Tune], Any] = Tune.run
+    store: Store, spec: RunSpec, execute: wiring.Execute = wiring.directly
 ) -> Work:
     prepared = wiring.prepare(spec, store)
     return tune_stage.tuned(prepared, execute, catalog_file=None, download=True)
+
+
+def looking(stage: Stage[Any]) -> Outcome[Any]:
+    return stage.plan()
 
 
 def run(store: Store, spec: RunSpec) -> RunRecord:
     return wiring.run(work_of(store, spec))
 
 
+@pytest.mark.parametrize("planning", [False, True])
+def test_the_source_is_scanned_once(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch, planning: bool
+):
+    scans: list[str] = []
+    plain = ingest.look
+
+    def counted(source: Any, dataset: Any, memo: Any) -> Any:
+        scans.append(dataset.name)
+        return plain(source, dataset, memo)
+
+    monkeypatch.setattr(ingest, "look", counted)
+    if planning:
+        with store.overlay() as overlay:
+            steps = wiring.plan(work_of(overlay, spec_of(folder), looking))
+    else:
+        steps = run(store, spec_of(folder)).steps
+    assert len(scans) == 1
+    assert [step.stage for step in steps].count("ingest") == 1
+
+
+def test_the_quarantine_of_a_refused_run_can_be_read(folder: Path, store: Store):
+    for file in sorted((folder / "china").iterdir())[:20]:
+        file.write_bytes(b"no image")
+    with pytest.raises(TooManyRefused):
+        run(store, spec_of(folder))
+    rows = query.ask(store, "SELECT count(*) AS n FROM quarantine").to_pylist()
+    assert rows == [{"n": 20}]
+
+
 def test_a_run_goes_on_with_what_is_chosen_and_the_next_one_keeps_it(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    planned = work_of(store, spec_of(folder), Tune.plan)
-    (step,) = planned.before
+    with store.overlay() as overlay:
+        planned = work_of(overlay, spec_of(folder), looking)
+    ingest, step = planned.before
+    assert (ingest.stage, ingest.cached) == ("ingest", False)
     assert (step.cached, step.units, planned.tuning) == (False, 2, None)
     assert "2 candidates in 2 passes over " in step.reason
     assert not list(store.root.glob("embeddings/*"))
@@ -63,13 +104,17 @@ def test_a_run_goes_on_with_what_is_chosen_and_the_next_one_keeps_it(
     assert [s.short() for s in first.spec.backbones] == [tuning.spec]
     assert {one.key for one in tuning.candidates} >= {tuning.key}
     assert first.best.encoder_key == tuning.key
-    assert (first.steps[0].stage, first.steps[0].cached) == ("tune", False)
+    assert [(step.stage, step.cached) for step in first.steps[:3]] == [
+        ("ingest", False),
+        ("tune", False),
+        ("embed", False),
+    ]
 
     def never(*_: Any) -> Ranking:
         raise AssertionError("nothing is to be ranked")
 
     monkeypatch.setattr(ranking, "rank", never)
-    (step,) = work_of(store, spec_of(folder), Tune.plan).before
+    _, step = work_of(store, spec_of(folder), looking).before
     assert step.cached
     assert step.reason.startswith(f"{tuning.label} is kept, chosen on ")
     second = run(store, spec_of(folder))
@@ -80,7 +125,7 @@ def test_a_run_goes_on_with_what_is_chosen_and_the_next_one_keeps_it(
 def test_another_question_is_asked_anew(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    asked = Tune(wiring.prepare(spec_of(folder), store), TuneSpec.parse(HOW))
+    asked = tune_of(folder, store)
     tuning = chosen("incumbent", trained=100, question=asked._question)
     found = {asked._question: tuning}
     monkeypatch.setattr(
@@ -109,7 +154,13 @@ def tune_with(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch, last: Tuning | None
 ) -> Tune:
     monkeypatch.setattr(Tune, "_last", last)
-    return Tune(wiring.prepare(spec_of(folder), store), TuneSpec.parse(HOW))
+    return tune_of(folder, store)
+
+
+def tune_of(folder: Path, store: Store) -> Tune:
+    work = wiring.prepare(spec_of(folder), store)
+    manifest = Ingest(work.at, work.dataset).run().output
+    return Tune(work, TuneSpec.parse(HOW), manifest)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
@@ -126,8 +127,10 @@ def plan(request: Request = NOTHING, *, json: Json = False) -> None:
     from tl_pipeline.cli import console
     from tl_pipeline.pipeline import wiring
 
-    work, _ = _prepare(request, download=False)
-    steps = wiring.plan(_tuned(request, work, planning=True))
+    work, store = _prepare(request, download=False)
+    with store.overlay() as overlay:
+        work = replace(work, at=replace(work.at, store=overlay))
+        steps = wiring.plan(_tuned(request, work, planning=True))
     console.print_plan(steps, as_json=json)
 
 
@@ -240,7 +243,7 @@ def _tuned(
 
     return tune_stage.tuned(
         work,
-        tune_stage.Tune.plan if planning else tune_stage.Tune.run,
+        (lambda stage: stage.plan()) if planning else (lambda stage: stage.run()),
         catalog_file=request.catalog,
         download=not planning,
     )

@@ -46,7 +46,17 @@ from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 
-__all__ = ["Execute", "Wired", "Work", "directly", "plan", "prepare", "run", "wire"]
+__all__ = [
+    "Execute",
+    "Wired",
+    "Work",
+    "directly",
+    "keeping_refused",
+    "plan",
+    "prepare",
+    "run",
+    "wire",
+]
 
 OutputT = TypeVar("OutputT")
 # A network whose inputs have so many pixels a side may do better with fewer.
@@ -80,7 +90,7 @@ class Wired:
 def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wired:
     """Every head on every encoder, then the best; in the order of the README."""
     at, spec, dataset = work.at, work.spec, work.dataset
-    ingested = manifest = perform(Ingest(at, dataset, work.verify))
+    ingested = manifest = work.ingested or perform(Ingest(at, dataset, work.verify))
     embedded = perform(
         Embed(at, dataset, ingested, work.encoders, spec.part_rows, executor)
     )
@@ -360,11 +370,8 @@ def run(
         return outcome.output
 
     with _begun(work):
-        try:
+        with keeping_refused(work, steps):
             wired = wire(work, perform, executor)
-        except DatasetError:
-            _keep_refused(work, steps)
-            raise
         record = _recorded(work, started, steps, wired)
         records.write(work.at.store, record)
     query.build(work.at.store)
@@ -396,14 +403,22 @@ def _advise(work: Work, manifest: Manifest) -> None:
             return
 
 
-def _keep_refused(work: Work, steps: Sequence[Step]) -> None:
-    """Let the quarantine of a refused run be read; ``steps`` are those it took."""
-    store = work.at.store
-    if len(steps) > len(work.before):  # else ingest has noted it
-        ingest = next(step for step in steps if step.stage == "ingest")
-        records.note_refused(store, work.dataset.name, ingest.keys["manifest"])
-    if any((store.root / "refused").glob("*/*.json")):
-        query.build(store)
+@contextmanager
+def keeping_refused(work: Work, steps: Sequence[Step]) -> Iterator[None]:
+    """Let the quarantine be read of a run that is refused in the block.
+
+    ``steps`` are those it took until then.
+    """
+    try:
+        yield
+    except DatasetError:
+        store = work.at.store
+        for step in steps:  # without one ingest has noted it
+            if step.stage == "ingest":
+                records.note_refused(store, work.dataset.name, step.keys["manifest"])
+        if any((store.root / "refused").glob("*/*.json")):
+            query.build(store)
+        raise
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.search import candidates
 from tl_pipeline.inputs.images import AS_IS
+from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
@@ -57,8 +58,8 @@ class Work:
     for, None to ignore them. ``baselines`` maps the key of an encoder to that of the
     same network with random weights. ``finetune`` is done besides. ``skipped`` are the
     controls that were asked for and do not exist. With ``verify`` no cache of unchanged
-    files is trusted. ``tuning`` chose the backbones of ``spec``, in the steps
-    ``before``.
+    files is trusted. ``tuning`` chose the backbones of ``spec``. ``ingested`` is the
+    manifest, if the steps ``before`` made it.
     """
 
     spec: RunSpec
@@ -71,6 +72,7 @@ class Work:
     skipped: list[Step] = field(default_factory=list)
     verify: bool = False
     tuning: Tuning | None = None
+    ingested: Manifest | None = None
     before: tuple[Step, ...] = ()
 
     @property

@@ -158,8 +158,12 @@ class Store:
     def overlay(self) -> Iterator["Store"]:
         """A view of this store whose new artifacts vanish when the block ends.
 
-        Planning performs cheap stages for real in it and leaves no trace.
+        Planning performs cheap stages for real in it and leaves no trace. An overlay is
+        its own.
         """
+        if self.planning:
+            yield self
+            return
         with tempfile.TemporaryDirectory(prefix="tl-plan-") as folder:
             yield Store(self.root, scratch=Path(folder), mirror=self.mirror)
 

@@ -40,12 +40,15 @@ class Study:
         return [*concat.unique_members(self.encoders)]
 
     def ingested(self) -> Manifest:
-        """The manifest of the dataset, with the splits that a run has.
-
-        Near duplicates are kept together as in a run: all images are embedded under
-        the encoder that compares them.
-        """
+        """The manifest of the dataset, with the splits that a run has."""
         manifest = Ingest(self.at, self.dataset, self.verify).run().output
+        return self.kept_together(manifest)
+
+    def kept_together(self, manifest: Manifest) -> Manifest:
+        """``manifest`` with near duplicates in one split, if a run has them so.
+
+        All images are embedded under the encoder that compares them.
+        """
         encoder = self.duplicate_encoder
         if encoder is None:
             return manifest

@@ -6,7 +6,6 @@ training images, and then gives way only to an encoder that is better by more th
 interval of their difference.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,7 +16,11 @@ from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.specs import TuneSpec
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.pipeline import wiring
 from tl_pipeline.pipeline import work as resolving
+from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stages.ingest import Ingest
+from tl_pipeline.pipeline.wiring import Execute
 from tl_pipeline.pipeline.work import Work
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Outcome, Step
@@ -36,12 +39,15 @@ GROWN = 1.25
 class Tune:
     """Choose the encoder of the run ``work``; None while planning what is not chosen.
 
+    ``manifest`` is what ingest gave.
+
     Raises:
         InvalidSpec, DatasetError, WeightsError: see ``tuning.tune``.
     """
 
     work: Work
     how: TuneSpec
+    manifest: Manifest
 
     @property
     def title(self) -> str:
@@ -50,13 +56,13 @@ class Tune:
 
     def plan(self) -> Outcome[Tuning | None]:
         """Look whether what was chosen is kept; say what would be compared if not."""
-        store = self.work.at.store
-        with store.overlay() as overlay:
+        # what is to be kept together is not known yet
+        sample = ranking.draw(self.manifest, self.how.images)
+        looked = self._look(sample)
+        if looked.step.cached:
+            return looked
+        with self.work.at.store.overlay() as overlay:
             study = self._study(replace(self.work.at, store=overlay))
-            sample = ranking.draw(study.ingested(), self.how.images)
-            looked = self._look(sample)
-            if looked.step.cached:
-                return looked
             grid = self._grid(study)
             seconds = tuning.known_seconds(study, grid.encoders, sample)
         step = replace(
@@ -72,7 +78,7 @@ class Tune:
         """Keep what was chosen, or embed a sample under all candidates and judge."""
         began = datetime.now(UTC)
         study = self._study(self.work.at)
-        sample = ranking.draw(study.ingested(), self.how.images)
+        sample = ranking.draw(study.kept_together(self.manifest), self.how.images)
         looked = self._look(sample)
         if looked.step.cached:
             return looked
@@ -192,23 +198,31 @@ def check(work: Work) -> None:
 
 def tuned(
     work: Work,
-    execute: Callable[[Tune], Outcome[Tuning | None]],
+    execute: Execute,
     *,
     catalog_file: Path | None,
     download: bool,
 ) -> Work:
-    """``work`` with the encoder that ``execute`` chooses, if it asks for that.
+    """``work`` with the encoder that is chosen, if it asks for that.
+
+    Ingest and tune are carried out by ``execute``.
 
     Raises:
-        InvalidSpec, DatasetError, WeightsError: see ``check`` and ``Tune``.
+        InvalidSpec, DatasetError, WeightsError: see ``check``, ``Ingest`` and ``Tune``.
     """
     check(work)
     if work.spec.tune is None:
         return work
-    outcome = execute(Tune(work, work.spec.tune))
-    chosen = outcome.output
+    steps: list[Step] = []
+    with wiring.keeping_refused(work, steps):
+        ingested = execute(Ingest(work.at, work.dataset, work.verify))
+        steps += ingested.steps
+        tuned = execute(Tune(work, work.spec.tune, ingested.output))
+        steps += tuned.steps
+    chosen: Tuning | None = tuned.output
+    known = {"ingested": ingested.output, "before": tuple(steps)}
     if chosen is None:  # while planning
-        return replace(work, before=outcome.steps)
+        return replace(work, **known)
     backbones = (EncoderSpec.parse(chosen.spec),)
     found = resolving.prepare(
         work.spec.model_copy(update={"backbones": backbones}),
@@ -217,7 +231,7 @@ def tuned(
         verify=work.verify,
         download=download,
     )
-    return replace(found, tuning=chosen, before=outcome.steps)
+    return replace(found, tuning=chosen, **known)
 
 
 def _said(grid: Grid, sample: Sample) -> str:
