@@ -290,12 +290,14 @@ def test_a_page_that_shows_the_same_is_not_written_again(made: Made):
     again = made.record.model_copy(
         update={"run_id": records.new_run_id(), "steps": made.record.steps[:1]}
     )
-    assert page.write(made.store, again, made.dataset) == folder / "latest.html"
+    page.write(made.store, again, made.dataset)
+    assert page.path(made.store, again) == folder / "latest.html"
     assert sorted(folder.iterdir()) == before
 
     promoted = made.record.registered.model_copy(update={"champion": False})
     other = again.model_copy(update={"registered": promoted})
-    assert page.write(made.store, other, made.dataset).stem == other.run_id
+    page.write(made.store, other, made.dataset)
+    assert page.path(made.store, other).stem == other.run_id
     assert "registered, not promoted" in (folder / "latest.html").read_text()
 
 

@@ -61,36 +61,37 @@ class Unavailable(NamedTuple):
     reason: str
 
 
-def write(store: Store, record: RunRecord, dataset: DatasetSpec) -> Path:
+def write(store: Store, record: RunRecord, dataset: DatasetSpec) -> None:
     """Write ``reports/<dataset>/<run_id>.html`` and make it ``latest.html`` too.
 
     Nothing is written where ``latest.html`` shows the same artifacts: see
     ``content_key``. A page that cannot be made is told of in one line, as the run has
     ended well.
-
-    Returns:
-        The page that shows the run.
     """
-    latest = path(store, record).with_name(LATEST)
-    if content_key(record) not in _beginning(store, latest):
-        try:
-            text = render(store, record, dataset)
-        except Exception as error:  # noqa: BLE001 - the run itself has ended well
-            progress.notice(
-                f"the report was not written: {type(error).__name__}: {error}"
-            )
-            return latest
-        file = latest.with_name(f"{record.run_id}.html")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with store.mirror.sending(file, latest):
+    try:
+        if content_key(record) not in _beginning(store, record):
+            _publish(store, record, render(store, record, dataset))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the models are there
+        why = f"{type(error).__name__}: {error}"
+        progress.notice(f"the report was not written: {why}")
+
+
+def _publish(store: Store, record: RunRecord, text: str) -> None:
+    folder = _folder(store, record)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = folder / f"{record.run_id}.html", folder / LATEST
+    with store.mirror.sending(*files):
+        for file in files:
             write_atomically(file, text)
-            write_atomically(latest, text)
-    return path(store, record)
+
+
+def _folder(store: Store, record: RunRecord) -> Path:
+    return store.root / "reports" / record.dataset
 
 
 def path(store: Store, record: RunRecord) -> Path:
     """Where the report of ``record`` lies: its own page, or the last one."""
-    folder = store.root / "reports" / record.dataset
+    folder = _folder(store, record)
     own = f"{record.run_id}.html"
     there = own in store.mirror.listing(folder) or (folder / own).exists()
     return folder / (own if there else LATEST)
@@ -125,8 +126,9 @@ def _code() -> str:
     return sha.hexdigest()
 
 
-def _beginning(store: Store, page: Path) -> str:
-    """The first characters of ``page``, "" where there is none."""
+def _beginning(store: Store, record: RunRecord) -> str:
+    """The first characters of the latest page, "" where there is none."""
+    page = _folder(store, record) / LATEST
     try:
         if store.mirror.url:  # another machine may have written a newer one
             page.unlink(missing_ok=True)
