@@ -64,9 +64,9 @@ def test_the_source_is_scanned_once(
     scans: list[str] = []
     plain = ingest.look
 
-    def counted(source: Any, dataset: Any, memo: Any) -> Any:
+    def counted(source: Any, dataset: Any, *given: Any, **named: Any) -> Any:
         scans.append(dataset.name)
-        return plain(source, dataset, memo)
+        return plain(source, dataset, *given, **named)
 
     monkeypatch.setattr(ingest, "look", counted)
     if planning:
