@@ -18,6 +18,7 @@ from tests.runs.made import record, result
 from tl_pipeline import query
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.query import macros
+from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -73,7 +74,7 @@ def test_help_lists_every_macro_and_the_columns_of_every_view(built: Store):
     assert split == {
         "name": "split",
         "type": "VARCHAR",
-        "comment": "train, validation or test.",
+        "comment": COLUMNS["split"],
     }
 
 
@@ -101,6 +102,16 @@ def test_a_name_of_two_encoders_is_refused_with_the_choices(built: Store):
         query.ask(built, "FROM embeddings_of('lenet5')")
     (row,) = ask(built, f"SELECT embedding FROM embeddings_of('{NAME} #{key[:6]}')")
     assert row == {"embedding": [1, 1, 1]}
+
+
+def test_a_backbone_means_the_trained_network_and_not_its_control():
+    told = {"backbone": "net", "width": 2}
+    control = {"encoder": "net/c random", "encoder_key": "f" * 32, "control": True}
+    trained = {"encoder": "net/c it's", "encoder_key": "e" * 32, "control": False}
+    made = "".join(macros.statements([told | control, told | trained]))
+    query_of = f"embedding FROM embeddings WHERE encoder_key = ''{'e' * 32}''"
+    assert f"= 'net' THEN 'SELECT image_id, embedding::FLOAT[2] AS {query_of}" in made
+    assert "WHEN encoder = 'net/c it''s' THEN" in made
 
 
 def test_neighbours_are_the_most_alike_without_itself(built: Store):

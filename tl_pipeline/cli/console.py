@@ -42,8 +42,12 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_json(document: Any) -> None:
     """Print ``document`` as JSON for a script; NaN and infinities are null."""
-    text = json.dumps(_finite(document), indent=1, default=str, ensure_ascii=False)
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{as_json(document, indent=1)}\n")
+
+
+def as_json(document: Any, *, indent: int | None = None) -> str:
+    """``document`` as JSON; NaN and infinities are null."""
+    return json.dumps(_finite(document), indent=indent, default=str, ensure_ascii=False)
 
 
 def _finite(document: Any) -> Any:

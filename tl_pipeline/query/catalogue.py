@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tl_pipeline import progress
 from tl_pipeline.errors import InvalidSpec, StoreError
-from tl_pipeline.query import computed, macros, run_records, views
+from tl_pipeline.query import computed, macros, run_records, sandbox, views
 from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
@@ -73,14 +73,16 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
 
 
 def ask(store: Store, sql: str) -> pa.Table:
-    """The rows that ``sql`` gives.
+    """The rows that ``sql`` gives, which reads the store and nothing else.
 
     Raises:
-        InvalidSpec: DuckDB refuses the query, or it gives no rows.
+        InvalidSpec: it does more, DuckDB refuses it, or it gives no rows.
         StoreError: see ``connect``.
     """
+    sandbox.check(sql)
     with connect(store) as connection:
         try:
+            sandbox.close(connection, store.root)
             if store.mirror.url and macros.reads_embeddings().search(sql):
                 for key in described(store):
                     EmbeddingFolder(store, key).gather()
@@ -204,9 +206,13 @@ def _open(file: Path) -> duckdb.DuckDBPyConnection | None:
 
 
 def _opened(file: Path) -> duckdb.DuckDBPyConnection:
+    """Attach ``file`` to a DuckDB of its own: its settings are nobody else's."""
+    connection = duckdb.connect()
     try:
-        return duckdb.connect(file, read_only=True)
+        connection.execute(f"ATTACH '{views.quoted(file)}' AS catalog (READ_ONLY)")
+        connection.execute("USE catalog")
     except duckdb.IOException as error:
+        connection.close()
         if "lock" not in str(error):
             raise
         holder = re.search(r"PID (\d+)", str(error))
@@ -215,6 +221,7 @@ def _opened(file: Path) -> duckdb.DuckDBPyConnection:
             f"{who} has {file} open for writing, and DuckDB then lets nobody else read "
             "it; close that shell, or open it with -readonly (read_only=True)"
         ) from None
+    return connection
 
 
 def _log(file: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -148,11 +149,9 @@ def _choice(encoders: Iterable[Row]) -> str:
     """An expression that gives the query of the embeddings of ``encoder``."""
     rows = [row for row in encoders if row.get("width")]
     names: dict[str, Row] = {}
-    for column in ("backbone", "label"):
-        for row in rows:
-            alike = [other for other in rows if other[column] == row[column]]
-            if len(alike) == 1:
-                names[row[column]] = row
+    trained = [row for row in rows if not row["control"]]
+    often = Counter(row["backbone"] for row in trained)
+    names |= {r["backbone"]: r for r in trained if often[r["backbone"]] == 1}
     for row in rows:
         names |= {row["encoder"]: row, row["encoder_key"]: row}
     cases = "".join(

@@ -15,7 +15,8 @@ CREATE MACRO embeddings_of(encoder) AS TABLE
 FROM query({embeddings of encoder});
 COMMENT ON MACRO TABLE embeddings_of IS
 'image_id and embedding of one encoder, as FLOAT[width]: for array_cosine_similarity and
-the like. encoder is its name or key in encoders, or its backbone if no other has that.';
+the like. encoder is its name or key in encoders, or its backbone if no other but untrained
+controls has that.';
 -- Example: SELECT image_id, array_cosine_similarity(embedding, (SELECT embedding FROM embeddings_of('{encoder}') WHERE image_id = '{image}')) AS similarity FROM embeddings_of('{encoder}') ORDER BY similarity DESC LIMIT 3
 
 CREATE MACRO labelled_embeddings(dataset, encoder) AS TABLE
