@@ -44,6 +44,15 @@ def test_values_lie_between_the_ends_of_all_intervals():
     assert found.ticks[0][0] == pytest.approx(100 * 0.06 / 1.12)
 
 
+def test_a_control_that_does_better_is_on_the_scale():
+    best, control = forest.plot(
+        [result("best", 0.3, 0.4), result("control", 0.7, 0.75)]
+    ).rows
+    assert control.held_out.high == pytest.approx(100 * 1.06 / 1.12, abs=0.01)
+    assert best.test.low < best.test.at < control.test.at < control.held_out.at
+    assert not control.test.outside
+
+
 def test_scores_without_intervals_are_points():
     one = result("best", 0.5, 0.5).model_copy(
         update={"test": Score(value=0.5), "folds": Score(value=0.5)}

@@ -39,13 +39,14 @@ class Forest(NamedTuple):
 
 
 def plot(results: Sequence[Result]) -> Forest:
-    """All ``results`` on a scale that holds the intervals of all but the controls.
+    """All ``results`` on a scale that begins with the least of all but the controls.
 
     A control that is left of it has marks at the edge.
     """
-    compared = [result for result in results if result.role != "control"]
+    every = [score for r in results for score in (r.test, r.held_out)]
+    compared = [r for r in results if r.role != "control"]
     scores = [score for r in compared for score in (r.test, r.held_out)]
-    least, most = min(map(_low, scores)), max(map(_high, scores))
+    least, most = min(map(_low, scores)), max(map(_high, every))
     room = _ROOM * ((most - least) or 0.1)
     scale = max(0.0, least - room), min(1.0, most + room)
     rows = [Row(r, _mark(r.test, scale), _mark(r.held_out, scale)) for r in results]
