@@ -13,7 +13,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from tl_pipeline.heads.linear import design_matrix, preconditioner
+from tl_pipeline.heads.linear import (
+    design_matrix,
+    preconditioner,
+    regularization_path,
+    row_space,
+)
 from tl_pipeline.heads.linear import objective as objectives
 from tl_pipeline.heads.linear.design_matrix import moments
 from tl_pipeline.heads.linear.lbfgs import LBFGS, Pair
@@ -60,7 +65,8 @@ def probabilities(head: PathHead, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("c", CS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("n", "width", "classes"), [(300, 20, 4), (300, 20, 2), (60, 90, 5)]
+    ("n", "width", "classes"),
+    [(300, 20, 4), (300, 20, 2), (60, 90, 5), (60, 500, 5), (60, 500, 2)],
 )
 def test_one_head_is_the_optimum_of_scikit_learn(
     n: int, width: int, classes: int, dtype: Any, c: float
@@ -103,9 +109,13 @@ def test_a_weak_penalty_on_separable_rows_ends_at_the_optimum_too(
     )
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_every_c_and_fold_of_a_path_is_the_optimum_of_its_own_rows(classes: int):
-    x, y = rows(classes=classes)
+@pytest.mark.parametrize(
+    ("n", "width", "classes"), [(300, 20, 2), (300, 20, 4), (80, 600, 2), (80, 600, 4)]
+)
+def test_every_c_and_fold_of_a_path_is_the_optimum_of_its_own_rows(
+    n: int, width: int, classes: int
+):
+    x, y = rows(n, width, classes)
     folds = np.random.default_rng(0).integers(-1, 3, len(y))
     path = fit_path(x, y, [1.0, 1e-3, 30.0, 0.03], folds, fold_tol=1e-9)
     assert path.cs == CS
@@ -116,6 +126,39 @@ def test_every_c_and_fold_of_a_path_is_the_optimum_of_its_own_rows(classes: int)
         np.testing.assert_allclose(
             probabilities(head, x), expected.predict_proba(x), atol=1e-3
         )
+
+
+def test_wide_rows_are_solved_in_their_own_space_block_by_block(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """And come to what the solver finds on all columns."""
+    x, y = rows(60, 500)
+    folds = np.arange(60) // 4 % 3
+    monkeypatch.setattr(row_space, "COLUMNS", 128)
+    monkeypatch.setattr(regularization_path, "prepare", seen := Prepared())
+    found = fit_path(x, y, CS, folds, fold_tol=1e-9)
+    assert seen.shapes == [(60, 40)] * 3
+    monkeypatch.setattr(regularization_path, "WIDE", 10.0)
+    expected = fit_path(x, y, CS, folds, fold_tol=1e-9)
+    assert seen.shapes[3:] == [(60, 500)]
+    for one, other in zip(found.heads, expected.heads, strict=True):
+        assert (one.c, one.fold) == (other.c, other.fold)
+        np.testing.assert_allclose(
+            probabilities(one, x), probabilities(other, x), atol=1e-3
+        )
+        scale = np.abs(other.coef).max()
+        np.testing.assert_allclose(one.coef, other.coef, atol=1e-2 * scale)
+
+
+class Prepared:
+    """``prepare``, and the shapes that it was given."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, x: np.ndarray, *given: Any, **named: Any) -> Any:
+        self.shapes.append(x.shape)
+        return design_matrix.prepare(x, *given, **named)
 
 
 def test_a_head_sees_nothing_of_the_rows_that_it_leaves_out():
@@ -204,8 +247,10 @@ def test_shares_of_several_threads_change_nothing(monkeypatch: pytest.MonkeyPatc
         )
 
 
-def test_weights_count_rows():
-    x, y = rows()
+@pytest.mark.parametrize(("n", "width"), [(300, 20), (40, 900)])
+def test_weights_count_rows(n: int, width: int):
+    """Rows that stand there twice are dependent, and nothing in itself."""
+    x, y = rows(n, width)
     counts = np.random.default_rng(0).integers(0, 4, len(y))
     weighted = LogisticHead(0.1).fit(x, y, counts).predict_proba(x)
     repeated = np.repeat(np.arange(len(y)), counts)
@@ -215,8 +260,9 @@ def test_weights_count_rows():
     np.testing.assert_allclose(weighted, expected, atol=1e-3)
 
 
-def test_a_class_without_a_training_row_is_never_expected():
-    x, y = rows()
+@pytest.mark.parametrize(("n", "width"), [(300, 20), (80, 600)])
+def test_a_class_without_a_training_row_is_never_expected(n: int, width: int):
+    x, y = rows(n, width)
     folds = np.where(y == "class 2", 0, np.arange(len(y)) % 3)
     path = fit_path(x, y, CS, folds, fold_tol=1e-9)
     without = [head for head in path.heads if head.fold == 0]
