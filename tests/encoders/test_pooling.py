@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tl_pipeline.config.specs import EncoderSpec
+from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.data.identity import image_id
-from tl_pipeline.embedding import engine
+from tl_pipeline.embedding import engine, process
 from tl_pipeline.embedding.forward import Forward
 from tl_pipeline.encoders import loading, resolution
 from tl_pipeline.encoders.backbones import Backbone, Layer, Pooling, PrefixTokens
@@ -19,6 +19,7 @@ from tl_pipeline.encoders.lenet import LeNet5
 from tl_pipeline.encoders.pooling import PooledLayer
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.pipeline import wiring
 from tl_pipeline.progress import track
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, Places
@@ -261,3 +262,30 @@ def test_four_pools_of_a_layer_cost_the_forward_passes_of_one(
     (one, _), (five, widths) = embedded("gap"), embedded(*POOLS, "tokens")
     assert one == five
     assert widths == [512, 1024, 2048, 4608, 4608]
+
+
+def test_tokens_that_heads_have_no_room_for_are_refused_before_anything_is_computed(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    text = "squeezenet1_1:side=64,pool=tokens,weights=random:0,precision=fp32"
+    spec = RunSpec(
+        dataset=str(folder),
+        backbones=(EncoderSpec.parse(text),),
+        heads=(HeadSpec.parse("lda:shrinkage=0.3"),),
+        controls=False,
+    )
+    images = len(list(folder.rglob("*.jpg")))
+    needed = images * 9 * 512 * 4
+    monkeypatch.setattr(process, "memory", lambda: 4 * needed)
+    steps = wiring.plan(wiring.prepare(spec, store))
+    (planned,) = [step for step in steps if step.stage == "embed"]
+    assert planned.estimated_bytes == needed
+    monkeypatch.setattr(process, "memory", lambda: 4 * needed - 4)
+    said = (
+        r"pool=tokens keeps 9 places of 512 values, 0\.02 MB an image and 0\.0 GB for "
+        rf"{images} images; heads have room for 0\.0 GB here, a quarter of the memory"
+    )
+    for carry_out in (wiring.plan, wiring.run):
+        with pytest.raises(InvalidSpec, match=said):
+            carry_out(wiring.prepare(spec, store))
+    assert not list(store.root.glob("embeddings/*/*.parquet"))
