@@ -1,5 +1,6 @@
 """What learns, what stays, and that a broken training goes on as it would have."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,13 @@ from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.finetuning.network import Classifier, LinearHead
-from tl_pipeline.finetuning.training import Images, Trained, rate, train
+from tl_pipeline.finetuning.training import (
+    Images,
+    Trained,
+    calibrated_loss,
+    rate,
+    train,
+)
 from tl_pipeline.store.artifacts import Store
 
 ROWS = 240
@@ -257,3 +264,14 @@ def test_frozen_blocks_take_no_gradient(encoder: Encoder):
 def test_few_steps_are_short(text: str, steps: int, expected: float):
     """Where no rate is given: what a network knew must outlive them."""
     assert rate(FinetuneSpec.parse(text), steps) == pytest.approx(expected)
+
+
+def test_a_mix_is_judged_at_the_temperature_that_suits_it():
+    """How sure the network is does not count; how often it is right does."""
+    truth = torch.tensor([0, 1, 0, 1])
+    fair = torch.tensor([[0.8, 0.2], [0.2, 0.8], [0.8, 0.2], [0.8, 0.2]]).log()
+    best = -(3 * math.log(0.75) + math.log(0.25)) / 4
+    losses = [calibrated_loss(k * fair, truth) for k in (1, 2, 8)]
+    assert losses == pytest.approx([best] * 3, abs=1e-3)
+    wrong = fair.flip(dims=[1])
+    assert calibrated_loss(wrong, truth) > best + 0.1

@@ -38,6 +38,8 @@ _SCORED = 256  # images at a time
 _UNCHANGED = Draws(None, None)
 # Shares of the trained weights in WiSE-FT; 1 are they alone.
 _MIXES = tuple(round(0.1 * n, 1) for n in range(11))
+# Inverse temperatures at which a mix is judged.
+_FACTORS = np.geomspace(0.1, 10, 41).tolist()
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,12 @@ class _Trainer:
 
     def score(self, images: Images) -> tuple[float, float]:
         """Mean cross-entropy and accuracy on ``images``, as they are."""
+        logits, targets = self.logits(images), torch.from_numpy(images.targets)
+        loss = functional.cross_entropy(logits, targets).item()
+        return loss, (logits.argmax(dim=1) == targets).float().mean().item()
+
+    def logits(self, images: Images) -> torch.Tensor:
+        """What the network says of ``images``, as they are: float32 (n, K)."""
         self._network.eval()
         numbers = np.arange(len(images))
         parts = [
@@ -277,9 +285,7 @@ class _Trainer:
 
         logits = torch.cat(list(self._pool.map(one, parts)))
         self._network.train()
-        targets = torch.from_numpy(images.targets)
-        loss = functional.cross_entropy(logits, targets).item()
-        return loss, (logits.argmax(dim=1) == targets).float().mean().item()
+        return logits
 
     def keep(self, file: Path, curve: Sequence[Point]) -> None:
         """Put all that goes on into ``file``, which is there whole or as before."""
@@ -320,13 +326,16 @@ class _Trainer:
     def mixed(self, before: dict[str, torch.Tensor], held: Images) -> float:
         """Mix the weights with those ``before``; the share of the trained ones.
 
-        The share with which ``held`` lose least, by log loss.
+        The share with which ``held`` lose least, by log loss at the temperature that
+        suits the share: a network that learned long is surer than it is right, which
+        calibration mends later, and must not count against it here.
         """
         after = _copy(self._network)
+        targets = torch.from_numpy(held.targets)
         losses = {}
         for share in _MIXES:
             self._network.restore(_mix(before, after, share))
-            losses[share], _ = self.score(held)
+            losses[share] = calibrated_loss(self.logits(held), targets)
         best = min(losses, key=losses.__getitem__)
         self._network.restore(_mix(before, after, best))
         self._network.eval()
@@ -459,6 +468,13 @@ class _Trainer:
 
     def _moved(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._device, non_blocking=True)
+
+
+def calibrated_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """The least mean cross-entropy of ``logits`` (n, K) at any of ``_FACTORS``."""
+    return min(
+        functional.cross_entropy(factor * logits, targets).item() for factor in _FACTORS
+    )
 
 
 class _Swapped:

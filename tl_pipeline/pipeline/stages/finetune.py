@@ -155,6 +155,8 @@ class Finetune(Unit[Finetuned]):
             inputs["groups"] = rows.groups_fingerprint
         mirror = self.dataset.mirror and self.how.augment != "none"
         params |= {"seed": self.seed, "mirror": mirror}
+        if self.how.wise:
+            params["mix"] = "by calibrated loss"
         return key_document("finetune", VERSION, params, inputs)
 
     def found(self, made: Artifact) -> str:
