@@ -6,7 +6,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows import clusters
+from flows import announcing, clusters
 from flows.clusters import Runner
 from flows.partitions import ClusterExecutor
 from flows.tasks import TaskPerStage
@@ -69,4 +69,6 @@ def batch_predict(  # noqa: PLR0917 - Prefect passes them by name
     )
     executor = None if runner == "threads" else ClusterExecutor(runner, address)
     with logged():
-        return batch.run(work, TaskPerStage(), executor)
+        record = batch.run(work, TaskPerStage(), executor)
+        announcing.batch_finished(work.at.store, record)
+    return record

@@ -6,7 +6,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows import clusters
+from flows import announcing, clusters
 from flows.clusters import Runner
 from flows.partitions import ClusterExecutor
 from flows.tasks import TaskPerStage
@@ -135,4 +135,6 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     execute = TaskPerStage()
     with logged():
         work = tune_stage.tuned(work, execute, catalog_file=file, download=download)
-        return wiring.run(work, execute, executor)
+        record = wiring.run(work, execute, executor)
+        announcing.run_finished(work.at.store, record)
+    return record

@@ -9,3 +9,15 @@ class Score(BaseModel):
     value: float
     low: float | None = None
     high: float | None = None
+
+    @property
+    def share(self) -> str:
+        """The value as a share of all: ``97.2 %``."""
+        return f"{self.value:.1%}".replace("%", " %")
+
+    @property
+    def percent(self) -> str:
+        """The same with its interval, if it has one: ``97.2 % [95.1, 98.4]``."""
+        if self.low is None or self.high is None:
+            return self.share
+        return f"{self.share} [{100 * self.low:.1f}, {100 * self.high:.1f}]"

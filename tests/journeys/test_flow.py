@@ -1,8 +1,10 @@
 """The flow on a Prefect test server: states, names, failures."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -11,6 +13,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from flows import announcing
 from flows.transfer_learning import transfer_learning
 from tl_pipeline.config.encoder_specs import backbone_of
 from tl_pipeline.config.specs import HeadSpec, RunSpec
@@ -74,6 +77,51 @@ def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
     assert ran["train logistic on lenet5/c5 LETTERS"].state.message.startswith("ran: ")
     assert {t.state.name for t in cached.values()} == {"Cached"}
     assert second.result().best == first.result().best
+
+
+def test_what_a_run_came_to_stands_in_artifacts_and_an_event(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of each run; the champion is announced by the run that changed it alone."""
+    events: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+    monkeypatch.setattr(
+        announcing,
+        "emit_event",
+        lambda name, resource, payload: events.append((name, resource, payload)),
+    )
+    (folder / "china" / "note.jpg").write_text("no image")
+    data = folder.rename(folder.with_name("My_Photos"))
+    given = {
+        "dataset": str(data),
+        "heads": ["logistic:C=0.1"],
+        "controls": False,
+        "store": str(tmp_path / "store"),
+    }
+    record = transfer_learning(**given)
+    transfer_learning(**given)
+    with get_client(sync_client=True) as client:
+        asked = client.request("POST", "/artifacts/filter", json={"sort": "ID_DESC"})
+    found = [(a["key"], a["data"]) for a in asked.json()]
+    (refused, again), (text, _) = (
+        [data for key, data in found if key == wanted]
+        for wanted in ("quarantine-my-photos", "run-my-photos")
+    )
+    assert refused == again
+    (row,) = json.loads(refused)
+    assert (Path(row["uri"]).name, row["reason"]) == ("note.jpg", "not an image")
+    best = record.best
+    assert text.startswith(f"# My\\_Photos: test accuracy {best.test.share} \\[")
+    assert f"| best | {best.encoder} | {best.head} | {best.held_out.share} |" in text
+    assert "1 inputs refused, 0 duplicate files" in text
+    (event,) = events
+    assert event[:2] == (
+        "tl.champion.changed",
+        {"prefect.resource.id": "tl.model.My_Photos"},
+    )
+    assert (event[2]["version"], event[2]["reason"]) == (
+        1,
+        "the first model of this dataset",
+    )
 
 
 def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):

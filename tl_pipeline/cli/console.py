@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -25,14 +25,19 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_pipeline import progress
-from tl_pipeline.data import split_findings
-from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.encoders import labels
+from tl_pipeline.runs import summary
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import BatchRecord, Record, RunRecord
-from tl_pipeline.score import Score
+from tl_pipeline.runs.summary import Sentence
 from tl_pipeline.store.timings import Timings
 
+_STYLES = {
+    "headline": "bold",
+    "plain": None,
+    "warning": "yellow",
+    "alarm": "bold yellow",
+}
 # Where there is no terminal, tables are as wide as they need to be.
 _WIDTH = None if sys.stdout.isatty() else 160
 
@@ -73,23 +78,22 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
     out.print(table)
 
 
-def percent(score: Score) -> str:
-    """``97.2 % [95.1, 98.4]``."""
-    text = _share(score)
-    if score.low is None or score.high is None:
-        return text
-    return f"{text} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-
-
 def summarise(record: RunRecord, places: Mapping[str, object]) -> None:
     """Print a finished run: its stages, its results, where to look."""
     print_stages(record)
     out.print()
     _print_results(record)
-    _print_findings(record)
+    out.print()
+    print_sentences(summary.of_run(record))
     print_bottleneck(record)
     for name, place in places.items():
         out.print(f"{name:10} {place}")
+
+
+def print_sentences(sentences: Iterable[Sentence]) -> None:
+    """Print each in a line of its own."""
+    for text, tone in sentences:
+        out.print(text, style=_STYLES[tone], markup=False)
 
 
 def print_stages(record: Record) -> None:
@@ -177,17 +181,8 @@ def summarise_batch(record: BatchRecord, output: Path | None) -> None:
     """Print a finished batch: its stages, its counts, where to look."""
     print_stages(record)
     print_bottleneck(record)
-    out.print(
-        f"\n[bold]{record.dataset}: {record.new:,} of {record.images:,} images "
-        f"predicted now[/], by {record.name} version {record.version}"
-    )
-    if record.quarantined or record.duplicates:
-        out.print(
-            f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
-            "files: `tl sql 'FROM quarantine'`"
-        )
-    where = f"dataset = '{record.dataset}'"
-    out.print(_literal(f'predictions: `tl sql "FROM batch_predictions WHERE {where}"`'))
+    out.print()
+    print_sentences(summary.of_batch(record))
     if output:
         out.print(f"output      {output}", markup=False)
 
@@ -215,62 +210,14 @@ def _print_results(record: RunRecord) -> None:
                 "": {"best": "*", "control": "control"}.get(result.role, ""),
                 "encoder": shown[result.encoder],
                 "head": result.head,
-                split: _share(result.held_out),
-                "test [95 % interval]": percent(result.test),
+                split: result.held_out.share,
+                "test [95 % interval]": result.test.percent,
             }
             for result in record.results
         ],
         ["", "encoder", "head", split, "test [95 % interval]"],
     )
-    out.print(f"* chosen {_literal(record.chosen or '')}")
-
-
-def _print_findings(record: RunRecord) -> None:
-    best, entry = record.best, record.registered
-    out.print(
-        f"\n[bold]{record.dataset}: test accuracy {_literal(percent(best.test))}[/] on "
-        f"{best.test_images:,} images, with {best.head} on {best.encoder}"
-    )
-    if best.members:
-        said = [f"{m.times} x {m.head} on {m.encoder}" for m in best.members]
-        out.print(f"averaged: {_literal('; '.join(said))}")
-    if record.gain:
-        low, high = 100 * (record.gain.low or 0), 100 * (record.gain.high or 0)
-        out.print(
-            f"gain by transfer: {100 * record.gain.value:+.1f} points "
-            f"{_literal(f'[{low:+.1f}, {high:+.1f}]')} over the same network untrained"
-        )
-    for finetuning in record.finetunings:
-        out.print(_literal(finetuning.sentence))
-    if record.decisions:
-        out.print(_literal(record.decisions.sentence))
-        if record.decisions.shortage:
-            out.print(f"[yellow]{_literal(record.decisions.shortage)}[/]")
-    if record.quarantined or record.duplicates:
-        out.print(
-            f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
-            "files: `tl sql 'FROM quarantine'`, `tl sql 'FROM duplicates'`"
-        )
-    if record.split_report:
-        _print_split(record.split_report)
-    rank = "champion" if entry.champion else "not champion"
-    said = f"model {entry.name} version {entry.version}, {rank}: {entry.reason}"
-    out.print(_literal(said), style=None if entry.comparable else "bold yellow")
-
-
-def _print_split(report: SplitReport) -> None:
-    """At most three lines: sizes and changes, leaks, the control of the split."""
-    out.print(f"split: {_literal(split_findings.summary(report))}")
-    leaks = split_findings.open_leaks(report)
-    closed = split_findings.closed_leaks(report)
-    said = [f"[yellow]leaks: {_literal('; '.join(leaks))}[/]"] if leaks else []
-    said += [f"leaks closed: {_literal('; '.join(closed))}"] if closed else []
-    if said:
-        out.print("; ".join(said))
-    if report.leakage:
-        sentence = _literal(split_findings.leakage(report.leakage))
-        colour = "yellow" if report.leakage.certain else "default"
-        out.print(f"[{colour}]{sentence}[/]")
+    out.print(f"* chosen {record.chosen or ''}", markup=False)
 
 
 def show(
@@ -351,14 +298,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value[:8])) + ", ..." * (len(value) > 8)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _share(score: Score) -> str:
-    return f"{score.value:.1%}".replace("%", " %")
-
-
-def _literal(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _training_time(steps: Sequence[Step]) -> str:

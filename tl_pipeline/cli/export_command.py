@@ -73,12 +73,11 @@ def export(
 
 
 def _rows(done: "Exported", precision: str) -> list[dict[str, Any]]:
-    from tl_pipeline.cli import console
 
     rows = [
         {
             "": "tl predict",
-            "accuracy": console.percent(done.model.accuracy),
+            "accuracy": done.model.accuracy.percent,
             "difference": None,
             "ms_an_image": done.model.milliseconds,
             "MB": done.model.megabytes,
@@ -89,7 +88,7 @@ def _rows(done: "Exported", precision: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "": name,
-                "accuracy": console.percent(found.accuracy),
+                "accuracy": found.accuracy.percent,
                 "difference": found.of_files,
                 "ms_an_image": found.milliseconds,
                 "MB": megabytes,

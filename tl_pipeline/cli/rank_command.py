@@ -188,7 +188,6 @@ def _table(found: "Ranking") -> list[dict[str, Any]]:
 
 
 def _row(place: int, row: "Ranked") -> dict[str, Any]:
-    from tl_pipeline.cli import console
     from tl_pipeline.runs.records import Score
 
     probe, cost = row.probe, row.cost
@@ -204,7 +203,7 @@ def _row(place: int, row: "Ranked") -> dict[str, Any]:
         "rank": place,
         "encoder": row.encoder,
         "LogME": f"{row.logme.score:.3f}",
-        "probe [95 % interval]": console.percent(accuracy),
+        "probe [95 % interval]": accuracy.percent,
         "points to the best": f"{_points(row)}{tie}" if row.behind else "",
         "ms/image": each,
         "full pass": whole,

@@ -36,7 +36,7 @@ def runs(*, store: StoreOption = "tl_store", json: Json = False) -> None:
             "ran": sum(not step.cached for step in record.steps),
             "seconds": round((record.finished - record.started).total_seconds(), 1),
             "best": f"{record.best.head} on {shown[record.best.encoder]}",
-            "test": console.percent(record.best.test),
+            "test": record.best.test.percent,
         }
         for record in found
     ]

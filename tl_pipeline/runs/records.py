@@ -74,13 +74,15 @@ class JointEncoder(BaseModel):
 class Registered(BaseModel):
     """What the registry says of the model that the run's best result stands for.
 
-    It is not ``comparable`` where the champion stayed as nothing could be compared.
+    It was ``promoted`` if this run made it champion. It is not ``comparable`` where the
+    champion stayed as nothing could be compared.
     """
 
     name: str
     version: int
     model: str
     champion: bool
+    promoted: bool = False
     reason: str
     comparable: bool = True
 

@@ -1,0 +1,80 @@
+"""What a finished run found, in sentences: for the console, logs and Prefect's UI."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from tl_pipeline.data import split_findings
+from tl_pipeline.data.split_report import SplitReport
+from tl_pipeline.runs.records import BatchRecord, RunRecord
+
+
+class Sentence(NamedTuple):
+    """A line of a summary. ``alarm`` asks for attention, ``warning`` for a look."""
+
+    text: str
+    tone: Literal["headline", "plain", "warning", "alarm"] = "plain"
+
+
+def of_run(record: RunRecord) -> Iterator[Sentence]:
+    """What ``record`` found, the most important first, the registry's word last."""
+    best, entry = record.best, record.registered
+    yield Sentence(
+        f"{record.dataset}: test accuracy {best.test.percent} on "
+        f"{best.test_images:,} images, with {best.head} on {best.encoder}",
+        "headline",
+    )
+    if best.members:
+        said = [f"{m.times} x {m.head} on {m.encoder}" for m in best.members]
+        yield Sentence(f"averaged: {'; '.join(said)}")
+    if record.gain:
+        low, high = 100 * (record.gain.low or 0), 100 * (record.gain.high or 0)
+        yield Sentence(
+            f"gain by transfer: {100 * record.gain.value:+.1f} points "
+            f"[{low:+.1f}, {high:+.1f}] over the same network untrained"
+        )
+    for finetuning in record.finetunings:
+        yield Sentence(finetuning.sentence)
+    if record.decisions:
+        yield Sentence(record.decisions.sentence)
+        if record.decisions.shortage:
+            yield Sentence(record.decisions.shortage, "warning")
+    yield from _refused(record)
+    if record.split_report:
+        yield from _of_split(record.split_report)
+    rank = "champion" if entry.champion else "not champion"
+    yield Sentence(
+        f"model {entry.name} version {entry.version}, {rank}: {entry.reason}",
+        "plain" if entry.comparable else "alarm",
+    )
+
+
+def of_batch(record: BatchRecord) -> Iterator[Sentence]:
+    """What ``record`` predicted, and where the predictions are."""
+    yield Sentence(
+        f"{record.dataset}: {record.new:,} of {record.images:,} images predicted now, "
+        f"by {record.name} version {record.version}",
+        "headline",
+    )
+    yield from _refused(record)
+    where = f"dataset = '{record.dataset}'"
+    yield Sentence(f'predictions: `tl sql "FROM batch_predictions WHERE {where}"`')
+
+
+def _refused(record: RunRecord | BatchRecord) -> Iterator[Sentence]:
+    if record.quarantined or record.duplicates:
+        yield Sentence(
+            f"{record.quarantined:,} inputs refused, {record.duplicates:,} duplicate "
+            "files: `tl sql 'FROM quarantine'`, `tl sql 'FROM duplicates'`"
+        )
+
+
+def _of_split(report: SplitReport) -> Iterator[Sentence]:
+    """Sizes and changes, leaks, the control of the split."""
+    yield Sentence(f"split: {split_findings.summary(report)}")
+    if leaks := split_findings.open_leaks(report):
+        yield Sentence(f"leaks: {'; '.join(leaks)}", "warning")
+    if closed := split_findings.closed_leaks(report):
+        yield Sentence(f"leaks closed: {'; '.join(closed)}")
+    if report.leakage:
+        tone = "warning" if report.leakage.certain else "plain"
+        yield Sentence(split_findings.leakage(report.leakage), tone)
