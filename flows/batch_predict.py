@@ -70,5 +70,5 @@ def batch_predict(  # noqa: PLR0917 - Prefect passes them by name
     executor = None if runner == "threads" else ClusterExecutor(runner, address)
     with logged():
         record = batch.run(work, TaskPerStage(), executor)
-        announcing.batch_finished(work.at.store, record)
+        announcing.batch_finished(work.store, record)
     return record

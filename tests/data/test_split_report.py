@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +15,7 @@ from PIL import Image
 
 from tl_pipeline import query, report
 from tl_pipeline.cli import console
+from tl_pipeline.config import catalog
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_counts import COLUMNS, describe
@@ -401,7 +400,7 @@ def test_a_record_of_an_older_version_still_loads_and_is_shown(
     query.build(store)
     assert query.ask(store, "FROM splits").num_rows == 0
     assert query.ask(store, "FROM class_counts").num_rows == 0
-    assert "<h2>Splits" not in report.render(store, loaded)
+    assert "<h2>Splits" not in report.render(store, loaded, catalog.find(str(folder)))
     console.summarise(loaded, {})
     assert "split:" not in capsys.readouterr().out
 
@@ -427,7 +426,7 @@ def shown(record: RunRecord, **changes: object) -> RunRecord:
     )
 
 
-def test_console_says_it_in_three_lines(
+def test_console_says_it_in_a_line_each(
     finished: tuple[Store, RunRecord], capsys: pytest.CaptureFixture[str]
 ):
     _, record = finished
@@ -446,16 +445,17 @@ def test_console_says_it_in_three_lines(
     full = capsys.readouterr().out.splitlines()
     (line,) = [line for line in plain if line.startswith("split: train ")]
     assert line in full
-    assert len(full) - len(plain) == 2
+    assert len(full) - len(plain) == 3
     place = full.index(line)
     assert full[place + 1].startswith("leaks: 3 groups on both sides of train/test; 36")
-    assert "; leaks closed: 31 files declared train left out" in full[place + 1]
-    assert full[place + 2].startswith("split image by image, validation would have")
+    assert full[place + 2].startswith("leaks closed: 31 files declared train left out")
+    assert full[place + 3].startswith("split image by image, validation would have")
 
 
 def page(finished: tuple[Store, RunRecord], **changes: object) -> str:
     store, record = finished
-    return report.render(store, shown(record, **changes))
+    photos = catalog.find(str(store.root.parent / "photos"))
+    return report.render(store, shown(record, **changes), photos)
 
 
 def test_page_shows_leaks_as_warnings(finished: tuple[Store, RunRecord]):
@@ -471,52 +471,3 @@ def test_page_shows_leaks_as_warnings(finished: tuple[Store, RunRecord]):
     assert "not looked for" not in text
     text = page(finished, leakage=HARMLESS)
     assert '<div class="box"><b>No certain leakage.</b>' in text
-
-
-def bars(text: str) -> list[SimpleNamespace]:
-    """What each bar tells a reader, and the widths of its segments by split."""
-    found = re.findall(r'role="img" aria-label="([^"]*)">(.*?)</div>', text)
-    return [
-        SimpleNamespace(
-            label=label,
-            widths={
-                split: float(width)
-                for split, width in re.findall(
-                    r'<i class="(\w+)" style="width:([\d.]+)%">', segments
-                )
-            },
-        )
-        for label, segments in found
-    ]
-
-
-def test_page_draws_each_class_to_scale_and_escapes_its_name(
-    finished: tuple[Store, RunRecord],
-):
-    found = of_counts({"<b>cat</b>": (60, 20, 20), "dog": (40, 10, 0)})
-    text = page(finished, classes=found.classes, splits=found.splits)
-    cat, dog = bars(text)
-    assert cat.label == "train 60, validation 20, test 20"
-    assert cat.widths == {TRAIN: 60, VALIDATION: 20, TEST: 20}
-    assert dog.widths == {TRAIN: 40, VALIDATION: 10}
-    assert "<b>cat" not in text
-    assert "1 class has no test image" in text
-    assert "<script" not in text
-    assert "http" not in text
-
-
-def test_page_lists_the_largest_and_smallest_of_many_classes(
-    finished: tuple[Store, RunRecord],
-):
-    sizes = {f"c{n:02}": (n, 1, 1) for n in range(3, 44)}  # 41 classes
-    found = of_counts(sizes)
-    text = page(finished, classes=found.classes, splits=found.splits)
-    listed = re.findall(r'<td class="label" title="(c\d+)">', text)
-    assert listed == [f"c{n:02}" for n in [*range(43, 31, -1), *range(14, 2, -1)]]
-    assert "17 classes of 17 to 33 images are not shown" in text
-    assert "The 12 largest and the 12 smallest classes are shown" in text
-    del sizes["c10"]
-    found = of_counts(sizes)
-    text = page(finished, classes=found.classes, splits=found.splits)
-    assert len(bars(text)) == 40
-    assert "not shown" not in text
