@@ -14,6 +14,8 @@ from flows.watching import logged
 from tl_pipeline.config.encoder_specs import backbone_of, texts_of
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.specs import (
+    Choose,
+    ChooseBy,
     Ensemble,
     ErrorRate,
     HeadSpec,
@@ -72,6 +74,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
     ensemble: Ensemble | None = None,
     calibration: Method = DEFAULTS.calibration,
     error: ErrorRate = DEFAULTS.error,
+    choose: Choose = DEFAULTS.choose,
+    choose_by: ChooseBy = DEFAULTS.choose_by,
     controls: bool = True,
     seed: NotNegative = 0,
     part_rows: Positive = DEFAULTS.part_rows,
@@ -100,6 +104,9 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         ensemble: also average heads: the best of each encoder, or greedily chosen.
         calibration: of probabilities, learned from held-out images.
         error: how often label sets may miss, and accepted predictions be wrong.
+        choose: of candidates that cannot be told apart by held-out images, the cheaper
+            or still the best.
+        choose_by: the metric that compares candidates, such as balanced_accuracy.
         controls: also run untrained twins and the majority class.
         seed: of heads, controls and bootstrap; the split has its own.
         part_rows: images per embedding part file, the most that a crash loses.
@@ -123,6 +130,8 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         ensemble=ensemble,
         calibration=calibration,
         error=error,
+        choose=choose,
+        choose_by=choose_by,
         controls=controls,
         seed=seed,
         part_rows=part_rows,

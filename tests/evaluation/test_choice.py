@@ -21,15 +21,30 @@ from tl_pipeline.store.tables import METRICS, SEARCH, TRIAL
 
 def candidate(name: str, right: int, loss: float = 0.5) -> Candidate:
     """One that was right in so many of 50 images."""
-    return Candidate(name, HeldOutScore(50, right / 50, loss))
+    return Candidate(name, HeldOutScore(50, right / 50, loss, right / 50))
 
 
 def test_the_best_is_right_most_often_then_by_log_loss_then_the_first():
     several = [candidate("a", 45), candidate("b", 46, 0.9), candidate("c", 46, 0.3)]
-    found = choice.best([*several, candidate("d", 46, 0.3)], "validation")
+    several.append(candidate("d", 46, 0.3))
+    assert choice.leading(several) == 2
+    found = choice.chosen(several, [None] * 4, "best", "accuracy", "validation")
     assert found == (2, "by validation, right in 46 of 50 images")
-    found = choice.best(several[:1], "folds")
+    found = choice.chosen(several[:1], [None], "cheaper", "accuracy", "folds")
     assert found.reason == "by folds of train and validation, right in 45 of 50 images"
+
+
+def test_another_metric_may_choose():
+    one = Candidate("a", HeldOutScore(50, 0.9, 0.3, 0.62))
+    other = Candidate("b", HeldOutScore(50, 0.86, 0.3, 0.71))
+    found = choice.chosen(
+        [one, other], [None, None], "best", "balanced_accuracy", "folds"
+    )
+    assert found.at == 1
+    assert found.reason == (
+        "by balanced accuracy on folds of train and validation (0.7100), right in 43 "
+        "of 50 images"
+    )
 
 
 # --- in a run ------------------------------------------------------------------------
@@ -120,7 +135,7 @@ def test_the_run_registers_what_folds_prefer(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What was stored of test is not read: with the worst scores nothing changes."""
-    record = run(folder, tmp_path / "store", BY_FOLDS)
+    record = run(folder, tmp_path / "store", BY_FOLDS, choose="best")
     other = next(r for r in record.results if r.role != "best")
     plain = tables.read
 
@@ -140,7 +155,7 @@ def test_the_run_registers_what_folds_prefer(
         return tables.from_rows(METRICS, rows)
 
     monkeypatch.setattr(register.tables, "read", skewed)
-    again = run(folder, tmp_path / "store", BY_FOLDS)
+    again = run(folder, tmp_path / "store", BY_FOLDS, choose="best")
     assert again.best.evaluation == other.evaluation
 
 

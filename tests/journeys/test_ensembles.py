@@ -15,9 +15,9 @@ from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import ConcatEncoder
 from tl_pipeline.encoders.lenet import LeNet5
 from tl_pipeline.errors import InvalidSpec, StoreError
+from tl_pipeline.evaluation import choice
 from tl_pipeline.maintenance import gc, gc_roots, inventory
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.pipeline.stages import register
 from tl_pipeline.registry import index
 from tl_pipeline.registry.model import open_model
 from tl_pipeline.registry.prediction import Prediction, predict
@@ -179,15 +179,11 @@ def test_sql_tells_joints_and_members(folder: Path, store: Store):
 @pytest.fixture
 def averaged(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     """A run whose best is an average of a joint's head and others."""
-    plain = register._best
 
-    def best(store: Store, evaluations: list[Artifact]) -> tuple[Artifact, str]:
-        for one in evaluations:
-            if "members" in store.provenance(one):
-                return one, "by this test"
-        return plain(store, evaluations)
+    def last(candidates: list[choice.Candidate], *_: object) -> choice.Choice:
+        return choice.Choice(len(candidates) - 1, "by this test")
 
-    monkeypatch.setattr(register, "_best", best)
+    monkeypatch.setattr(choice, "chosen", last)
     return run(
         folder,
         store,

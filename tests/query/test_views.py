@@ -16,9 +16,11 @@ from tests.query.made import (
     scores,
 )
 from tests.runs.made import STARTED, record, result
+from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.query import run_records
 from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.runs import records
+from tl_pipeline.score import Score
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -150,6 +152,36 @@ def test_scores_of_classes_are_those_of_the_same_runs(built: Store):
     told = [row[name] for name in ("split", "label", "metric", "value", "low", "high")]
     assert told == ["test", "x", "recall", 0.7, 0.4, 0.9]
     assert row["images"] == 1
+
+
+def test_comparisons_say_which_candidate_is_known_to_be_worse(store: Store):
+    against = {"against": EVALUATION, "metric": "accuracy", "images": 90, "p": 0.01}
+    found = [
+        Comparison(
+            evaluation=other,
+            difference=Score(value=-0.02, low=-0.05, high=high),
+            won=1,
+            lost=3,
+            p_holm=p,
+            **against,
+        )
+        for other, high, p in (("c" * 32, -0.01, 0.02), ("d" * 32, 0.01, 0.05))
+    ]
+    results = [
+        result(EVALUATION),
+        result("c" * 32, "candidate", milliseconds=2.5, bytes=2048),
+        result("d" * 32, "candidate"),
+    ]
+    records.write(store, record(FIRST, results=results, comparisons=found))
+    rows = ask(
+        store,
+        "SELECT evaluation, value, low, won, lost, p_holm, verdict, milliseconds, "
+        "bytes FROM comparisons ORDER BY evaluation",
+    )
+    assert [tuple(row.values()) for row in rows] == [
+        ("c" * 32, -0.02, -0.05, 1, 3, 0.02, "worse", 2.5, 2048),
+        ("d" * 32, -0.02, -0.05, 1, 3, 0.05, "tie", None, None),
+    ]
 
 
 def test_classes_name_the_order_of_probabilities(built: Store):

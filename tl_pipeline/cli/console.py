@@ -26,6 +26,7 @@ from rich.text import Text
 
 from tl_pipeline import progress
 from tl_pipeline.encoders import labels
+from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.runs import summary
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import BatchRecord, Record, RunRecord
@@ -204,6 +205,13 @@ def _print_results(record: RunRecord) -> None:
     splits = {"folds" if result.folds else "validation" for result in record.results}
     split = splits.pop() if len(splits) == 1 else "held out"
     shown = _names(record)
+    said = {one.evaluation: _against(one) for one in record.comparisons}
+    told = ["against the leader"] if said else []
+    told += [
+        name
+        for name, field in (("ms", "milliseconds"), ("bytes", "bytes"))
+        if any(getattr(result, field) is not None for result in record.results)
+    ]
     print_rows(
         [
             {
@@ -211,13 +219,23 @@ def _print_results(record: RunRecord) -> None:
                 "encoder": shown[result.encoder],
                 "head": result.head,
                 split: result.held_out.share,
+                "against the leader": said.get(result.evaluation, ""),
+                "ms": result.milliseconds and round(result.milliseconds, 1),
+                "bytes": result.bytes,
                 "test [95 % interval]": result.test.percent,
             }
             for result in record.results
         ],
-        ["", "encoder", "head", split, "test [95 % interval]"],
+        ["", "encoder", "head", split, *told, "test [95 % interval]"],
     )
     out.print(f"* chosen {record.chosen or ''}", markup=False)
+
+
+def _against(comparison: Comparison) -> str:
+    """``tie, -0.3 [-1.0, +0.4]``: in points."""
+    found = comparison.difference
+    low, high = 100 * (found.low or 0), 100 * (found.high or 0)
+    return f"{comparison.verdict}, {100 * found.value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def show(

@@ -16,6 +16,8 @@ from tl_pipeline.config.encoder_specs import (
 )
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.specs import (
+    Choose,
+    ChooseBy,
     Ensemble,
     HeadSpec,
     Method,
@@ -95,6 +97,12 @@ class Request:
     error: float | None = None
     """How often prediction sets may miss, and accepted predictions be wrong: 0.05."""
 
+    choose: Choose | None = None
+    """Of candidates that cannot be told apart by held-out images. Default: cheaper."""
+
+    choose_by: ChooseBy | None = None
+    """The metric that compares candidates. Default: accuracy."""
+
     weights: str | None = None
     """Weights of the one backbone: a file, a torchvision name, or random:SEED."""
 
@@ -142,6 +150,8 @@ class Request:
             "ensemble": self.ensemble,
             "calibration": self.calibration,
             "error": self.error,
+            "choose": self.choose,
+            "choose_by": self.choose_by,
             "seed": self.seed,
             "part_rows": self.part_rows,
             "controls": None if self.controls else False,
@@ -178,6 +188,8 @@ class Request:
             "controls": spec.controls,
             "calibration": spec.calibration,
             "error": spec.error,
+            "choose": spec.choose,
+            "choose_by": spec.choose_by,
             "seed": spec.seed,
             "part_rows": spec.part_rows,
             "verify": self.verify,

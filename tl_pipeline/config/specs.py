@@ -215,6 +215,19 @@ def _tune(value: Any) -> Any:
 
 
 Method = Literal["none", "temperature"]
+# Of candidates that cannot be told apart, the cheaper or still the best.
+Choose = Literal["cheaper", "best"]
+ChooseBy = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "weighted_precision",
+    "weighted_f1",
+    "mcc",
+    "kappa",
+]
 ErrorRate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -249,6 +262,12 @@ class RunSpec(Spec):
     )
     calibration: Method = "temperature"
     error: ErrorRate = 0.05
+    choose: Choose = Field(
+        default="cheaper", description="of candidates that cannot be told apart"
+    )
+    choose_by: ChooseBy = Field(
+        default="accuracy", description="the metric that compares candidates"
+    )
     controls: bool = True
     seed: int = 0
     part_rows: int = Field(

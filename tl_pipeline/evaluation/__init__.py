@@ -9,6 +9,7 @@ __all__ = [
     "calibration",
     "choice",
     "class_scores",
+    "comparison",
     "cross_fitting",
     "decisions",
     "intervals",

@@ -169,8 +169,7 @@ def paired_difference(
     separate ones suggest. Of independent rows it is a percentile bootstrap: one
     multinomial draw over the cells (only first right, only second right, the rest) per
     resample (Efron & Tibshirani 1993, ch. 13). Of ``units`` with several rows it is
-    Bonett & Price's (2012, J. Educ. Behav. Stat. 37), of as many rows as they are
-    worth: see ``share``.
+    that of ``adjusted_difference``.
 
     Raises:
         ValueError: no rows, or a different number of them.
@@ -180,13 +179,28 @@ def paired_difference(
     rows = len(first)
     won, lost = int((first & ~second).sum()), int((~first & second).sum())
     value = (won - lost) / rows
-    sizes, position = _sizes(units)
-    if len(sizes) == rows:
+    if len(np.unique(units)) == rows:
         shares = np.array([won, lost, rows - won - lost]) / rows
         drawn = np.random.default_rng(seed).multinomial(rows, shares, size=RESAMPLES)
         low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / rows, _tails())
         return Score(value=value, low=float(low), high=float(high))
-    if len(sizes) == 1:
+    return adjusted_difference(first, second, units)
+
+
+def adjusted_difference(
+    first: np.ndarray, second: np.ndarray, units: np.ndarray
+) -> Score:
+    """``paired_difference`` with Bonett & Price's interval.
+
+    (2012, J. Educ. Behav. Stat. 37), of as many rows as they are worth: see ``share``.
+    It goes with an exact test: where one of few rows is never right alone, no resample
+    can show that it might be.
+    """
+    rows = len(first)
+    won, lost = int((first & ~second).sum()), int((~first & second).sum())
+    value = (won - lost) / rows
+    sizes, position = _sizes(units)
+    if len(sizes) == 1 < rows:
         return Score(value=value, low=-1.0, high=1.0)
     effect, quantile = float((sizes**2).sum()) / rows, NORMAL
     alone = ((won + lost) / rows - value**2) / rows

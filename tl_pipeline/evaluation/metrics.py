@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from tl_pipeline.evaluation import intervals, one_vs_rest
 from tl_pipeline.evaluation.intervals import LEVEL
 from tl_pipeline.evaluation.predicted_rows import PredictedRows
+from tl_pipeline.evaluation.scored_rows import Compared
 from tl_pipeline.score import Score
 
 RESAMPLES = 2000
@@ -94,12 +95,11 @@ class Counts:
 class Metric:
     """A row of ``METRICS``.
 
-    It is left out below ``classes`` columns. Of a ``loss`` less is better.
+    It is left out below ``classes`` columns.
     """
 
     kind: Kind | Counts
     meaning: str
-    loss: bool = False
     classes: int = 1
 
 
@@ -125,9 +125,57 @@ def probability_scores(rows: PredictedRows) -> dict[str, Score]:
     }
 
 
-def merit(name: str, value: float) -> float:
-    """The larger the better: ``value`` of the metric ``name``, or minus a loss."""
-    return -value if METRICS[name].loss else value
+def value(name: str, rows: PredictedRows) -> float:
+    """That of the metric ``name``, which is always defined, without an interval."""
+    kind = METRICS[name].kind
+    if not isinstance(kind, Counts):
+        found = kind.score(rows)
+        assert found is not None  # noqa: S101 - such metrics are always defined
+        return found.value
+    k = len(rows.names)
+    hits = np.bincount(rows.truth[rows.right], minlength=k)
+    sides = (np.bincount(side, minlength=k) for side in (rows.truth, rows.predicted))
+    return float(kind.of(hits, *sides))
+
+
+def paired_difference(name: str, both: Compared, seed: int) -> Score:
+    """The metric ``name``, of ``Counts``, of the first minus that of the second.
+
+    On the same rows: each draw of the bootstrap scores both. See ``Counts``.
+    """
+    kind = _COUNTED[name]
+    said = np.concatenate([both.truth, both.first, both.second])
+    names, said = np.unique(said, return_inverse=True)
+    truth, *sides = said.reshape(3, -1)
+    k, unit = len(names), np.unique(both.units, return_inverse=True)[1]
+    number = int(unit.max()) + 1
+    if number < len(unit):
+        changes = [
+            _left_out(truth, side, k, unit, {name: kind})[name] for side in sides
+        ]
+        (one, of_one), (other, of_other) = changes
+        return intervals.statistic(one - other, of_one - of_other, -1.0)
+    cells, counts = np.unique((truth * k + sides[0]) * k + sides[1], return_counts=True)
+    true = _columns(cells // k**2, k)
+    guessed = [_columns(cells // k % k, k), _columns(cells % k, k)]
+    right = [csr_array(true.multiply(one)) for one in guessed]
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        one, other = (
+            kind.of(drawn @ hits, drawn @ true, drawn @ guess)
+            for hits, guess in zip(right, guessed, strict=True)
+        )
+        return one - other
+
+    chance, shares = np.random.default_rng(seed), counts / len(truth)
+    drawn = np.concatenate(
+        [
+            of(chance.multinomial(len(truth), shares, size=_STEP))
+            for _ in range(0, RESAMPLES, _STEP)
+        ]
+    )
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Score(value=float(of(counts[None])[0]), low=float(low), high=float(high))
 
 
 def decision_scores(
@@ -295,20 +343,17 @@ METRICS: Mapping[str, Metric] = {
     "log_loss": Metric(
         Mean(_log_loss),
         "mean of -log p of the label, p clipped at the float32 epsilon",
-        loss=True,
     ),
     "brier": Metric(
         Mean(_brier),
         "mean squared distance of the probabilities from 1 for the label and 0 for "
         "others, between 0 and 2 (Brier 1950, Monthly Weather Review 78)",
-        loss=True,
     ),
     # a bootstrap would add to what few rows have by chance
     "ece": Metric(
         Plain(_calibration_error),
         "expected calibration error (Guo et al. 2017): in 15 bins of equal width by "
         "confidence, the mean distance of confidence and accuracy",
-        loss=True,
     ),
     one_vs_rest.AUC: Metric(
         Ranked(one_vs_rest.AUC),
@@ -369,6 +414,21 @@ def _units_left_out(
     truth: np.ndarray, predicted: np.ndarray, k: int, position: np.ndarray
 ) -> dict[str, Score]:
     """The jackknife over units, whose numbers ``position`` (n,) holds."""
+    found = _left_out(truth, predicted, k, position, _COUNTED)
+    return {
+        name: intervals.statistic(value, changes, _COUNTED[name].least)
+        for name, (value, changes) in found.items()
+    }
+
+
+def _left_out(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    k: int,
+    position: np.ndarray,
+    kinds: Mapping[str, Counts],
+) -> dict[str, tuple[float, np.ndarray]]:
+    """By name the value, and what leaving out each unit takes off it, (units,)."""
     hits = truth == predicted
     of_rows = [(position[hits], truth[hits]), (position, truth), (position, predicted)]
     totals = [np.bincount(classes, minlength=k) for _, classes in of_rows]
@@ -378,7 +438,7 @@ def _units_left_out(
         for at, classes in of_rows
     ]
     found = {}
-    for name, kind in _COUNTED.items():
+    for name, kind in kinds.items():
         value = float(kind.of(*totals))
         without = np.concatenate(
             [
@@ -391,7 +451,7 @@ def _units_left_out(
                 for first in range(0, number, _STEP)
             ]
         )
-        found[name] = intervals.statistic(value, value - without, kind.least)
+        found[name] = value, value - without
     return found
 
 

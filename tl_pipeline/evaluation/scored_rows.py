@@ -44,15 +44,21 @@ class StoredEvaluation(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Two classifiers on the images of a split that both scored, each (n,).
+    """Two classifiers on the images of a split that both scored.
 
-    ``first`` and ``second`` tell whether each is right, by the labels of the first;
-    ``units`` are equal for images of one group.
+    ``truth`` (n,) are numbers of labels, those of the first; ``first`` and ``second``
+    (n,) what each predicts. ``units`` are equal for images of one group.
     """
 
+    truth: np.ndarray
     first: np.ndarray
     second: np.ndarray
     units: np.ndarray
+
+    @property
+    def right(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each is right, bool (n,)."""
+        return self.first == self.truth, self.second == self.truth
 
 
 def metric_rows(
@@ -195,12 +201,11 @@ def compared(
     alone = pc.binary_join_element_wise("image", mine["image_id"], " ")
     units = pc.if_else(pc.is_valid(mine["group"]), group, alone)
     coded = units.combine_chunks().dictionary_encode()
-    labels = mine["label"]
-    return Compared(
-        pc.equal(mine["predicted"], labels).to_numpy(),
-        pc.equal(theirs["predicted"], labels).to_numpy(),
-        coded.indices.to_numpy(),
-    )
+    names = (mine["label"], mine["predicted"], theirs["predicted"])
+    told = pa.concat_arrays([name.combine_chunks() for name in names])
+    numbers = told.dictionary_encode().indices.to_numpy()
+    truth, one, other = numbers.reshape(3, -1)
+    return Compared(truth, one, other, coded.indices.to_numpy())
 
 
 def _judged(store: Store, evaluation: Artifact, *, on_test: bool) -> pa.Table:

@@ -8,6 +8,7 @@ module per stage.
 __all__ = [
     "batch",
     "choices",
+    "costs",
     "fits",
     "manifest",
     "partitions",

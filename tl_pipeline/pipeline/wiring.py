@@ -127,7 +127,17 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     scored.average(manifest)
     evaluations, used = tuple(scored.evaluations), tuple(scored.encoders)
     asked = logged_run.params(spec.seed, spec.search, spec.calibration, spec.error)
-    best = perform(Register(at, dataset.name, manifest, evaluations, used, asked))
+    registering = Register(
+        at,
+        dataset.name,
+        manifest,
+        evaluations,
+        used,
+        asked,
+        spec.choose,
+        spec.choose_by,
+    )
+    best = perform(registering)
     return Wired(manifest, evaluations, tuple(scored.subjects), best, tuple(finetuned))
 
 
@@ -446,7 +456,9 @@ def _recorded(
     assert best is not None  # noqa: S101 - None only while planning
     keys = [evaluation.key for evaluation in wired.evaluations]
     paired = controls.pair(wired.subjects, keys, work.baselines)
-    found = results.results(store, wired.evaluations, best.evaluation.key, paired)
+    found = results.results(
+        store, wired.evaluations, best.evaluation.key, paired, best.costs
+    )
     split = results.split_report(store, manifest.artifact, dataset)
     folder = store.path(manifest.artifact)
     return RunRecord(
@@ -471,6 +483,7 @@ def _recorded(
         ),
         registered=_registered(dataset, best),
         chosen=best.chosen,
+        comparisons=list(best.comparisons),
         source=source(work.dataset),
         tuning=work.tuning,
     )

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from tl_pipeline import progress
+from tl_pipeline.evaluation.choice import ALPHA
 from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.query.run_records import Known
 from tl_pipeline.runs import records
@@ -70,7 +71,7 @@ def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
     for name, source in _sources(store, read).items():
         code = code.replace(f"{{files of {name}}}", source)
     code = code.replace("{here}", _here(home)).replace("{busy}", str(BUSY))
-    return split(code)
+    return split(code.replace("{alpha}", str(ALPHA)))
 
 
 def split(code: str) -> Iterator[str]:

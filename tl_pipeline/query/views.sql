@@ -437,3 +437,32 @@ FROM {files of batch predictions}
 WHERE {here};
 COMMENT ON VIEW batch_predictions IS
 'One row per dataset, image and model that predicted it in a batch, which it does once.';
+
+CREATE VIEW comparisons AS
+SELECT
+    r.run_id, r.dataset, e.encoder, e.encoder_key, e.head, e.role,
+    c->>'$.evaluation' AS evaluation, c->>'$.against' AS against,
+    c->>'$.metric' AS metric,
+    (c->>'$.difference.value')::DOUBLE AS value,
+    (c->>'$.difference.low')::DOUBLE AS low,
+    (c->>'$.difference.high')::DOUBLE AS high,
+    (c->>'$.images')::BIGINT AS images, (c->>'$.won')::BIGINT AS won,
+    (c->>'$.lost')::BIGINT AS lost, (c->>'$.p')::DOUBLE AS p,
+    (c->>'$.p_holm')::DOUBLE AS p_holm,
+    CASE WHEN (c->>'$.p_holm')::DOUBLE >= {alpha} THEN 'tie' ELSE 'worse' END AS verdict,
+    k.milliseconds, k.bytes
+FROM (
+    SELECT DISTINCT run_id, dataset, unnest(document->'$.comparisons[*]') AS c
+    FROM records
+) AS r
+JOIN run_evaluations AS e
+    ON e.run_id = r.run_id AND e.evaluation = (c->>'$.evaluation')
+LEFT JOIN (
+    SELECT DISTINCT
+        run_id, e->>'$.evaluation' AS evaluation,
+        (e->>'$.milliseconds')::DOUBLE AS milliseconds, (e->>'$.bytes')::BIGINT AS bytes
+    FROM (SELECT run_id, unnest(document->'$.results[*]') AS e FROM records)
+) AS k ON k.run_id = r.run_id AND k.evaluation = e.evaluation;
+COMMENT ON VIEW comparisons IS
+'One row per run and candidate but the one that held-out images rank highest, against:
+what its score is more or less than that one''s on the same held-out images.';

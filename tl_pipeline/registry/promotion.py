@@ -98,7 +98,7 @@ def _compared(store: Store, holder: Version, candidate: Version) -> Decision:
 def _measured(both: Compared, number: int) -> Decision:
     from tl_pipeline.evaluation.intervals import paired_difference  # noqa: PLC0415 - scipy
 
-    difference = paired_difference(both.first, both.second, both.units, seed=0)
+    difference = paired_difference(*both.right, both.units, seed=0)
     return Decision(
         promote=difference.value >= 0,
         reason=f"{difference.value:+.2%} on {len(both.units):,} held-out images in "

@@ -53,7 +53,7 @@ def _difference(store: Store, record: RunRecord, runner_up: Result) -> Score:
     keys = record.best.evaluation, runner_up.evaluation
     mine, theirs = (Artifact("evaluations", key, key) for key in keys)
     both = compared(store, mine, theirs, on_test=True)
-    return paired_difference(both.first, both.second, both.units, record.spec.seed)
+    return paired_difference(*both.right, both.units, record.spec.seed)
 
 
 def compared_with(name: str, difference: Score) -> str:

@@ -80,7 +80,7 @@ def gain(store: Store, best: Result, seed: int) -> Score | None:
         Artifact("evaluations", key, key) for key in (best.evaluation, best.untrained)
     )
     both = compared(store, mine, theirs, on_test=True)
-    return paired_difference(both.first, both.second, both.units, seed)
+    return paired_difference(*both.right, both.units, seed)
 
 
 def leakage(results: Sequence[Result]) -> Leakage | None:

@@ -236,11 +236,11 @@ def results(
                 finetuned=pair.finetuned,
                 tuned=tuned.evaluation,
                 frozen=frozen.evaluation,
-                tuned_accuracy=float(test.first.mean()),
-                frozen_accuracy=float(test.second.mean()),
+                tuned_accuracy=float(test.right[0].mean()),
+                frozen_accuracy=float(test.right[1].mean()),
                 test_images=len(test.first),
-                test=paired_difference(*test, seed),
-                validation=paired_difference(*held, seed=0),  # as register does
+                test=paired_difference(*test.right, test.units, seed),
+                validation=paired_difference(*held.right, held.units, seed=0),
                 registered=registered,
                 expected=pair.expected,
             )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tl_pipeline import progress
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.data.split_report import SplitReport
+from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.evaluation.decisions import Decisions
 from tl_pipeline.runs.finetunings import FinetuningResult
 from tl_pipeline.runs.planning import Step
@@ -40,6 +41,8 @@ class Result(BaseModel):
     that on validation images, if they did; older records may have both. ``untrained``
     and ``by_image`` are the keys of the evaluations of its controls: see
     ``controls.Controls``. Older records have neither them nor ``encoder_key``.
+    ``milliseconds`` is what its encoders take for an image on the machine that embedded
+    it last, ``bytes`` what they store of it; None where nothing was measured.
     """
 
     evaluation: str
@@ -53,6 +56,8 @@ class Result(BaseModel):
     validation: Score | None = None
     test: Score
     test_images: int
+    milliseconds: float | None = None
+    bytes: int | None = None
     members: list[ResultMember] = []
 
     @property
@@ -169,8 +174,9 @@ class RunRecord(Record):
 
     Records of older versions have no ``split_report`` and no ``decisions``. ``joints``
     are the encoders that have no embeddings of their own in the store. ``chosen`` tells
-    in words by what the best was chosen; in older records it is None. With ``tuning``
-    the backbones of ``spec`` are what it chose.
+    in words by what the best was chosen; ``comparisons`` are of all other candidates
+    with the one that held-out images rank highest. Older records have neither. With
+    ``tuning`` the backbones of ``spec`` are what it chose.
     """
 
     folder: ClassVar[str] = "runs"
@@ -184,11 +190,12 @@ class RunRecord(Record):
     registered: Registered
     joints: list[JointEncoder] = []
     chosen: str | None = None
+    comparisons: list[Comparison] = []
     tuning: Tuning | None = None
 
     @property
     def best(self) -> Result:
-        """The candidate that was chosen: see ``choice.best``."""
+        """The candidate that was chosen: see ``choice.chosen``."""
         return next(r for r in self.results if r.role == "best")
 
 

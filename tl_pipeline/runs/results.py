@@ -8,6 +8,7 @@ from tl_pipeline.data import split_counts
 from tl_pipeline.data.split_report import NearDuplicateFindings, SplitReport
 from tl_pipeline.data.splits import FOLDS, VALIDATION
 from tl_pipeline.encoders import labels
+from tl_pipeline.evaluation.choice import UNKNOWN, Cost
 from tl_pipeline.runs import records
 from tl_pipeline.runs.controls import Controls
 from tl_pipeline.runs.records import Result
@@ -22,13 +23,17 @@ def results(
     evaluations: Sequence[Artifact],
     best: str,
     controls: Mapping[str, Controls],
+    costs: Mapping[str, Cost],
 ) -> list[Result]:
     """All results: the best, the candidates and the controls, the better first.
 
-    ``best`` is the key of the chosen evaluation, ``controls`` are those of ``pair``.
+    ``best`` is the key of the chosen evaluation, ``controls`` are those of ``pair``;
+    ``costs`` are by key of evaluation.
     """
     order = {"best": 0, "candidate": 1, "control": 2}
-    found = [_result(store, evaluation, best, controls) for evaluation in evaluations]
+    found = [
+        _result(store, evaluation, best, controls, costs) for evaluation in evaluations
+    ]
     return sorted(told_apart(found), key=lambda r: (order[r.role], -r.held_out.value))
 
 
@@ -78,7 +83,11 @@ def near_duplicates(store: Store, manifest: Artifact) -> NearDuplicateFindings |
 
 
 def _result(
-    store: Store, evaluation: Artifact, best: str, controls: Mapping[str, Controls]
+    store: Store,
+    evaluation: Artifact,
+    best: str,
+    controls: Mapping[str, Controls],
+    costs: Mapping[str, Cost],
 ) -> Result:
     provenance = store.provenance(evaluation)
     metrics = tables.read(METRICS, store.path(evaluation)).to_pylist()
@@ -88,6 +97,7 @@ def _result(
         if row["chosen"] and row["metric"] == "accuracy"
     }
     role = "control" if provenance["params"]["control"] else "candidate"
+    cost = costs.get(evaluation.key, UNKNOWN)
     paired = controls.get(evaluation.key, Controls())
     return Result(
         evaluation=evaluation.key,
@@ -101,6 +111,8 @@ def _result(
         validation=_score(chosen[VALIDATION]) if VALIDATION in chosen else None,
         test=_score(chosen["test"]),
         test_images=chosen["test"]["images"],
+        milliseconds=cost.milliseconds,
+        bytes=cost.bytes,
         members=provenance.get("members", []),
     )
 

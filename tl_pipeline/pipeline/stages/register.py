@@ -9,19 +9,23 @@ best, ``choice`` decides.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from tl_pipeline.data.splits import CHOOSING, FOLDS, VALIDATION
+from tl_pipeline.config.specs import Choose, ChooseBy
+from tl_pipeline.data.splits import CHOOSING, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice, scored_rows
-from tl_pipeline.evaluation.choice import Candidate, Choice, HeldOutScore
+from tl_pipeline.evaluation.choice import Candidate, Comparison, Cost, HeldOutScore
+from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.evaluation.scored_rows import compared
+from tl_pipeline.pipeline.costs import of_each
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.registry import model_folder, registration
 from tl_pipeline.registry.registration import Registration, Submission
+from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Outcome, Step, Workspace
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -36,13 +40,16 @@ VERSION = 1
 class Best:
     """The best evaluation, its model, and by what it was chosen, in words.
 
-    ``registration`` is None while planning what is not registered.
+    ``registration`` is None while planning what is not registered. ``comparisons`` are
+    of all other candidates with the leading one, ``costs`` by key of evaluation.
     """
 
     model: Artifact
     evaluation: Artifact
     chosen: str
     registration: Registration | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class Register:
     """The best of ``evaluations`` as a model of ``dataset``.
 
     ``encoders[i]`` is the encoder of ``evaluations[i]``, None of averaged heads.
-    ``params`` are those of the run, for people.
+    ``params`` are those of the run, for people; ``choose`` and ``choose_by`` tell how
+    the best is chosen: see ``choice.chosen``.
     """
 
     at: Workspace
@@ -59,6 +67,8 @@ class Register:
     evaluations: tuple[Artifact, ...]
     encoders: tuple[AnyEncoder | None, ...]
     params: Mapping[str, str]
+    choose: Choose = "cheaper"
+    choose_by: ChooseBy = "accuracy"
 
     @property
     def title(self) -> str:
@@ -83,12 +93,13 @@ class Register:
                 seconds=time.perf_counter() - started,
             )
             return Outcome(None, (step,))
-        best, chosen = _best(store, self.evaluations)
-        document = _document(self.dataset, best)
+        found = self._chosen()
+        document = _document(self.dataset, found.evaluation)
         key = digest(document)
         model, known = store.find("models", key), None
         if model:
-            known = registration.expected(store, self._submission(best, model))
+            best = self._submission(found.evaluation, model)
+            known = registration.expected(store, best)
         reason = (
             f"the best candidate is version {known.version}"
             if known
@@ -102,19 +113,19 @@ class Register:
             keys={"model": key},
             seconds=time.perf_counter() - started,
         )
-        found = Best(Artifact("models", key, key), best, chosen, known)
-        return Outcome(found, (step,))
+        return Outcome(replace(found, registration=known), (step,))
 
     def run(self) -> Outcome[Best | None]:
         """Build the model folder of the best, register it, decide who is champion."""
         started, store, planned = time.perf_counter(), self.at.store, self.plan()
-        best, chosen = _best(store, self.evaluations)
+        found = self._chosen()
+        best, chosen = found.evaluation, found.chosen
         document = _document(self.dataset, best)
         pairs = zip(self.evaluations, self.encoders, strict=True)
         used = {evaluation.key: encoder for evaluation, encoder in pairs if encoder}
+        images = self.manifest.key
 
         def write(folder: Path) -> str:
-            images = self.manifest.key
             model_folder.write(store, self.dataset, best, chosen, used, images, folder)
             return digest(document)
 
@@ -122,10 +133,55 @@ class Register:
         model = model or store.build("models", document, write)
         made = registration.register(store, self._submission(best, model))
         outcome: Outcome[Best | None]
-        outcome = Outcome(Best(model, best, chosen, made), planned.steps)
+        found = replace(found, model=model, registration=made)
+        outcome = Outcome(found, planned.steps)
         if planned.step.cached:
             return outcome
         return outcome.ran(time.perf_counter() - started)
+
+    def _chosen(self) -> Best:
+        """The best of the evaluations that are no controls, and why."""
+        from tl_pipeline.evaluation import comparison  # noqa: PLC0415 - scipy
+
+        store = self.at.store
+        costs = of_each(store, self.evaluations, self.encoders)
+        about = {e.key: store.provenance(e) for e in self.evaluations}
+        every = [e for e in self.evaluations if not about[e.key]["params"]["control"]]
+        every = list({one.key: one for one in every}.values())
+        scored = [_candidate(store, one, self.choose_by) for one in every]
+        if len({split for _, split in scored}) > 1:
+            # folds score more images than validation has
+            scored = _on_common_images(store, every, scored, self.choose_by)
+        kept = _kept(store, self.dataset, every)
+        candidates = [
+            replace(one, cost=costs[key.key], kept=key.key == kept)
+            for key, (one, _) in zip(every, scored, strict=True)
+        ]
+        at = choice.leading(candidates)
+        found = [
+            comparison.compared(
+                one.key,
+                every[at].key,
+                compared(store, one, every[at], on_test=False),
+                self.choose_by,
+                seed=0,
+            )
+            for one in every
+            if one != every[at]
+        ]
+        found = comparison.adjusted(found)
+        of = {one.evaluation: one for one in found}
+        how = choice.chosen(
+            candidates,
+            [of.get(one.key) for one in every],
+            self.choose,
+            self.choose_by,
+            scored[0][1],
+        )
+        best = every[how.at]
+        key = digest(_document(self.dataset, best))
+        model = Artifact("models", key, key)
+        return Best(model, best, how.reason, None, tuple(found), costs)
 
     def _submission(self, best: Artifact, model: Artifact) -> Submission:
         return Submission(
@@ -139,81 +195,59 @@ class Register:
         )
 
 
-def _best(store: Store, evaluations: Sequence[Artifact]) -> tuple[Artifact, str]:
-    """The best of the evaluations that are no controls, and by what it was chosen."""
-    about = {e.key: store.provenance(e) for e in evaluations}
-    candidates = [e for e in evaluations if not about[e.key]["params"]["control"]]
-    scored = [_candidate(store, evaluation) for evaluation in candidates]
-    frozen = [at for at, (_, split) in enumerate(scored) if split == FOLDS]
-    mixed = 0 < len(frozen) < len(scored)
-    if mixed:  # folds score more images than validation has
-        scored = _on_common_images(store, candidates, scored)
-    found = choice.best([one for one, _ in scored], scored[0][1])
-    if mixed and found.at not in frozen:
-        found = _unless_tied(store, candidates, scored, found, frozen)
-    return candidates[found.at], found.reason
-
-
-def _unless_tied(
-    store: Store,
-    candidates: Sequence[Artifact],
-    scored: Sequence[tuple[Candidate, str]],
-    found: Choice,
-    frozen: Sequence[int],
-) -> Choice:
-    """The best on a ``frozen`` network where fine-tuning is not known to be better.
-
-    It is cheaper, and of few images the best of several is often so by luck.
-    """
-    from tl_pipeline.evaluation.intervals import paired_difference  # noqa: PLC0415
-
-    at = max(frozen, key=lambda one: scored[one][0].held_out.merit)
-    pair = (candidates[found.at], candidates[at])
-    both = compared(store, *pair, on_test=False)
-    gain = paired_difference(both.first, both.second, both.units, seed=0)
-    if gain.low is None or gain.low > 0:
-        return found
-    name, best = (scored[one][0] for one in (found.at, at))
-    said = f"[{gain.low:+.1%}, {gain.high:+.1%}]".replace("%", " %")
-    reason = (
-        f"{choice.reason(best.held_out, VALIDATION)}; {name.name} is right in "
-        f"{name.held_out.right:,}, which is a tie {said}, and the frozen network is "
-        "cheaper"
-    )
-    return Choice(at, reason)
+def _kept(store: Store, dataset: str, evaluations: Sequence[Artifact]) -> str | None:
+    """Which of ``evaluations`` is of the encoder and head that the last run chose."""
+    last = records.latest(store, dataset)
+    if last is None:
+        return None
+    for evaluation in evaluations:
+        row = tables.read(METRICS, store.path(evaluation)).slice(0, 1).to_pylist()[0]
+        if (row["encoder_key"], row["head"]) == (last.best.encoder_key, last.best.head):
+            return evaluation.key
+    return None
 
 
 def _on_common_images(
     store: Store,
     candidates: Sequence[Artifact],
     scored: Sequence[tuple[Candidate, str]],
+    metric: str,
 ) -> list[tuple[Candidate, str]]:
     """``scored`` anew, on the held-out images on which all ``candidates`` were scored.
 
     No head or network of them learned from those.
     """
+    from tl_pipeline.evaluation import metrics  # noqa: PLC0415 - scipy
     from tl_pipeline.evaluation.averaging import shared  # noqa: PLC0415
-    from tl_pipeline.heads.cross_validation import FoldPredictions  # noqa: PLC0415
 
     held = [scored_rows.read(store, one).held_out for one in candidates]
     ids = shared(held)
     found = []
     for said, (candidate, _) in zip(held, scored, strict=True):
         some = said.of(ids)
-        rows, classes = np.arange(len(ids)), np.array(some.classes)
-        score = FoldPredictions(0, rows, some.names(), classes, some.probabilities)
-        told = score.score()
-        merit = HeldOutScore(len(ids), told.accuracy, told.log_loss)
-        found.append((Candidate(candidate.name, merit), VALIDATION))
+        rows = PredictedRows(
+            some.names(), some.classes, some.probabilities, np.arange(len(ids))
+        )
+        value = {
+            name: metrics.value(name, rows) for name in ("accuracy", "log_loss", metric)
+        }
+        merit = HeldOutScore(
+            len(ids), value["accuracy"], value["log_loss"], value[metric]
+        )
+        found.append((replace(candidate, held_out=merit), VALIDATION))
     return found
 
 
-def _candidate(store: Store, evaluation: Artifact) -> tuple[Candidate, str]:
+def _candidate(
+    store: Store, evaluation: Artifact, metric: str
+) -> tuple[Candidate, str]:
     """What held-out images say, and what they are called; not what test does."""
     rows = tables.read(METRICS, store.path(evaluation)).to_pylist()
     held = {row["metric"]: row for row in rows if row["split"] in CHOOSING}
     accuracy, loss = held["accuracy"], held["log_loss"]
-    score = HeldOutScore(accuracy["images"], accuracy["value"], loss["value"])
+    score = HeldOutScore(
+        accuracy["images"], accuracy["value"], loss["value"], held[metric]["value"]
+    )
     name = f"{accuracy['head']} on {accuracy['encoder']}"
     return Candidate(name, score), accuracy["split"]
 
