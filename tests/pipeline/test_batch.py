@@ -16,9 +16,9 @@ from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.errors import InvalidSpec, TooManyRefused
 from tl_pipeline.maintenance import gc
 from tl_pipeline.maintenance.gc_roots import RunPolicy
-from tl_pipeline.pipeline import batch, nearest, wiring
+from tl_pipeline.pipeline import batch, wiring
 from tl_pipeline.pipeline.stages import predict as stage
-from tl_pipeline.registry import index, prediction, registration
+from tl_pipeline.registry import index, nearest, prediction, registration
 from tl_pipeline.runs.records import BatchRecord, RunRecord
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder

@@ -11,6 +11,7 @@ __all__ = [
     "logged_run",
     "model",
     "model_folder",
+    "nearest",
     "prediction",
     "rebuilding",
     "registration",

@@ -1,12 +1,11 @@
 """The stored embeddings that a page looks into: those of the best single encoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.concat import ConcatEmbeddings
+from tl_pipeline.registry import nearest
 from tl_pipeline.runs.records import Result, RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -30,19 +29,44 @@ class BestEmbeddings:
         """
         return concat.load(self.store, self.artifact, image_ids)
 
-    def blocks(self, image_ids: Sequence[str]) -> Iterator[Embeddings]:
-        """As ``load``, a part file at a time, so that memory stays bounded."""
-        wanted, joint = set(image_ids), self.artifact
-        first = joint.members[0] if isinstance(joint, ConcatEmbeddings) else joint
-        for rows in EmbeddingFolder(self.store, first.key).parts().whole.values():
-            if some := wanted.intersection(rows["image_id"].to_pylist()):
-                wanted -= some
-                yield self.load(sorted(some))
+    @property
+    def _keys(self) -> list[str]:
+        if isinstance(self.artifact, ConcatEmbeddings):
+            return [member.key for member in self.artifact.members]
+        return [self.artifact.key]
+
+    def nearest(
+        self, image_ids: Sequence[str], among: Sequence[str]
+    ) -> dict[str, "Neighbour"]:
+        """The nearest of ``among`` to each of ``image_ids``, exactly.
+
+        Images without an embedding have none.
+
+        Raises:
+            DamagedArtifact: see ``EmbeddingFolder.load``.
+        """
+        ids = self.load(image_ids).image_ids
+        if not ids:
+            return {}
+        folders = {key: EmbeddingFolder(self.store, key) for key in self._keys}
+        vectors = {key: folder.load(ids).vectors for key, folder in folders.items()}
+        training = nearest.by_part(folders[self._keys[0]], among)
+        found = nearest.nearest(self.store, vectors, training)
+        return {
+            image_id: Neighbour(name, cosine)
+            for image_id, name, cosine in zip(
+                ids, found.ids, found.similarities, strict=True
+            )
+            if name is not None and cosine is not None
+        }
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The image whose embedding has the largest cosine with that of another."""
+    """The image whose embedding has the largest cosine with that of another.
+
+    Under several encoders it is the mean of their cosines.
+    """
 
     image_id: str
     cosine: float
@@ -62,40 +86,6 @@ def of_best(store: Store, record: RunRecord) -> BestEmbeddings:
         parts = tuple(Artifact("embeddings", one, one) for one in members[0])
         artifact = ConcatEmbeddings("embeddings", key, key, parts)
     return BestEmbeddings(store, result.encoder, artifact)
-
-
-def nearest(
-    embeddings: BestEmbeddings, image_ids: Sequence[str], among: Sequence[str]
-) -> dict[str, Neighbour]:
-    """The nearest of ``among`` to each of ``image_ids``, exactly.
-
-    Images without an embedding have none.
-
-    Raises:
-        DamagedArtifact: see ``EmbeddingFolder.load``.
-    """
-    queries = embeddings.load(image_ids)
-    asked = _normalised(queries.vectors)
-    best = np.full(len(asked), -np.inf, np.float32)
-    names = np.full(len(asked), None, object)
-    for block in embeddings.blocks(among) if len(asked) else ():
-        cosines = asked @ _normalised(block.vectors).T
-        at = cosines.argmax(axis=1)
-        value = cosines[np.arange(len(asked)), at]
-        better = value > best
-        best[better] = value[better]
-        names[better] = np.array(block.image_ids, object)[at[better]]
-    return {
-        image_id: Neighbour(name, float(cosine))
-        for image_id, name, cosine in zip(queries.image_ids, names, best, strict=True)
-        if name is not None
-    }
-
-
-def _normalised(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1; those of zeros stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def _encoder_key(store: Store, result: Result) -> str:

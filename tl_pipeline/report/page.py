@@ -194,7 +194,7 @@ def _pictures(
         ids = predicted.image_ids[rows].tolist()
         learned = _learned(record, thumbnails)
         vectors = embedded.of_best(store, record)
-        near = embedded.nearest(vectors, ids, learned) if ids else {}
+        near = vectors.nearest(ids, learned) if ids else {}
         made = thumbnails.of([*ids, *(one.image_id for one in near.values())])
         return gallery.hang(predicted, rows, near, made)
 

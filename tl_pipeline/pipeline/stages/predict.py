@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DamagedArtifact
-from tl_pipeline.pipeline import nearest
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Unit
+from tl_pipeline.registry import nearest
 from tl_pipeline.runs.planning import Outcome, Step
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact

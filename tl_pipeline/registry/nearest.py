@@ -52,7 +52,7 @@ def training_images(
         return []
     rows = tables.read(MANIFEST, store.path(made), ["image_id", "split", "weight"])
     learned = splits.learned(rows, (splits.TRAIN, splits.VALIDATION))
-    return _by_part(EmbeddingFolder(store, encoder), learned["image_id"].to_pylist())
+    return by_part(EmbeddingFolder(store, encoder), learned["image_id"].to_pylist())
 
 
 def nearest(
@@ -105,8 +105,11 @@ def _blocks(
             yield sorted(shared), blocks
 
 
-def _by_part(folder: EmbeddingFolder, wanted: Sequence[str]) -> list[str]:
-    """``wanted`` that have an embedding, those of a part together."""
+def by_part(folder: EmbeddingFolder, wanted: Sequence[str]) -> list[str]:
+    """Those of ``wanted`` that have an embedding, those of a part together.
+
+    A notice tells how many others were not refused, and so are lost.
+    """
     left, found = set(wanted), list[str]()
     for rows in folder.parts().whole.values():
         here = [name for name in rows["image_id"].to_pylist() if name in left]
