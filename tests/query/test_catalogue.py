@@ -177,7 +177,7 @@ def test_a_copy_that_any_duckdb_opens_never_reads_the_original(
 ):
     copy = tmp_path / "copy"
     shutil.copytree(built.root, copy)
-    for view in ("images", "metrics", "predictions", "runs"):
+    for view in ("images", "metrics", "predictions", "runs", "classes", "changes"):
         with (
             duckdb.connect(copy / "catalog.duckdb", read_only=True) as reader,
             pytest.raises(duckdb.Error, match="tl sql --store FOLDER"),

@@ -53,8 +53,8 @@ FROM (
         SELECT e.image_id,
             list_cosine_similarity(e.embedding::FLOAT[], vector::FLOAT[]) AS similarity
         FROM embeddings_of(encoder) AS e
-        SEMI JOIN images AS m ON m.image_id = e.image_id
     ) AS s
+    SEMI JOIN images AS m ON m.image_id = s.image_id
     WHERE NOT isnan(s.similarity)
     ORDER BY s.similarity DESC, s.image_id
     LIMIT k
@@ -71,22 +71,20 @@ SELECT i.dataset, n.image_id, i.uri, i.label, i.split, n.similarity
 FROM (
     SELECT s.image_id, s.similarity
     FROM (
-        SELECT e.image_id,
-            list_cosine_similarity(e.embedding::FLOAT[], q.vector) AS similarity
-        FROM embeddings_of(encoder) AS e
-        SEMI JOIN images AS m ON m.image_id = e.image_id
-        JOIN (
-            SELECT a.wanted, coalesce(
+        SELECT e.image_id, array_cosine_similarity(e.embedding, (
+            SELECT coalesce(
                 (
-                    SELECT v.embedding::FLOAT[] FROM embeddings_of(encoder) AS v
+                    SELECT v.embedding FROM embeddings_of(encoder) AS v
                     WHERE v.image_id = a.wanted
                 ),
                 error('no embedding of image ' || a.wanted || ' by this encoder')
-            ) AS vector
+            )
             FROM (SELECT image_id AS wanted) AS a
-        ) AS q ON q.wanted <> e.image_id
+        )) AS similarity
+        FROM embeddings_of(encoder) AS e
     ) AS s
-    WHERE NOT isnan(s.similarity)
+    SEMI JOIN images AS m ON m.image_id = s.image_id
+    WHERE NOT isnan(s.similarity) AND s.image_id <> (SELECT image_id)
     ORDER BY s.similarity DESC, s.image_id
     LIMIT k
 ) AS n
