@@ -20,11 +20,13 @@ from sklearn.metrics import precision_recall_fscore_support
 from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import HeadSpec, RunSpec
+from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.report import class_table, page, score_table
 from tl_pipeline.report.tested import read
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
+from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -212,6 +214,35 @@ def test_scores_are_those_of_the_table(made: Made, parsed: Parsed):
     }
     assert {"balanced accuracy", "macro f1", "log loss", "ece"} <= set(by_name)
     assert f"{by_name['log loss']['train'].value:.3f}" in parsed.texts
+
+
+def test_candidates_have_their_cost_and_whether_they_tie(made: Made):
+    best = made.record.best.model_copy(update={"milliseconds": 1.25, "bytes": 2048})
+    compared = Comparison(
+        evaluation=best.evaluation,
+        against="another",
+        metric="accuracy",
+        difference=Score(value=-0.02, low=-0.05, high=0.01),
+        images=72,
+        won=3,
+        lost=4,
+        p=0.4,
+        p_holm=0.8,
+    )
+    record = made.record.model_copy(
+        update={"results": [best], "comparisons": [compared]}
+    )
+    text = page.render(made.store, record, made.dataset)
+    assert "1.25 ms, 2.0 kB for each image" in text
+    (tie,) = (
+        one
+        for one in Parsed(text).of("span", "tag")
+        if "-0.020" in one.get("title", "")
+    )
+    assert (
+        "95 % interval -0.050 to +0.010; p 0.4, among all comparisons 0.8"
+        in tie["title"]
+    )
 
 
 def test_thumbnails_are_the_images_of_the_source(parsed: Parsed, made: Made):

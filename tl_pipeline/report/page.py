@@ -168,6 +168,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         curves=_curves(store, record),
         decisions=record.decisions,
         reliability=reliability(predicted.confidence, predicted.right),
+        comparisons={one.evaluation: one for one in record.comparisons},
         **_history(store, record),
         split=record.split_report,
         **_split(record.split_report),
