@@ -66,9 +66,12 @@ def _probe(encoder: Encoder, half: Encoder) -> dict[str, Any]:
     """Whether ``half`` is faster and as good, and how much of the exact it keeps."""
     from tl_pipeline.embedding import devices  # noqa: PLC0415 - torch
     from tl_pipeline.embedding.forward import Forward  # noqa: PLC0415
+    from tl_pipeline.encoders import loading  # noqa: PLC0415
 
     device = devices.devices()[0]
-    if not devices.has_bfloat16(device):
+    # a file may hold halves of what is computed with
+    few = 2 * loading.weight_bytes(encoder) < _SMALL
+    if few or not devices.has_bfloat16(device):
         return {"good": False}
     exact = Forward([encoder], device)
     if exact.bytes < _SMALL:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tl_pipeline.score import Score
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-NORMAL = float(stats.norm.ppf((1 + LEVEL) / 2))
+NORMAL = float(special.ndtri((1 + LEVEL) / 2))
 
 
 class Shares(NamedTuple):
@@ -81,7 +81,7 @@ def shares(
     if alike.any():
         worth[alike] *= alone[alike] / variance[alike]
         freedom = _degrees_of(found, variance, summed(changes**4))
-        quantile[alike] = stats.t.ppf((1 + LEVEL) / 2, freedom[alike])
+        quantile[alike] = special.stdtrit(freedom[alike], (1 + LEVEL) / 2)
     low, high = _wilsons(value, np.maximum(worth, 1e-9), quantile)
     single = (found == 1) & (rows > 1)  # one unit alone tells nothing
     low[single], high[single] = 0.0, 1.0
@@ -154,7 +154,7 @@ def by_influence(
     known = (value > 0) & (value < 1) & (squares > 0) & (positives > 1)
     freedom = _degrees_of(float(units), squares, fourth)
     freedom = np.maximum(np.minimum(freedom, positives - 1), 1)
-    quantile = np.where(known, stats.t.ppf((1 + LEVEL) / 2, freedom), NORMAL)
+    quantile = np.where(known, special.stdtrit(freedom, (1 + LEVEL) / 2), NORMAL)
     rows = value * (1 - value) / np.where(known, squares, 1)
     return Shares(value, *_wilsons(value, np.where(known, rows, positives), quantile))
 
@@ -236,7 +236,9 @@ def share_of_draws(right: np.ndarray, units: np.ndarray) -> Score:
     if not variance:
         return _wilson(value, rows**2 / (sizes**2).sum(), NORMAL)
     parts = of_draws**2 / (draws - 1) + of_units**2 / _degrees(changes)
-    quantile = float(stats.t.ppf((1 + LEVEL) / 2, (of_draws + of_units) ** 2 / parts))
+    quantile = float(
+        special.stdtrit((of_draws + of_units) ** 2 / parts, (1 + LEVEL) / 2)
+    )
     return _wilson(value, value * (1 - value) / variance, quantile)
 
 
@@ -263,7 +265,7 @@ def _spread(changes: np.ndarray, alone: float) -> tuple[float, float]:
     variance = float((changes**2).sum())
     if variance <= alone:
         return alone, NORMAL
-    return variance, float(stats.t.ppf((1 + LEVEL) / 2, _degrees(changes)))
+    return variance, float(special.stdtrit(_degrees(changes), (1 + LEVEL) / 2))
 
 
 def _degrees(changes: np.ndarray) -> float:

@@ -135,6 +135,7 @@ def _write(store: Store, beside: Path, home: Path) -> None:
             f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
         )
         connection.execute("USE written")
+        connection.execute("BEGIN")  # else each statement is written for itself
         made = computed.tables(store, of_any_kind, last, known)
         for name, table in made.items():
             _create(connection, name, table)
@@ -154,6 +155,7 @@ def _write(store: Store, beside: Path, home: Path) -> None:
         for statement in macros.statements(encoders):
             connection.execute(statement)
         _help(connection, macros.examples(store, latest, encoders))
+        connection.execute("COMMIT")
         connection.execute("USE memory")
         connection.execute("DETACH written")
 

@@ -118,11 +118,12 @@ def change(store: Store, work: Work[_Result], fill: Work[None]) -> _Result:
         file = store.root / FILE
         if file.exists():
             _upgrade(store, file)
-        else:
-            with _building(store) as beside:
-                _fill(store, beside, fill)
-                beside.replace(file)
-        return _work(store, file, work)
+            return _work(store, file, work)
+        with _building(store) as beside:
+            _fill(store, beside, fill)
+            result = _work(store, beside, work)
+            beside.replace(file)
+            return result
 
 
 def remake(store: Store, fill: Work[None]) -> None:

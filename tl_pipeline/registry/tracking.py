@@ -29,7 +29,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
 
 from tl_pipeline.registry import model_folder
 from tl_pipeline.registry.entries import (
@@ -86,15 +86,20 @@ class Registry:
         with self._running(experiment, f"{run.started:%Y-%m-%d %H:%M:%S}", run) as top:
             for one in run.candidates:
                 title = f"{one.head} on {one.encoder}"
-                with self._running(experiment, title, run, top) as child:
+                tags = {
+                    MLFLOW_PARENT_RUN_ID: top,
+                    "role": one.role,
+                    "evaluation": one.evaluation,
+                }
+                with self._running(experiment, title, run, tags) as child:
                     about = {
                         "dataset_name": run.dataset,
                         "dataset_digest": run.manifest,
                     }
-                    self._client.set_tag(child, "role", one.role)
-                    self._client.set_tag(child, "evaluation", one.evaluation)
                     if version and one.role == "best":
-                        number = self._register(run.dataset, version, child, about)
+                        number = self._register(
+                            experiment, run.dataset, version, child, about
+                        )
                     else:
                         self._log_scores(child, one, about)
             params = [Param(name, value) for name, value in run.params.items()]
@@ -110,7 +115,7 @@ class Registry:
             f"{version.head} on {version.encoder}",
         )
         run = self._client.create_run(experiment, run_name=title).info.run_id
-        number = self._register(name, version, run, {})
+        number = self._register(experiment, name, version, run, {})
         self._client.set_terminated(run)
         return number
 
@@ -183,10 +188,13 @@ class Registry:
 
     @contextmanager
     def _running(
-        self, experiment: str, title: str, run: LoggedRun, parent: str | None = None
+        self,
+        experiment: str,
+        title: str,
+        run: LoggedRun,
+        tags: Mapping[str, str] | None = None,
     ) -> Iterator[str]:
-        """A run on the manifest of ``run``, below ``parent``; the block ends it."""
-        tags = {"mlflow.parentRunId": parent} if parent else {}
+        """A run on the manifest of ``run``, with ``tags``; the block ends it."""
         when = int(run.started.timestamp() * 1000)
         made = self._client.create_run(experiment, when, tags, title).info.run_id
         try:
@@ -210,16 +218,21 @@ class Registry:
         return DatasetInput(dataset, [context])
 
     def _register(
-        self, name: str, version: Version, run: str, about: Mapping[str, str]
+        self,
+        experiment: str,
+        name: str,
+        version: Version,
+        run: str,
+        about: Mapping[str, str],
     ) -> int:
-        """Make the run with that id a version of the model ``name``; its number.
+        """Make the run of ``experiment`` a version of the model ``name``; its number.
 
         ``about`` is what its metrics are linked to.
         """
         folder = self._store.root / "models" / str(version.model)
         made, source = None, folder.as_uri()
         if (folder / "model.json").exists():  # else it is lost, but it was there
-            made = self._logged_model(name, version, run, folder)
+            made = self._logged_model(experiment, name, version, run, folder)
             source = made.artifact_location if self._own else made.model_uri
             about = {**about, "model_id": made.model_id}
         self._log_scores(run, version, about)
@@ -259,11 +272,11 @@ class Registry:
         self._client.log_batch(run, metrics, params)
 
     def _logged_model(
-        self, name: str, version: Version, run: str, folder: Path
+        self, experiment: str, name: str, version: Version, run: str, folder: Path
     ) -> "LoggedModel":
         """A LoggedModel that the run made, with the files of ``folder``."""
         made = self._client.create_logged_model(
-            self._client.get_run(run).info.experiment_id,
+            experiment,
             re.sub(r"""[/:.%"']""", "-", name),
             run,
             tags=version.tags,

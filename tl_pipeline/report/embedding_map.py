@@ -5,8 +5,6 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from tl_pipeline.data.splits import draw
@@ -79,6 +77,10 @@ def with_pictures(
 
 def _placed(vectors: np.ndarray) -> tuple[np.ndarray, str]:
     """Each of ``vectors`` (n, width) on a plane, (n, 2), and by what method."""
+    # a second, which a plan does not need
+    from sklearn.decomposition import PCA  # noqa: PLC0415
+    from sklearn.manifold import TSNE  # noqa: PLC0415
+
     width = min(_COMPONENTS, *vectors.shape)
     axes = PCA(width, svd_solver="randomized", random_state=0).fit_transform(vectors)
     if len(axes) < _LEAST:
