@@ -132,7 +132,7 @@ def test_what_follows_a_convolution_is_taken_along(store: Store):
     [
         ("mobilenet_v3_small:side=64", 10),
         ("mobilenet_v2:side=64", 1),
-        ("timm:efficientnet_b0:side=64", 17),
+        *more(("timm:efficientnet_b0:side=64", 17)),
     ],
 )
 def test_maps_of_bfloat16_are_averaged_as_they_are(text: str, pools: int, store: Store):
@@ -164,7 +164,7 @@ def steps(text: str, store: Store, precision: str) -> Counter[str]:
 @pytest.mark.skipif(
     not onednn_fusion.can_pack(torch.bfloat16), reason="no bfloat16 for this processor"
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["bf16", *more("fp32")])
 def test_timms_network_is_computed_by_the_steps_of_torchvisions(
     store: Store, precision: str
 ):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchvision import models
 
+from tests.exhaustive import more
 from tl_pipeline.config.specs import EncoderSpec
 from tl_pipeline.embedding import devices, forward, precision
 from tl_pipeline.encoders import resolution
@@ -203,7 +204,7 @@ def test_a_network_that_suffers_is_told_from_one_that_does_not(
     ("name", "file"),
     [
         ("squeezenet1_0", "squeezenet1_0-imagenet-deepcompression.pth"),
-        ("timm:tf_efficientnet_lite0", "tf_efficientnet_lite0-imagenet.pth"),
+        *more(("timm:tf_efficientnet_lite0", "tf_efficientnet_lite0-imagenet.pth")),
     ],
 )
 def test_real_networks_whose_scores_do_not_move_take_bfloat16(

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 
+from tests.exhaustive import more
 from tests.imports import resolved_elsewhere
 from tests.likely_weights import noise
 from tl_pipeline.config.specs import EncoderSpec
@@ -181,12 +182,14 @@ def test_a_network_of_two_branches_has_no_features(store: Store):
     [
         ("resnet10t", "layer3", 64),
         ("convnext_atto", "stages.2", 64),
-        ("efficientnet_b0", "blocks.4", 64),
-        ("caformer_s18", "stages.1", 64),
         ("swin_tiny_patch4_window7_224", "layers.2", 224),  # its channels are last
-        ("vit_tiny_patch16_224", "blocks.8", 224),
         ("vit_small_patch16_dinov3", "blocks.3", 64),  # five tokens before the image's
-        ("vit_base_patch16_siglip_224", "blocks.2", 224),  # none
+        *more(
+            ("efficientnet_b0", "blocks.4", 64),
+            ("caformer_s18", "stages.1", 64),
+            ("vit_tiny_patch16_224", "blocks.8", 224),
+            ("vit_base_patch16_siglip_224", "blocks.2", 224),  # none
+        ),
     ],
 )
 def test_blocks_and_stages_are_timms_own_pooled_over_places(
@@ -234,7 +237,7 @@ def test_a_pass_ends_at_the_last_layer_that_is_wanted(store: Store):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3"]
+    "name", ["vit_small_patch16_dinov3", *more("vit_small_patch14_dinov2")]
 )
 def test_last_blocks_are_those_of_dinov2s_protocol(store: Store, name: str):
     """Class tokens of the last blocks and the mean of the last patches, normalised."""
@@ -573,9 +576,9 @@ def by_swins_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     [
         ("convnext_atto", 64, by_convnexts_names),
         ("vit_xsmall_patch16_clip_224", 64, by_clips_names),
-        ("vit_small_patch14_dinov2", 56, by_dinov2s_names),
-        ("vit_tiny_patch16_224", 32, by_maes_names),
+        ("vit_tiny_patch16_224", 32, by_maes_names),  # with a mask token, as DINOv2's
         ("swin_tiny_patch4_window7_224", 224, by_swins_names),
+        *more(("vit_small_patch14_dinov2", 56, by_dinov2s_names)),
     ],
 )
 def test_checkpoints_are_read_by_the_names_of_their_authors(

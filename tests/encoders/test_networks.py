@@ -231,13 +231,13 @@ def _level(network: Any, level: str, batch: torch.Tensor) -> torch.Tensor:
 # By default: auxiliary heads, versions, old names of three families, class tokens.
 OFFICIAL = [
     *((name, "IMAGENET1K_V1", 107) for name in (
-        "googlenet", "mnasnet0_5", "densenet121", "swin_t",
+        "googlenet", "mnasnet0_5", "densenet121",
     )),
     ("vit_b_32", "IMAGENET1K_V1", None),
     ("retinanet_resnet50_fpn", "COCO_V1", 128),
     *more(
         *((name, "IMAGENET1K_V1", 107) for name in (
-            "inception_v3", "mnasnet1_3", "vgg11_bn", "squeezenet1_1",
+            "inception_v3", "mnasnet1_3", "vgg11_bn", "squeezenet1_1", "swin_t",
             "shufflenet_v2_x0_5", "mobilenet_v2", "efficientnet_b0",
             "regnet_y_400mf", "convnext_tiny", "swin_v2_t",
         )),
@@ -487,14 +487,16 @@ def resolved(wish: str, store: Store) -> Encoder:
     ("wish", "node", "pooling"),
     [
         ("resnet50:layer=node:layer3.1.add", "layer3.1.add", "mean"),
-        ("resnet50:layer=layer3.1.add", "layer3.1.add", "mean"),
-        ("resnet50:layer=node:avgpool", "avgpool", "mean"),
         ("resnet50:layer=node:avgpool,pool=flatten", "avgpool", "flatten"),
-        ("vgg16:layer=features.23", "features.23", "mean"),
         ("vgg16:layer=classifier.3", "classifier.3", "none"),
         ("vit_b_16:layer=encoder.layers.encoder_layer_5", None, "cls"),
-        ("swin_t:layer=features.3.1.mlp", "features.3.1.mlp", "mean"),
         ("fasterrcnn_resnet50_fpn:layer=backbone.body.layer4", None, "mean"),
+        *more(
+            ("resnet50:layer=layer3.1.add", "layer3.1.add", "mean"),
+            ("resnet50:layer=node:avgpool", "avgpool", "mean"),
+            ("vgg16:layer=features.23", "features.23", "mean"),
+            ("swin_t:layer=features.3.1.mlp", "features.3.1.mlp", "mean"),
+        ),
     ],
 )
 def test_any_node_of_the_graph_is_a_layer(
@@ -537,15 +539,17 @@ def test_an_unknown_node_is_told_with_those_that_are_near(
 @pytest.mark.parametrize(
     ("backbone", "alias", "node"),
     [
-        ("alexnet", "fc8", "classifier.6"),
         ("alexnet", "relu6", "classifier.2"),
-        ("alexnet", "conv5", "features.10"),
-        ("vgg16", "fc8", "classifier.6"),
-        ("vgg16", "relu7", "classifier.4"),
         ("vgg16", "conv5_3", "features.28"),
-        ("vgg16", "relu5_3", "features.29"),
-        ("vgg19_bn", "pool4", "features.39"),
-        ("inception_v3", "mixed10", "Mixed_7c"),
+        *more(
+            ("alexnet", "fc8", "classifier.6"),
+            ("alexnet", "conv5", "features.10"),
+            ("vgg16", "fc8", "classifier.6"),
+            ("vgg16", "relu7", "classifier.4"),
+            ("vgg16", "relu5_3", "features.29"),
+            ("vgg19_bn", "pool4", "features.39"),
+            ("inception_v3", "mixed10", "Mixed_7c"),
+        ),
     ],
 )
 def test_names_of_papers_and_other_libraries_are_nodes(
@@ -604,6 +608,7 @@ def test_positions_of_a_vision_transformer_fit_the_side_of_its_inputs(
         torch.testing.assert_close(found, own.eval()(batch), rtol=0, atol=1e-5)
 
 
+@pytest.mark.exhaustive  # told with the sides that fit, below
 def test_a_side_that_patches_do_not_divide_is_refused(store: Store):
     with pytest.raises(InvalidSpec, match="takes no inputs of 200 x 200"):
         loading.load(resolved("vit_b_32:resize=200,crop=200", store))

@@ -12,6 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from tests.exhaustive import more
 from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.encoders import resolution
@@ -146,12 +147,14 @@ def test_statistics_of_batch_normalisation(
     assert len(statistics) == (4 if norm == "learned" else 0)
 
 
-@pytest.mark.parametrize("more", ["", ",ema=0.9", ",mixup=0.2,cutmix=1,dropout=0.3"])
+@pytest.mark.parametrize(
+    "options", [",ema=0.9", ",mixup=0.2,cutmix=1,dropout=0.3", *more("")]
+)
 def test_a_broken_training_ends_with_the_same_weights(
-    encoder: Encoder, digits: Images, tmp_path: Path, more: str
+    encoder: Encoder, digits: Images, tmp_path: Path, options: str
 ):
     """Broken off in the third of four epochs: weights, average and schedule go on."""
-    how = FinetuneSpec.parse(f"all,epochs=4,batch_size=32{more}")
+    how = FinetuneSpec.parse(f"all,epochs=4,batch_size=32{options}")
     whole = network(encoder, how)
     curve = trained(whole, how, digits, tmp_path / "whole.pt").curve
 

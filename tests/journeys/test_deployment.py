@@ -31,12 +31,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """The deployment of prefect.yaml, due every few seconds besides its own cron."""
+    """The deployment of prefect.yaml, due every minute besides its own cron.
+
+    More often, the next run would begin before the first has ended.
+    """
     store = tmp_path_factory.mktemp("store") / "tl_store"
     pool = server.call("work-pool", "create", "local", "--type", "process")
     assert pool.returncode == 0, pool.stderr
     deploy = server.call(
-        *("--no-prompt", "deploy", "--name", "nightly", "--interval", "15"),
+        *("--no-prompt", "deploy", "--name", "nightly", "--interval", "60"),
         *("--param", f"store={store}", "--param", 'heads=["logistic:C=0.1"]'),
         *("--param", "controls=false"),
     )

@@ -318,7 +318,7 @@ def test_killed_it_goes_on_to_the_same_weights(
         epochs, before = chance.randint(1, 6) if kills > 1 else 1, written(store)
         while epochs:
             assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.001)
+            time.sleep(0.005)
             if (now := written(store)) != before:
                 epochs, before = epochs - 1, now
         time.sleep(chance.uniform(0, 0.02) if kills > 1 else 0)

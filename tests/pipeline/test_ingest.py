@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.exhaustive import more
 from tl_pipeline import query
 from tl_pipeline.config.datasets import DigitsSpec, ImageFolderSpec
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
@@ -197,7 +198,7 @@ def test_weights_reach_the_manifest_and_its_fingerprint(trained: Trained):
     assert trained.manifest.artifact.fingerprint != plain.artifact.fingerprint
 
 
-@pytest.mark.parametrize("head", [LOGISTIC, MLP, MAJORITY], ids=lambda h: h.name)
+@pytest.mark.parametrize("head", [LOGISTIC, MAJORITY, *more(MLP)], ids=lambda h: h.name)
 def test_heads_learn_by_the_weights(trained: Trained, head: HeadSpec):
     """The class whose images are heavy becomes the more probable.
 
@@ -229,7 +230,7 @@ def test_weights_that_change_nothing_train_nothing_anew(trained: Trained):
     assert trained({9: 0.0})[0] == plain  # test
 
 
-@pytest.mark.parametrize("head", [LOGISTIC, MLP, MAJORITY], ids=lambda h: h.name)
+@pytest.mark.parametrize("head", [LOGISTIC, *more(MLP, MAJORITY)], ids=lambda h: h.name)
 def test_an_image_of_weight_0_is_not_learned_from(trained: Trained, head: HeadSpec):
     """Whatever it holds: another image in its place gives the very same head."""
     key, _ = trained({0: 0.0}, head)

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -253,7 +254,7 @@ def test_of_two_runs_that_end_together_none_is_lost(built: Store):
 
     first = start(SECOND, "slow", "slow")
     while not (built.root / "read").exists() and first.poll() is None:
-        pass
+        time.sleep(0.01)
     second = start("20260103T000000000-000003", "quick", "quick")
     assert (first.wait(300), second.wait(300)) == (0, 0)
     # what the file itself says, with no chance for us to build it anew
