@@ -81,7 +81,7 @@ def embedded(sides: str, pools: str, place: Path) -> Embedded:
         pairs = embed.pairs(manifest.images)
         embed.fill(asked.at.store, asked.dataset, together, pairs)
     label = dict(tables.values(manifest.table, "image_id", "label"))
-    vectors = {}
+    vectors, labels = dict[str, np.ndarray](), np.empty(0, str)
     for encoder in encoders:
         found = EmbeddingFolder(asked.at.store, encoder.key).load(label)
         vectors[encoder.label] = found.vectors
@@ -151,7 +151,7 @@ def main() -> None:
     """Measure, and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--splits", type=int, default=50)
-    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--sides", default="96/128/160")
     parser.add_argument("--pools", default="gap/grid2")
     asked = parser.parse_args()
