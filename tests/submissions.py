@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from tl_pipeline.config.specs import GateSpec
 from tl_pipeline.registry import model_folder
 from tl_pipeline.registry.registration import Submission
 from tl_pipeline.store import tables
@@ -12,6 +13,7 @@ from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.keys import digest, key_document
 from tl_pipeline.store.tables import MANIFEST, METRICS, PREDICTIONS
 
+GATE = GateSpec()
 CLASSES = ("bad", "good")
 
 
@@ -27,6 +29,7 @@ def submitted(
     grid: str = "",
     bad: Sequence[str] = (),
     point: str = "{}",
+    gate: GateSpec = GATE,
 ) -> Submission:
     """What a run submits whose best is ``head``.
 
@@ -50,6 +53,7 @@ def submitted(
         best=best,
         model=model,
         params={"seed": "0", "search": "s"},
+        gate=gate,
     )
 
 

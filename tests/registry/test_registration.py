@@ -1,5 +1,6 @@
 """Versions and the champion: what is new, what takes over, what a person decides."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.exhaustive import more
 from tests.submissions import right, submitted
+from tl_pipeline.config.specs import GateSpec
 from tl_pipeline.errors import DamagedArtifact, InvalidSpec, UnknownName
 from tl_pipeline.evaluation import operating_point
 from tl_pipeline.registry import connection, index, model_folder, registration
@@ -86,6 +88,70 @@ def test_a_model_that_is_as_good_takes_over_and_a_worse_one_does_not(store: Stor
     equal = register(store, "lda", right(50, wrong=5))
     assert (equal.version, equal.champion) == (3, True)
     assert champion(store) == 3
+
+
+def evidence(store: Store, number: int) -> dict[str, Any]:
+    file = registration.evidence_file(store, "photos", number)
+    return json.loads(file.read_text())
+
+
+def test_a_worse_model_is_refused_with_its_evidence(store: Store):
+    register(store, "ridge", right(200, wrong=2))
+    worse = register(store, "poor", right(200, wrong=40))
+    assert (worse.version, worse.champion) == (2, False)
+    said = "good -19.0 points on 200 images"
+    assert worse.reason.endswith(f"; known to have a lower recall: {said}")
+    found = evidence(store, 2)
+    assert (found["promoted"], found["candidate"], found["champion"]) == (False, 2, 1)
+    assert found["reason"] == worse.reason
+    assert found["difference"]["value"] == pytest.approx(-0.19)
+    rules = {one["rule"]: one["kept"] for one in found["findings"]}
+    assert rules == {"accuracy": False, "classes": False}
+
+
+def test_a_class_that_gets_worse_is_refused_though_all_in_all_it_is_better(
+    store: Store,
+):
+    """20 of 30 bad images are lost, 25 of 170 good ones won."""
+    bad = [f"image {n}" for n in range(30)]
+    before = {f"image {n}": not 100 <= n < 125 for n in range(200)}
+    after = {f"image {n}": n >= 20 for n in range(200)}
+    register(store, "ridge", before, bad=bad)
+    other = register(store, "lda", after, bad=bad)
+    assert not other.champion
+    assert other.reason.startswith("+2.50% on 200 held-out images")
+    assert "known to have a lower recall: bad -66.7 points on 30 images" in other.reason
+    off = register(store, "lda2", after, bad=bad, gate=GateSpec(classes=False))
+    assert off.champion
+    assert evidence(store, 3)["promoted"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "champion"),
+    [
+        (GateSpec(), False),  # one image fewer is right
+        (GateSpec(margin=0.05), True),
+        (GateSpec(margin=0.01), False),  # it may be 2.5 points worse
+        (GateSpec(margin=0.05, class_drop=0.004), False),
+    ],
+)
+def test_a_margin_lets_in_what_is_not_known_to_be_worse(
+    store: Store, gate: GateSpec, champion: bool
+):
+    register(store, "ridge", right(200, wrong=4))
+    after = right(200, wrong=6) | {"image 197": True}
+    assert register(store, "lda", after, gate=gate).champion == champion
+
+
+def test_versions_are_compared_as_the_gate_would(store: Store):
+    register(store, "ridge", right(200, wrong=2))
+    register(store, "poor", right(200, wrong=40))
+    found = registration.compare(store, "photos", 1, 2, GateSpec())
+    assert found.promote
+    assert found.evidence is not None
+    assert found.evidence.difference.value == pytest.approx(0.19)
+    with pytest.raises(UnknownName, match="7"):
+        registration.compare(store, "photos", 1, 7, GateSpec())
 
 
 def test_a_bad_night_makes_no_champion_and_a_good_one_undoes_what_one_did(store: Store):

@@ -29,6 +29,47 @@ def models(
 
 
 @app.command
+def compare(
+    name: str,
+    version: int,
+    other: int,
+    /,
+    *,
+    store: StoreOption = "tl_store",
+    registry: RegistryOption = None,
+    json: Json = False,
+) -> None:
+    """Compare two versions on the held-out images that both were scored on.
+
+    By the gate as it is without a catalogue entry of its own: what it would say of
+    VERSION if OTHER were champion.
+
+    Args:
+        name: of the model, which is that of its dataset.
+        version: a number.
+        other: the number of another.
+        store: folder or URL of all artifacts.
+        registry: see `tl models --help`.
+        json: print what was found as JSON.
+    """
+    from tl_pipeline.cli import console
+    from tl_pipeline.config.specs import GateSpec
+    from tl_pipeline.registry import registration
+    from tl_pipeline.store.artifacts import Store
+
+    use_registry(registry)
+    opened = Store.open(store)
+    found = registration.compare(opened, name, version, other, GateSpec())
+    if json:
+        console.print_json(found.evidence)
+        return
+    if found.evidence:
+        rows = [one.model_dump() for one in found.evidence.findings]
+        console.print_rows(rows, ["rule", "kept", "found"])
+    console.out.print(f"version {version}: {found.reason}", markup=False)
+
+
+@app.command
 def promote(
     name: str,
     version: int,

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from tl_pipeline.config.locations import StorageSpec
-from tl_pipeline.config.specs import Spec
+from tl_pipeline.config.specs import GateSpec, Spec
 from tl_pipeline.config.split_specs import Action, NearDuplicatesSpec, SplitSpec
 
 Modality = Literal["image", "text", "vector"]
@@ -103,6 +103,9 @@ class DatasetEntry(PixelSpec):
         default=None,
         description="whether an image may be mirrored left to right and still be of its"
         " class, for augmentation; measured where this is left out",
+    )
+    gate: GateSpec = Field(
+        default=GateSpec(), description="what a new model must keep to become champion"
     )
     max_quarantined: float = Field(
         default=0.05, ge=0, le=1, description="fraction of inputs that may be refused"

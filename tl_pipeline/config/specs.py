@@ -231,6 +231,38 @@ ChooseBy = Literal[
 ErrorRate = Annotated[float, Field(gt=0, lt=1)]
 
 
+class GateSpec(Spec):
+    """What a new model must keep to become champion, on images that both scored.
+
+    Whatever these say, a model of a dataset that shrank, or that lost a class, or that
+    too few images compare with the champion, does not become one by itself.
+    """
+
+    margin: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how much lower the accuracy may be at the lower end of the paired "
+        "interval; without it the accuracy must be as high",
+    )
+    classes: bool = Field(
+        default=True,
+        description="refuse where the recall of a class is known to be lower",
+    )
+    class_drop: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how much lower the recall of any class may be, known or not",
+    )
+    ece: float | None = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="how much higher the calibration error may be",
+    )
+
+
 class RunSpec(Spec):
     """One run of the pipeline: a dataset, the encoders and heads to compare.
 

@@ -4,6 +4,7 @@ Images on which both are right, or both wrong, say nothing about the difference.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -66,17 +67,55 @@ def mcnemar(first: np.ndarray, second: np.ndarray, units: np.ndarray) -> float:
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """With ``p_holm`` such that one false difference among all is no more likely.
+    """With ``p_holm``, see ``holm``, among all of ``comparisons``."""
+    found = holm([one.p for one in comparisons])
+    return [
+        one.model_copy(update={"p_holm": p})
+        for one, p in zip(comparisons, found, strict=True)
+    ]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """``ps`` such that one false difference among all of them is no more likely.
 
     Holm 1979, Scand. J. Stat. 6: the smallest of m is multiplied by m, the next by
     m - 1, and none is below the one before.
     """
-    order = np.argsort([one.p for one in comparisons], kind="stable")
-    found, least = list(comparisons), 0.0
-    for rank, at in enumerate(order):
-        least = max(least, min(1.0, comparisons[at].p * (len(order) - rank)))
-        found[at] = comparisons[at].model_copy(update={"p_holm": least})
+    found, least = [0.0] * len(ps), 0.0
+    for rank, at in enumerate(np.argsort(ps, kind="stable")):
+        least = max(least, min(1.0, ps[at] * (len(ps) - rank)))
+        found[at] = least
     return found
+
+
+class ClassChange(NamedTuple):
+    """How the recall of a class changed from one classifier to another.
+
+    ``p_holm`` is how often chance alone brings such a change among all classes.
+    """
+
+    label: str
+    images: int
+    difference: float
+    p_holm: float
+
+
+def of_classes(both: Compared) -> list[ClassChange]:
+    """The recall of each class by the first of ``both`` minus that by the second."""
+    first, second = both.right
+    order = np.argsort(both.truth, kind="stable")
+    numbers, starts = np.unique(both.truth[order], return_index=True)
+    rows = np.split(order, starts[1:])
+    found = holm([mcnemar(first[at], second[at], both.units[at]) for at in rows])
+    return [
+        ClassChange(
+            both.names[int(number)],
+            len(at),
+            float(first[at].mean() - second[at].mean()),
+            p,
+        )
+        for number, at, p in zip(numbers, rows, found, strict=True)
+    ]
 
 
 def _of_interval(difference: Score) -> float:

@@ -46,14 +46,16 @@ class StoredEvaluation(NamedTuple):
 class Compared(NamedTuple):
     """Two classifiers on the images of a split that both scored.
 
-    ``truth`` (n,) are numbers of labels, those of the first; ``first`` and ``second``
-    (n,) what each predicts. ``units`` are equal for images of one group.
+    ``truth`` (n,) are the labels, those of the first, as numbers of ``names``;
+    ``first`` and ``second`` (n,) what each predicts. ``units`` are equal for images of
+    one group.
     """
 
     truth: np.ndarray
     first: np.ndarray
     second: np.ndarray
     units: np.ndarray
+    names: Sequence[str] = ()
 
     @property
     def right(self) -> tuple[np.ndarray, np.ndarray]:
@@ -203,9 +205,10 @@ def compared(
     coded = units.combine_chunks().dictionary_encode()
     names = (mine["label"], mine["predicted"], theirs["predicted"])
     told = pa.concat_arrays([name.combine_chunks() for name in names])
-    numbers = told.dictionary_encode().indices.to_numpy()
-    truth, one, other = numbers.reshape(3, -1)
-    return Compared(truth, one, other, coded.indices.to_numpy())
+    told = told.dictionary_encode()
+    truth, one, other = told.indices.to_numpy().reshape(3, -1)
+    units, names = coded.indices.to_numpy(), told.dictionary.to_pylist()
+    return Compared(truth, one, other, units, names)
 
 
 def _judged(store: Store, evaluation: Artifact, *, on_test: bool) -> pa.Table:

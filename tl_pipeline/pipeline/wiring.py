@@ -136,6 +136,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
         asked,
         spec.choose,
         spec.choose_by,
+        dataset.gate,
     )
     best = perform(registering)
     return Wired(manifest, evaluations, tuple(scored.subjects), best, tuple(finetuned))

@@ -1,25 +1,59 @@
 """The gate of the registry: whether a model becomes champion, and why.
 
 It is decided anew by every run, from what the stored evaluations say of the images on
-which both models were scored. Nothing is predicted again.
+which both models were scored. Nothing is predicted again. What was found of each rule,
+``Evidence``, is kept beside the alias.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tl_pipeline.data.splits import TEST
+from pydantic import BaseModel
+
+from tl_pipeline.config.specs import GateSpec
+from tl_pipeline.data.splits import CHOOSING, TEST
+from tl_pipeline.evaluation.choice import ALPHA
 from tl_pipeline.evaluation.scored_rows import Compared, compared
 from tl_pipeline.registry.entries import RegisteredModel, Version
 from tl_pipeline.registry.model_folder import MODEL
+from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.tables import PREDICTIONS
+from tl_pipeline.store.tables import METRICS, PREDICTIONS
+
+if TYPE_CHECKING:
+    from tl_pipeline.evaluation.comparison import ClassChange
 
 # Of the held-out images of the one that has fewer, at least so many must have scored
 # the other too; networks that were fine-tuned are scored on validation alone.
 OVERLAP = 0.5
 # With fewer images to learn from than this share of the champion's, data are missing.
 REMAINING = 0.9
+
+
+class Finding(BaseModel):
+    """What came of one rule of the gate, in words."""
+
+    rule: str
+    kept: bool
+    found: str
+
+
+class Evidence(BaseModel):
+    """Version ``candidate`` beside ``champion`` on held-out images that both scored."""
+
+    candidate: int
+    champion: int
+    images: int
+    difference: Score
+    findings: list[Finding]
+
+    @property
+    def kept(self) -> bool:
+        """Whether every rule was kept."""
+        return all(one.kept for one in self.findings)
 
 
 @dataclass(frozen=True)
@@ -32,14 +66,17 @@ class Decision:
     promote: bool
     reason: str
     comparable: bool = True
+    evidence: Evidence | None = None
 
 
-def decide(store: Store, model: RegisteredModel, candidate: Version) -> Decision:
+def decide(
+    store: Store, model: RegisteredModel, candidate: Version, gate: GateSpec
+) -> Decision:
     """Whether ``candidate`` takes over from the champion of ``model``.
 
-    It does if there is none, or if it is right at least as often on the held-out images
-    that both were scored on: no head learned from those that it scored. ``candidate``
-    has a number if it is registered.
+    It does if there is none, or if it keeps all rules of ``gate`` on the held-out
+    images that both were scored on: no head learned from those that it scored.
+    ``candidate`` has a number if it is registered.
     """
     holder = model.champion
     if holder is None:
@@ -54,7 +91,7 @@ def decide(store: Store, model: RegisteredModel, candidate: Version) -> Decision
         return Decision(promote=False, reason=_since(model, holder))
     if kept := _kept_by_hand(model, candidate):
         return Decision(promote=False, reason=kept)
-    return _compared(store, holder, candidate)
+    return compare(store, holder, candidate, gate)
 
 
 def _since(model: RegisteredModel, holder: Version) -> str:
@@ -77,7 +114,10 @@ def _kept_by_hand(model: RegisteredModel, candidate: Version) -> str | None:
     )
 
 
-def _compared(store: Store, holder: Version, candidate: Version) -> Decision:
+def compare(
+    store: Store, holder: Version, candidate: Version, gate: GateSpec
+) -> Decision:
+    """Whether ``candidate`` keeps the rules of ``gate`` beside ``holder``."""
     mine, theirs = _Scored.of(store, candidate), _Scored.of(store, holder)
     if mine is None or theirs is None:
         fault = "its evaluation is not in the store any more"
@@ -86,7 +126,13 @@ def _compared(store: Store, holder: Version, candidate: Version) -> Decision:
         both = compared(store, mine.evaluation, theirs.evaluation, on_test=False)
         fault = _shrunk(holder, candidate) or _incomparable(mine, theirs, both)
         if fault is None:
-            return _measured(both, holder.number)
+            errors = [
+                _calibration_error(store, one.evaluation) for one in (mine, theirs)
+            ]
+            evidence = _measured(both, holder, candidate, gate, errors)
+            return Decision(
+                promote=evidence.kept, reason=_reason(evidence), evidence=evidence
+            )
     return Decision(
         promote=False,
         reason=f"it is not compared with version {holder.number}, the champion: "
@@ -95,15 +141,79 @@ def _compared(store: Store, holder: Version, candidate: Version) -> Decision:
     )
 
 
-def _measured(both: Compared, number: int) -> Decision:
-    from tl_pipeline.evaluation.intervals import paired_difference  # noqa: PLC0415 - scipy
+def _measured(
+    both: Compared,
+    holder: Version,
+    candidate: Version,
+    gate: GateSpec,
+    errors: Sequence[float | None],
+) -> Evidence:
+    """Every rule; ``errors`` are the calibration errors of candidate and champion."""
+    from tl_pipeline.evaluation import comparison  # noqa: PLC0415 - scipy
+    from tl_pipeline.evaluation.intervals import paired_difference  # noqa: PLC0415
 
     difference = paired_difference(*both.right, both.units, seed=0)
-    return Decision(
-        promote=difference.value >= 0,
-        reason=f"{difference.value:+.2%} on {len(both.units):,} held-out images in "
-        f"common with version {number} [{difference.low:+.2%}, {difference.high:+.2%}]",
+    changes = comparison.of_classes(both)
+    findings = [_accuracy(difference, gate.margin)]
+    if gate.classes:
+        worse = [one for one in changes if one.difference < 0 and one.p_holm < ALPHA]
+        findings.append(_of_classes("classes", worse, "known to have a lower recall"))
+    if gate.class_drop is not None:
+        worse = [one for one in changes if one.difference < -gate.class_drop]
+        words = f"more than {100 * gate.class_drop:g} points lower in recall"
+        findings.append(_of_classes("class_drop", worse, words))
+    now, before = errors
+    if gate.ece is not None and now is not None and before is not None:
+        found = (
+            f"calibration error {100 * now:.1f} %, the champion's {100 * before:.1f} %"
+        )
+        kept = now <= before + gate.ece
+        findings.append(Finding(rule="ece", kept=kept, found=found))
+    return Evidence(
+        candidate=candidate.number,
+        champion=holder.number,
+        images=len(both.units),
+        difference=difference,
+        findings=findings,
     )
+
+
+def _accuracy(difference: Score, margin: float | None) -> Finding:
+    low, high = difference.low or 0.0, difference.high or 0.0
+    kept = difference.value >= 0 if margin is None else low >= -margin
+    found = f"{difference.value:+.2%} [{low:+.2%}, {high:+.2%}]"
+    return Finding(rule="accuracy", kept=kept, found=found)
+
+
+def _of_classes(rule: str, worse: "Sequence[ClassChange]", words: str) -> Finding:
+    worst = sorted(worse, key=lambda one: one.difference)
+    named = ", ".join(
+        f"{one.label} {100 * one.difference:+.1f} points on {one.images:,} images"
+        for one in worst[:3]
+    )
+    more = f" and {len(worst) - 3:,} more" if len(worst) > 3 else ""
+    found = f"{words}: {named or 'no class'}{more}"
+    return Finding(rule=rule, kept=not worse, found=found)
+
+
+def _reason(evidence: Evidence) -> str:
+    """The difference, and which rules but that of accuracy were not kept."""
+    found = evidence.difference
+    said = (
+        f"{found.value:+.2%} on {evidence.images:,} held-out images in common with "
+        f"version {evidence.champion} [{found.low:+.2%}, {found.high:+.2%}]"
+    )
+    broken = [one for one in evidence.findings if not one.kept]
+    others = [one.found for one in broken if one.rule != "accuracy"]
+    return "; ".join([said, *others])
+
+
+def _calibration_error(store: Store, evaluation: Artifact) -> float | None:
+    """That on held-out images; None in tables of older versions."""
+    for row in tables.read(METRICS, store.path(evaluation)).to_pylist():
+        if row["metric"] == "ece" and row["split"] in CHOOSING:
+            return row["value"]
+    return None
 
 
 def _shrunk(holder: Version, candidate: Version) -> str | None:

@@ -5,12 +5,15 @@ champion is decided anew by every run (``promotion``). MLflow is imported only w
 something is to be written.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl_pipeline.config.specs import GateSpec
 from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.errors import InvalidSpec, UnknownName
 from tl_pipeline.registry import (
@@ -25,6 +28,7 @@ from tl_pipeline.registry.entries import RegisteredModel, Version
 from tl_pipeline.registry.promotion import Decision
 from tl_pipeline.registry.rebuilding import fill
 from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.files import write_atomically
 
 if TYPE_CHECKING:
     from tl_pipeline.registry.tracking import Registry
@@ -36,7 +40,7 @@ class Submission:
 
     ``manifest`` and ``evaluations`` are keys, ``images`` counts them by split.
     ``model`` is the folder of ``best``, one of the evaluations. ``params`` are for
-    people.
+    people, ``gate`` tells what a new champion must keep.
     """
 
     dataset: str
@@ -46,21 +50,20 @@ class Submission:
     best: Artifact
     model: Artifact
     params: Mapping[str, str]
+    gate: GateSpec
 
 
 @dataclass(frozen=True)
 class Registration:
     """How the best model of a run stands in the registry, and why.
 
-    ``model`` is the key of the folder of its version. It was ``promoted`` if this run
-    made it champion. It is not ``comparable`` where the champion stays because nothing
-    could be compared: that is said loudly.
+    ``model`` is the key of the folder of its version. It is not ``comparable`` where
+    the champion stays because nothing could be compared: that is said loudly.
     """
 
     version: int
     model: str
     champion: bool
-    promoted: bool
     reason: str
     comparable: bool = True
 
@@ -77,7 +80,7 @@ def expected(store: Store, submission: Submission) -> Registration | None:
     candidate = _candidate(store, submission, model)
     if not candidate.number:
         return None
-    decision = promotion.decide(store, model, candidate)
+    decision = promotion.decide(store, model, candidate, submission.gate)
     return _registration(_decided(model, candidate, decision), candidate, decision)
 
 
@@ -89,9 +92,10 @@ def register(store: Store, submission: Submission) -> Registration:
     """
     if model := _only(connection.read(store, submission.dataset)):
         candidate = _candidate(store, submission, model)
-        decision = promotion.decide(store, model, candidate)
+        decision = promotion.decide(store, model, candidate, submission.gate)
         if _is_settled(store, submission, model, candidate, decision):
             backup.write(store, model)
+            _keep(store, model.name, candidate, decision)
             return _registration(model, candidate, decision)
     made, model = connection.change(
         store,
@@ -111,11 +115,7 @@ def promote(store: Store, name: str, number: int, reason: str) -> RegisteredMode
         StoreError: the registry cannot be read or written.
     """
     model = index.find(store, name).noticed()
-    version = model.version(number)
-    if version is None:
-        known = {str(version.number) for version in model.versions}
-        raise UnknownName(f"version of model {name!r}", str(number), known)
-    index.check_folder(store, model, version)
+    index.check_folder(store, model, _version(model, number))
     return _moved(store, model.promoted(number, "hand", reason))
 
 
@@ -136,6 +136,46 @@ def roll_back(store: Store, name: str, reason: str) -> RegisteredModel:
         )
     index.check_folder(store, moved, moved.champion)
     return _moved(store, moved)
+
+
+def compare(
+    store: Store, name: str, number: int, other: int, gate: GateSpec
+) -> Decision:
+    """What the gate would say of version ``number`` were ``other`` champion.
+
+    Raises:
+        UnknownName: there is no such model or version.
+        StoreError: the registry cannot be read.
+    """
+    model = index.find(store, name)
+    candidate, holder = (_version(model, one) for one in (number, other))
+    return promotion.compare(store, holder, candidate, gate)
+
+
+def evidence_file(store: Store, name: str, number: int) -> Path:
+    """Where the evidence of version ``number`` lies, if it was ever compared."""
+    return store.root / connection.FOLDER / name / f"{number}.evidence.json"
+
+
+def _keep(store: Store, name: str, candidate: Version, decision: Decision) -> None:
+    """Write the evidence of ``decision`` beside the alias."""
+    if decision.evidence is None:
+        return
+    found = decision.evidence.model_copy(update={"candidate": candidate.number})
+    told = {"promoted": decision.promote, "reason": decision.reason}
+    file = evidence_file(store, name, candidate.number)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**told, **found.model_dump()}, indent=1, ensure_ascii=False)
+    with store.mirror.sending(file):
+        write_atomically(file, text)
+
+
+def _version(model: RegisteredModel, number: int) -> Version:
+    version = model.version(number)
+    if version is None:
+        known = {str(version.number) for version in model.versions}
+        raise UnknownName(f"version of model {model.name!r}", str(number), known)
+    return version
 
 
 def _is_settled(
@@ -163,7 +203,7 @@ def _register(
     name = submission.dataset
     model = (_only(registry.models(name)) or RegisteredModel(name=name)).noticed()
     candidate = _candidate(store, submission, model)
-    decision = promotion.decide(store, model, candidate)
+    decision = promotion.decide(store, model, candidate, submission.gate)
     number, run = candidate.number, None
     if not registry.is_logged(name, logged_run.fingerprint(submission.evaluations)):
         run = _logged_run(store, submission)
@@ -175,6 +215,7 @@ def _register(
     candidate = candidate.model_copy(update={"number": number})
     model = _decided(model, candidate, decision)
     registry.set_aliases(model)
+    _keep(store, name, candidate, decision)
     return _registration(model, candidate, decision), model
 
 
@@ -197,7 +238,6 @@ def _registration(
         version=candidate.number,
         model=candidate.model or "",
         champion=model.champion == candidate,
-        promoted=decision.promote,
         reason=f"{decision.reason}{way}",
         comparable=decision.comparable,
     )

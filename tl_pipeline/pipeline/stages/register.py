@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_pipeline.config.specs import Choose, ChooseBy
+from tl_pipeline.config.specs import Choose, ChooseBy, GateSpec
 from tl_pipeline.data.splits import CHOOSING, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice, scored_rows
@@ -67,8 +67,9 @@ class Register:
     evaluations: tuple[Artifact, ...]
     encoders: tuple[AnyEncoder | None, ...]
     params: Mapping[str, str]
-    choose: Choose = "cheaper"
-    choose_by: ChooseBy = "accuracy"
+    choose: Choose
+    choose_by: ChooseBy
+    gate: GateSpec
 
     @property
     def title(self) -> str:
@@ -192,6 +193,7 @@ class Register:
             best=best,
             model=model,
             params=self.params,
+            gate=self.gate,
         )
 
 
