@@ -1,5 +1,7 @@
 """The macros of the SQL catalogue: the right values, and names with quotes in them."""
 
+from pathlib import Path
+
 import duckdb
 import numpy as np
 import pytest
@@ -260,3 +262,18 @@ def test_whoever_attaches_the_catalogue_uses_it(built: Store):
 def test_what_reads_embeddings_is_known_by_its_name(sql: str, *, reads: bool):
     """Then the parts of a store at a URL are brought first."""
     assert bool(macros.reads_embeddings().search(sql)) is reads
+
+
+@pytest.mark.parametrize("name", ["br[a]cket", 'it\'s a, "ü" *'])
+def test_a_store_is_read_whatever_its_folder_is_called(
+    built: Store, tmp_path: Path, name: str
+):
+    """As a copy, too: its original is gone."""
+    copy = tmp_path / name
+    built.root.rename(copy)
+    there = Store.open(copy)
+    assert [r[1] for r in rows(there, f"FROM neighbours('{A}', 1, 'lenet5')")] == [B]
+    assert rows(there, "SELECT image_id, run_id FROM predictions") == [(A, FIRST)]
+    assert rows(there, "SELECT uri FROM images ORDER BY image_id")[1] == ("b'\".png",)
+    with pytest.raises(InvalidSpec, match="Cannot access file"):
+        query.ask(there, f"FROM read_text('{tmp_path}/other/*')")

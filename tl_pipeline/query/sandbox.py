@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from tl_pipeline.errors import InvalidSpec
-from tl_pipeline.query.views import quoted
+from tl_pipeline.query.views import pattern, quoted
 
 # EXPLAIN ANALYZE carries out what it explains; PIVOT is several statements in one.
 _READS = re.compile(
@@ -55,7 +55,8 @@ def close(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     """
     spill = Path(tempfile.gettempdir()).resolve() / f"tl-sql-{uuid.uuid4().hex}"
     settings = {
-        "allowed_directories": f"['{quoted(root)}']",
+        # paths are compared as they are written, in the views as patterns
+        "allowed_directories": f"['{quoted(root)}', '{quoted(pattern(root))}']",
         "temp_directory": f"'{quoted(spill)}'",
         "python_enable_replacements": "false",  # variables of this program as tables
         "enable_external_access": "false",

@@ -1,5 +1,6 @@
 """``views.sql`` with the files of one store put in."""
 
+import glob
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import resources
@@ -115,6 +116,11 @@ def comments(columns: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"COMMENT ON COLUMN {table}.{name} IS '{quoted(text)}'"
 
 
+def pattern(path: Path) -> str:
+    """What DuckDB, which takes every path as a pattern, reads as this ``path``."""
+    return glob.escape(str(path))
+
+
 def quoted(value: object) -> str:
     """``value`` as it stands between the quotes of an SQL string."""
     return str(value).replace("'", "''")
@@ -148,7 +154,7 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
     scored = sorted((root / "evaluations").glob(f"[!.]*/{METRICS.file}"))
     curves = sorted((root / "finetuned").glob(f"[!.]*/{CURVE.file}"))
     searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
-    parts = root / "embeddings" / "encoder=*" / "part-*.parquet"
+    parts = quoted(f"{pattern(root)}/embeddings/encoder=*/part-*.parquet")
     return {
         **found,
         "manifests": _read(
@@ -171,7 +177,7 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
         "searches": _parquet(SEARCH.schema, searched),
         "curves": _parquet(CURVE.schema, curves),
         "embeddings": (
-            f"read_parquet('{quoted(parts)}', hive_partitioning = true, "
+            f"read_parquet('{parts}', hive_partitioning = true, "
             "hive_types_autocast = false, filename = true, file_row_number = true)"
             if any((root / "embeddings").glob("encoder=*/part-*.parquet"))
             else _empty(_EMBEDDINGS)
@@ -190,7 +196,7 @@ def _texts(files: Sequence[Path]) -> str:
     """One row per file: its ``content`` and ``filename``."""
     if not files:
         return _empty(pa.schema({"content": pa.string()}))
-    return f"read_text({_list(files)})"
+    return f"read_text({_list(map(pattern, files))})"
 
 
 def _parquet(schema: pa.Schema, files: Iterable[Path]) -> str:
@@ -205,7 +211,8 @@ def _read(schema: pa.Schema, files: Sequence[Path]) -> str:
     """
     if not files:
         return _empty(schema)
-    rows = f"read_parquet({_list(files)}, filename = true, union_by_name = true)"
+    named = _list(map(pattern, files))
+    rows = f"read_parquet({named}, filename = true, union_by_name = true)"
     return f"(FROM {_empty(schema)} UNION ALL BY NAME FROM {rows})"
 
 
@@ -251,6 +258,6 @@ def _here(home: Path) -> str:
     return f"(EXISTS ({opened}) OR error('{quoted(fault)}'))"
 
 
-def _list(files: Iterable[object]) -> str:
-    names = ", ".join("'" + quoted(file) + "'" for file in files)
+def _list(texts: Iterable[object]) -> str:
+    names = ", ".join("'" + quoted(text) + "'" for text in texts)
     return f"[{names}]"
