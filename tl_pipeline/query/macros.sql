@@ -3,6 +3,7 @@
 -- {dataset}, {encoder}, {other}, {evaluation}, {image} are replaced by names of the store.
 -- A parameter is meant where a name stands alone, a column where its table stands before.
 -- No macro has a WITH clause: DuckDB 1.4 does not find those that newer versions stored.
+-- None chooses between arrays by CASE or coalesce, which DuckDB before 2.0 cannot.
 
 CREATE MACRO dataset_named(name) AS coalesce(
     (SELECT d.dataset FROM datasets AS d WHERE d.dataset = name),
@@ -72,19 +73,16 @@ FROM (
     SELECT s.image_id, s.similarity
     FROM (
         SELECT e.image_id, array_cosine_similarity(e.embedding, (
-            SELECT coalesce(
-                (
-                    SELECT v.embedding FROM embeddings_of(encoder) AS v
-                    WHERE v.image_id = a.wanted
-                ),
-                error('no embedding of image ' || a.wanted || ' by this encoder')
-            )
-            FROM (SELECT image_id AS wanted) AS a
+            SELECT v.embedding FROM embeddings_of(encoder) AS v
+            JOIN (SELECT image_id AS wanted) AS a ON v.image_id = a.wanted
         )) AS similarity
         FROM embeddings_of(encoder) AS e
     ) AS s
     SEMI JOIN images AS m ON m.image_id = s.image_id
-    WHERE NOT isnan(s.similarity) AND s.image_id <> (SELECT image_id)
+    WHERE s.image_id <> (SELECT image_id) AND coalesce(
+        NOT isnan(s.similarity),
+        error('no embedding of image ' || (SELECT image_id) || ' by this encoder')
+    )
     ORDER BY s.similarity DESC, s.image_id
     LIMIT k
 ) AS n

@@ -440,7 +440,7 @@ COMMENT ON VIEW batch_predictions IS
 
 CREATE VIEW comparisons AS
 SELECT
-    r.run_id, r.dataset, e.encoder, e.encoder_key, e.head, e.role,
+    r.run_id, r.dataset, e.encoder, e.encoder_key, e.control, e.head, e.role,
     c->>'$.evaluation' AS evaluation, c->>'$.against' AS against,
     c->>'$.metric' AS metric,
     (c->>'$.difference.value')::DOUBLE AS value,
