@@ -34,6 +34,7 @@ class Project:
         self.store = Store.open(store)
         self.heads: tuple[HeadSpec, ...] = (LOGISTIC,)
         self.part_rows = 16
+        self.controls = True
 
     def work(self) -> wiring.Work:
         spec = RunSpec(
@@ -41,6 +42,7 @@ class Project:
             backbones=(EncoderSpec(backbone="lenet5", weights=str(self.weights)),),
             heads=self.heads,
             part_rows=self.part_rows,
+            controls=self.controls,
         )
         return wiring.prepare(spec, self.store)
 
@@ -80,15 +82,11 @@ def fresh(folder: Path, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="module")
 def ready(
-    tmp_path_factory: pytest.TempPathFactory, crops: Callable[[str, int], Image.Image]
+    tmp_path_factory: pytest.TempPathFactory, sixty_photos: Path
 ) -> tuple[Path, Path]:
     """The place of a project and a copy of it, from after its first run."""
     place, kept = (tmp_path_factory.mktemp("project") / name for name in ("it", "kept"))
-    images = place / "photos"
-    for label in ("china", "flower"):
-        (images / label).mkdir(parents=True)
-        for number in range(30):
-            crops(label, number).save(images / label / f"{number:03d}.jpg", quality=90)
+    images = shutil.copytree(sixty_photos, place / "photos")
     made(images, place).run()
     shutil.copytree(place, kept)
     return place, kept
@@ -96,7 +94,7 @@ def ready(
 
 @pytest.fixture
 def project(ready: tuple[Path, Path]) -> Project:
-    """A project as its first run left it: running it again is quick."""
+    """A project as its first run left it."""
     place, kept = ready
     shutil.rmtree(place)
     shutil.copytree(kept, place)
@@ -118,7 +116,6 @@ def test_nothing_changed_runs_nothing(fresh: Project):
 def test_three_images_added_embeds_exactly_three(
     project: Project, crops: Callable[[str, int], Image.Image]
 ):
-    project.run()
     for number in (100, 101, 102):
         crops("china", number).save(project.images / "china" / f"{number}.png")
     record = project.run()
@@ -129,7 +126,7 @@ def test_three_images_added_embeds_exactly_three(
 
 
 def test_image_moved_to_another_class_embeds_nothing_and_retrains(project: Project):
-    project.run()
+    project.controls = False
     moved = learned_from(project)
     moved.rename(project.images / "china" / "moved.jpg")
     record = project.run()
@@ -145,7 +142,6 @@ def test_image_moved_to_another_class_embeds_nothing_and_retrains(project: Proje
 
 
 def test_renamed_file_changes_the_manifest_only(project: Project):
-    project.run()
     old = project.images / "china" / "000.jpg"
     old.rename(old.with_name("renamed.jpg"))
     record = project.run()
@@ -154,7 +150,6 @@ def test_renamed_file_changes_the_manifest_only(project: Project):
 
 
 def test_added_head_alone_is_trained(project: Project):
-    project.run()
     project.heads = (LOGISTIC, MLP)
     record = project.run()
     trained = [line for line in ran(record.steps) if line.startswith("train")]
@@ -163,7 +158,7 @@ def test_added_head_alone_is_trained(project: Project):
 
 
 def test_wider_grid_trains_only_what_is_new(project: Project):
-    project.run()
+    project.controls = False
     project.heads = (HeadSpec(name="logistic", params={"C": [0.01, 0.1, 1.0]}),)
     record = project.run()
     assert step(record, "train", "logistic").units == 1
@@ -174,6 +169,7 @@ def test_wider_grid_trains_only_what_is_new(project: Project):
 
 
 def test_changed_parameter_is_named_with_both_values(project: Project):
+    project.controls = False
     project.heads = (HeadSpec(name="logistic", params={"C": 0.1}),)
     project.run()
     project.heads = (HeadSpec(name="logistic", params={"C": 1.0}),)
@@ -197,7 +193,6 @@ def test_deleted_part_file_embeds_only_its_images_again(project: Project):
 
 
 def test_one_byte_of_the_weights_changes_that_encoder_and_only_that(project: Project):
-    project.run()
     data = bytearray(project.weights.read_bytes())
     data[-1] ^= 1
     project.weights.write_bytes(data)
@@ -219,7 +214,7 @@ def test_new_test_image_trains_nothing(
             for number in numbers:
                 source = project.images / label / f"{number:03d}.jpg"
                 shutil.copyfile(source, place / source.name)
-    project.images = tmp_path / "declared"
+    project.images, project.controls = tmp_path / "declared", False
     project.run()
     crops("china", 200).save(project.images / "test" / "china" / "new.png")
     stages = {line.split()[0] for line in ran(project.run().steps)}
@@ -233,7 +228,6 @@ def test_plan_leaves_no_trace(fresh: Project):
 
 def test_killed_in_the_middle_of_embed_loses_nothing(project: Project, tmp_path: Path):
     """Whole parts are kept; the tables are those of a run that nobody disturbed."""
-    project.run()
     broken = Project(project.images, project.weights, tmp_path / "broken")
     parts = broken.store.root / "embeddings"
     process = subprocess.Popen(
