@@ -135,6 +135,16 @@ def test_what_is_known_to_be_worse_is_not_chosen_however_cheap():
     assert chosen([large, small], [0, 0.049])[0] == "large"
 
 
+def test_what_few_images_cannot_tell_apart_must_be_close_too():
+    """One standard error: (0.02 + 0.02) / (2 x 1.96) = 0.0102."""
+    several = [candidate("large", 0.95, 12.0), candidate("small", 0.9, 3.0)]
+    for behind, name in ((0.0102, "small"), (0.0103, "large")):
+        comparisons = [None, compared(0.4, -behind)]
+        assert comparisons[1].tied
+        found = choice.chosen(several, comparisons, "cheaper", "accuracy", "folds")
+        assert several[found.at].name == name
+
+
 def test_of_equal_cost_the_best_is_chosen_unless_the_run_before_chose_another():
     """Measured times never agree: within half they are equal."""
     a, b = candidate("a", 0.95, 10.0), candidate("b", 0.94, 8.0)

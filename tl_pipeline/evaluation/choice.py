@@ -1,7 +1,9 @@
 """Which candidate of a run is the best: no arithmetic of heads, no file.
 
-What held-out images rank highest leads. Of all that cannot be told apart from it the
-cheapest is chosen, unless the run asks for the highest.
+What held-out images rank highest leads. Of all that cannot be told apart from it and
+are close to it the cheapest is chosen, unless the run asks for the highest. Close is
+one standard error (Breiman et al. 1984, "Classification and Regression Trees", 3.4.3):
+with few images much that is worse cannot be told apart.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from tl_pipeline.score import Score
 
 # A difference that chance alone brings more often than this is a tie.
 ALPHA = 0.05
+_NORMAL = 1.96  # of a 95 % interval
 # Costs that differ by less are equal: seconds are measured, and never twice the same.
 EQUAL = 1.5
 
@@ -106,6 +109,14 @@ class Comparison(BaseModel):
         return self.p_holm >= ALPHA
 
     @property
+    def close(self) -> bool:
+        """Whether it is behind by no more than the standard error of the difference."""
+        found = self.difference
+        if found.low is None or found.high is None:
+            return found.value >= 0
+        return -found.value <= (found.high - found.low) / (2 * _NORMAL)
+
+    @property
     def verdict(self) -> str:
         """``tie``, or ``worse``."""
         return "tie" if self.tied else "worse"
@@ -131,7 +142,7 @@ def chosen(
     metric: str,
     split: str,
 ) -> Choice:
-    """The best of ``candidates``, or with ``cheaper`` the cheapest of a tie with it.
+    """The best of ``candidates``, or with ``cheaper`` the cheapest close to it.
 
     Of equal cost what the run before chose stays, else the best of them is taken.
 
@@ -146,7 +157,11 @@ def chosen(
     first = _reason(candidates[best].held_out, split, metric)
     if how == "best":
         return Choice(best, first)
-    tied = [at for at, one in enumerate(comparisons) if one is None or one.tied]
+    tied = [
+        at
+        for at, one in enumerate(comparisons)
+        if one is None or (one.tied and one.close)
+    ]
     cheap = _cheapest(candidates, tied)
     at = max(
         cheap, key=lambda one: (candidates[one].kept, candidates[one].held_out.merit)
