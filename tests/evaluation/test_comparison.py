@@ -146,7 +146,7 @@ def test_what_few_images_cannot_tell_apart_must_be_close_too():
 
 
 def test_of_equal_cost_the_best_is_chosen_unless_the_run_before_chose_another():
-    """Measured times never agree: within half they are equal."""
+    """Measured times never agree: up to twice as long is equal."""
     a, b = candidate("a", 0.95, 10.0), candidate("b", 0.94, 8.0)
     assert chosen([a, b], [0, 0.4])[0] == "a"
     kept = candidate("b", 0.94, 12.0, kept=True)

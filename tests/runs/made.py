@@ -28,6 +28,11 @@ def result(evaluation: str, role: str = "best", **fields: Any) -> Result:
     return Result(evaluation=evaluation, role=role, **(known | fields))
 
 
+def without_times(results: list[Result]) -> list[Result]:
+    """``results`` but for what each machine measures itself."""
+    return [one.model_copy(update={"milliseconds": 0, "bytes": 0}) for one in results]
+
+
 def record(run_id: str, dataset: str = "photos", **fields: Any) -> RunRecord:
     known: dict[str, Any] = {
         "started": STARTED,

@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.conftest import REPOSITORY
 from tests.exhaustive import more
 from tests.object_store import SECRET, ObjectStore
+from tests.runs.made import without_times
 from tl_pipeline import query
 from tl_pipeline.cli import main
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
@@ -88,7 +89,7 @@ def test_the_second_machine_computes_nothing_and_asks_everything(
     assert server.objects(url) == made  # a plan writes nothing
     record = run(at("B"), folder)
     assert ran(record) == []
-    assert record.results == first.results
+    assert without_times(record.results) == without_times(first.results)
     told = {"reason"}
     assert record.registered.model_dump(exclude=told) == first.registered.model_dump(
         exclude=told
@@ -305,7 +306,8 @@ def test_what_arrives_damaged_once_is_fetched_again(
     met: set[str] = set()
 
     def cut_once(path: str, body: bytes) -> bytes:
-        spoilt = path in met or not ("/heads/" in path or "/evaluations/" in path)
+        # three in a row at once would be a network that fails
+        spoilt = path in met or not ("/heads/" in path or "/predictions-" in path)
         met.add(path)
         return body if spoilt or path.endswith("json") else body[:-1]
 

@@ -19,7 +19,7 @@ from tl_pipeline.score import Score
 ALPHA = 0.05
 _NORMAL = 1.96  # of a 95 % interval
 # Costs that differ by less are equal: seconds are measured, and never twice the same.
-EQUAL = 1.5
+EQUAL = 2.0
 
 
 @dataclass(frozen=True)
