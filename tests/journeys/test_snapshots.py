@@ -81,7 +81,6 @@ CHANCE = (
     (r"\nembedding: [^\n]*", ""),  # where its time went
     (r"\n[a-z]+ [^\n]*: [\d,]+ in TIME \([^\n]*", ""),  # a stage that took seconds
     (r"[\d.]+(?: \(remembered\))?( +TIME, TIME)", r"#\1"),  # of `rank`, a column
-    (r"( % +)[\d.]+( +480 )", r"\1#\2"),  # of results, milliseconds
     (r"( 60 +\d+ +)[\d.]+( +logistic)", r"\1#\2"),  # of `runs`, a column
     (r"https://[\w./-]*/", "URL/"),
 )

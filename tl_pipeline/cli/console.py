@@ -29,7 +29,7 @@ from tl_pipeline.encoders import labels
 from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.runs import summary
 from tl_pipeline.runs.planning import Step
-from tl_pipeline.runs.records import BatchRecord, Record, RunRecord
+from tl_pipeline.runs.records import BatchRecord, Record, Result, RunRecord
 from tl_pipeline.runs.summary import Sentence
 from tl_pipeline.store.timings import Timings
 
@@ -207,11 +207,8 @@ def _print_results(record: RunRecord) -> None:
     shown = _names(record)
     said = {one.evaluation: _against(one) for one in record.comparisons}
     told = ["against the leader"] if said else []
-    told += [
-        name
-        for name, field in (("ms", "milliseconds"), ("bytes", "bytes"))
-        if any(getattr(result, field) is not None for result in record.results)
-    ]
+    costs = {result.evaluation: _cost(result) for result in record.results}
+    told += ["an image"] if any(costs.values()) else []
     print_rows(
         [
             {
@@ -220,8 +217,7 @@ def _print_results(record: RunRecord) -> None:
                 "head": result.head,
                 split: result.held_out.share,
                 "against the leader": said.get(result.evaluation, ""),
-                "ms": result.milliseconds and round(result.milliseconds, 1),
-                "bytes": result.bytes,
+                "an image": costs[result.evaluation],
                 "test [95 % interval]": result.test.percent,
             }
             for result in record.results
@@ -229,6 +225,13 @@ def _print_results(record: RunRecord) -> None:
         ["", "encoder", "head", split, *told, "test [95 % interval]"],
     )
     out.print(f"* chosen {record.chosen or ''}", markup=False)
+
+
+def _cost(result: Result) -> str:
+    """What an image costs its encoder: ``0.5 ms, 480 B``."""
+    if result.milliseconds is None or result.bytes is None:
+        return ""
+    return f"{result.milliseconds:.2g} ms, {result.bytes:,} B"
 
 
 def _against(comparison: Comparison) -> str:
