@@ -411,6 +411,7 @@ def test_refit_learns_from_validation_before_test_and_not_before_validation(
     place = root / "evaluations" / refit.best.evaluation
     rows = tables.read(METRICS, place).to_pylist()
     assert {(row["split"], row["chosen"]) for row in rows} == {
+        ("train", True),
         ("validation", True),
         ("test", True),
     }

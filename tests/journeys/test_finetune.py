@@ -181,7 +181,8 @@ def test_of_a_tie_the_frozen_network_is_registered(tl: Tl, place: Path):
 
 def test_prediction_says_what_evaluation_said(tl: Tl, place: Path):
     """The registered model holds its weights; nothing else of the store is needed."""
-    assert tl("run", "scenes", *KNOWS_NOTHING, "--search", "validation").returncode == 0
+    asked = (*KNOWS_NOTHING, "--search", "validation", "--choose", "best")
+    assert tl("run", "scenes", *asked).returncode == 0
     record = last(place)
     assert record.best.head == "softmax(finetuned=true)"
     sql = (

@@ -57,13 +57,15 @@ class Submission:
 class Registration:
     """How the best model of a run stands in the registry, and why.
 
-    ``model`` is the key of the folder of its version. It is not ``comparable`` where
-    the champion stays because nothing could be compared: that is said loudly.
+    ``model`` is the key of the folder of its version. It was ``promoted`` if this run
+    made it champion. It is not ``comparable`` where the champion stays because nothing
+    could be compared: that is said loudly.
     """
 
     version: int
     model: str
     champion: bool
+    promoted: bool
     reason: str
     comparable: bool = True
 
@@ -238,6 +240,7 @@ def _registration(
         version=candidate.number,
         model=candidate.model or "",
         champion=model.champion == candidate,
+        promoted=decision.promote,
         reason=f"{decision.reason}{way}",
         comparable=decision.comparable,
     )
