@@ -196,7 +196,9 @@ class Registry:
     ) -> Iterator[str]:
         """A run on the manifest of ``run``, with ``tags``; the block ends it."""
         when = int(run.started.timestamp() * 1000)
-        made = self._client.create_run(experiment, when, tags, title).info.run_id
+        made = self._client.create_run(
+            experiment, when, dict(tags or {}), title
+        ).info.run_id
         try:
             self._client.log_inputs(made, [self._dataset(run)])
             yield made
