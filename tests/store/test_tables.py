@@ -24,6 +24,8 @@ def value(kind: pa.DataType, number: int) -> Any:
     """Some value of that type; another number gives another value, but for bool."""
     if pa.types.is_list(kind):
         return [value(kind.value_type, number)]
+    if pa.types.is_struct(kind):
+        return {field.name: value(field.type, number) for field in kind}
     if pa.types.is_boolean(kind):
         return bool(number % 2)
     return f"text {number}" if pa.types.is_string(kind) else number
@@ -204,8 +206,8 @@ def test_an_optional_column_that_an_older_version_did_not_write_is_null(
 
 def test_a_file_without_a_required_column_is_a_damaged_artifact(tmp_path: Path):
     data = tables.from_rows(MANIFEST, some_rows(MANIFEST, 3))
-    pq.write_table(data.drop_columns("label"), tmp_path / MANIFEST.file)
-    with pytest.raises(DamagedArtifact, match="no column label; run again"):
+    pq.write_table(data.drop_columns("split"), tmp_path / MANIFEST.file)
+    with pytest.raises(DamagedArtifact, match="no column split; run again"):
         tables.read(MANIFEST, tmp_path)
 
 
