@@ -332,6 +332,7 @@ print(json.dumps([units, cached, peak() - floor]))
 """
 
 
+@pytest.mark.exhaustive  # columns are those of a loop: below
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
 def test_memory_grows_by_less_than_a_kilobyte_per_image(tmp_path: Path):
     """In a process of its own, first without and then with a memo.

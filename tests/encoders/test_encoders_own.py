@@ -659,6 +659,7 @@ def test_the_flow_admits_what_has_a_prefix():
         assert not re.search(PATTERN, bad)
 
 
+@pytest.mark.exhaustive  # pages: test_snapshots.py
 def test_what_has_a_prefix_is_mentioned_and_shown(
     files: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -114,7 +114,7 @@ def losses(net: Classifier, images: Images, how: str, file: Path) -> list[float]
     ("text", "width", "more"),
     [
         ("lenet5", 120, ",ema=0.5,dropout=0.2"),
-        (f"resnet18:{FP32},side=32", 512, ",norm=learned"),
+        *more((f"resnet18:{FP32},side=32", 512, ",norm=learned")),
     ],
 )
 def test_the_tail_learns_as_in_ordinary_training(

@@ -175,7 +175,7 @@ def test_a_broken_training_ends_with_the_same_weights(
     assert [(p.split, p.loss) for p in found] == [(p.split, p.loss) for p in curve]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["timm:resnet18", *more("resnet18")])
 def test_a_network_of_any_provider_goes_on_from_its_checkpoint(
     store: Store, digits: Images, tmp_path: Path, name: str
 ):

@@ -86,6 +86,7 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
     assert "train logistic on lenet5/c5 LETTERS" in {task["name"] for task in tasks}
 
 
+@pytest.mark.exhaustive  # the flow alone: test_predict.py
 def test_a_batch_is_predicted_once_by_a_deployment(deployed: Server, tmp_path: Path):
     """By the model of the runs before; the second has nothing to do."""
     store = deployed.store

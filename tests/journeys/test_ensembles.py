@@ -221,6 +221,7 @@ def test_a_model_of_several_heads_predicts_what_was_stored(
         assert said.confidence == pytest.approx(row["confidence"], abs=1e-5)
 
 
+@pytest.mark.exhaustive  # a refused image: next to it
 def test_a_broken_file_is_refused_alone(
     averaged: RunRecord, store: Store, folder: Path
 ):

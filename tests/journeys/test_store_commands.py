@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.exhaustive import more
 from tl_pipeline import query
 from tl_pipeline.cli import main
 from tl_pipeline.errors import TransferLearningError
@@ -269,7 +270,7 @@ def test_a_run_and_a_collection_on_one_machine_wait_for_each_other(
     assert "waiting for tl store gc to end" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("study", ["rank", "few-shot"])
+@pytest.mark.parametrize("study", ["rank", *more("few-shot")])
 def test_a_study_under_way_keeps_its_embeddings(
     used: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, study: str
 ):

@@ -322,6 +322,7 @@ def test_a_store_that_refuses_a_deletion_is_one_message_and_is_tried_again(
 # Beside other machines
 
 
+@pytest.mark.exhaustive  # the command removes: above
 def test_an_old_mirror_neither_brings_back_nor_believes_in_what_was_removed(
     used: str, at: At, object_server: ObjectStore, photos: Path
 ):
@@ -349,6 +350,7 @@ def test_an_old_mirror_neither_brings_back_nor_believes_in_what_was_removed(
     assert_whole(object_server, used)
 
 
+@pytest.mark.exhaustive  # damaged objects: test_mirror.py
 def test_what_only_a_mirror_has_is_sent_again_by_the_run_that_uses_it(
     made: str, used: str, at: At, object_server: ObjectStore, photos: Path
 ):

@@ -309,6 +309,7 @@ def test_gc_keeps_what_the_last_batch_names(
     assert [path.name for path in (store.root / "predictions").iterdir()] == keys
 
 
+@pytest.mark.exhaustive  # runs of two machines: test_mirror.py
 def test_what_one_machine_predicted_another_does_not_predict_again(
     folder: Path, incoming: Path, crops: Crops, at: Callable[[str], Store]
 ):

@@ -59,6 +59,7 @@ def test_a_model_is_registered_once_by_whoever_comes_first(at: At):
     assert (again.version, again.model, again.champion) == (1, there.model, True)
 
 
+@pytest.mark.exhaustive  # a local one: test_database.py
 def test_the_last_two_databases_are_kept(at: At, object_server: ObjectStore, url: str):
     at("A").create()
     for number, head in enumerate(("one", "two", "three")):

@@ -694,6 +694,7 @@ def tl(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return call
 
 
+@pytest.mark.exhaustive  # a test of each kind has a URL
 def test_every_command_takes_a_url(
     url: str, tl: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
