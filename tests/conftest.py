@@ -63,8 +63,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: while one waits for a server, two compute."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than cores: some wait for servers, files and clocks."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -551,6 +551,7 @@ def test_a_module_that_fails_for_its_input_is_told(store: Store, code: Callable)
 # Through the pipeline
 
 
+@pytest.mark.exhaustive  # twins: test_controls.py
 @pytest.mark.parametrize("kind", ["python", *more("onnx", "export")])
 def test_a_run_says_that_there_is_no_twin_and_its_model_predicts_again(
     store: Store, files: Path, folder: Path, code: Callable, kind: str

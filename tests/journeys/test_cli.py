@@ -207,6 +207,7 @@ def test_unusable_folders_are_refused(tl: Tl, folder: Path, tmp_path: Path):
     assert not (tmp_path / "tl_store" / "heads").exists()
 
 
+@pytest.mark.exhaustive  # test_flow.py: a failure is the first error
 def test_error_inside_the_flow_is_the_same_one_message(tl_process: Tl, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     done = tl_process("run", tmp_path / "empty")

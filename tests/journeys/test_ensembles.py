@@ -234,6 +234,7 @@ def test_a_broken_file_is_refused_alone(
     assert found[0] == found[2]
 
 
+@pytest.mark.exhaustive  # models of one head: test_store_commands.py
 def test_models_and_their_parts_are_listed_and_kept(averaged: RunRecord, store: Store):
     """What a kept run or a registered model is made of is no garbage."""
     (row,) = index.models(store)

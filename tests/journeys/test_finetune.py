@@ -288,6 +288,7 @@ def written(store: Path) -> set[int]:
     return {file.stat().st_mtime_ns for file in files}
 
 
+@pytest.mark.exhaustive  # broken off at an epoch: test_training.py
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("kills", "how"),

@@ -536,6 +536,7 @@ def test_what_a_power_cut_left_of_a_run_under_way_stops_no_collection(
     assert [row for row in found["garbage"] if row["kind"] == "in_use"] == []
 
 
+@pytest.mark.exhaustive  # two that end at once: test_catalogue.py
 def test_two_runs_at_once_on_one_store_lose_and_double_nothing(
     made: tuple[Path, Path], tmp_path: Path
 ):

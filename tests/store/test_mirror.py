@@ -90,7 +90,7 @@ def test_the_second_machine_computes_nothing_and_asks_everything(
     record = run(at("B"), folder)
     assert ran(record) == []
     assert without_times(record.results) == without_times(first.results)
-    told = {"reason"}
+    told = {"reason", "promoted"}
     assert record.registered.model_dump(exclude=told) == first.registered.model_dump(
         exclude=told
     )
@@ -234,6 +234,7 @@ def killed(
     return alive
 
 
+@pytest.mark.exhaustive  # connections lost: below
 @pytest.mark.parametrize("held", [(8,), *more(((5, 8),))])
 def test_a_killed_run_is_made_good_by_the_next(
     at: At, folder: Path, server: ObjectStore, url: str, held: tuple[int, ...]
