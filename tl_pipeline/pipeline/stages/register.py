@@ -10,6 +10,7 @@ best, ``choice`` decides.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ class Register:
                 seconds=time.perf_counter() - started,
             )
             return Outcome(None, (step,))
-        found = self._chosen()
+        found = self._chosen
         document = _document(self.dataset, found.evaluation)
         key = digest(document)
         model, known = store.find("models", key), None
@@ -119,7 +120,7 @@ class Register:
     def run(self) -> Outcome[Best | None]:
         """Build the model folder of the best, register it, decide who is champion."""
         started, store, planned = time.perf_counter(), self.at.store, self.plan()
-        found = self._chosen()
+        found = self._chosen
         best, chosen = found.evaluation, found.chosen
         document = _document(self.dataset, best)
         pairs = zip(self.evaluations, self.encoders, strict=True)
@@ -140,6 +141,7 @@ class Register:
             return outcome
         return outcome.ran(time.perf_counter() - started)
 
+    @cached_property
     def _chosen(self) -> Best:
         """The best of the evaluations that are no controls, and why."""
         from tl_pipeline.evaluation import comparison  # noqa: PLC0415 - scipy
