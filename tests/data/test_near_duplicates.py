@@ -110,6 +110,24 @@ def test_rows_compared_at_a_time_do_not_matter(
     assert parts.clusters.tolist() == whole.clusters.tolist()
 
 
+def test_comparisons_that_are_skipped_change_nothing(
+    images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pairs are those of all distances, however few are looked at at a time."""
+    vectors, labels = planted(*images, [3, 100, 100, 250], noise=0.3)
+    points = near_duplicates.whiten(vectors).astype(np.float64)
+    distances = 1 - points @ points.T
+    other = labels[:, None] != labels
+    foreign = np.where(other, distances, np.inf).min(axis=1)
+    np.fill_diagonal(distances, np.inf)
+    near = distances < 0.7 * np.minimum(foreign[:, None], foreign)
+    right = np.argwhere(np.triu(near & ~other))
+    assert len(right) == 6
+    for columns in (7, 4096):
+        monkeypatch.setattr(near_duplicates, "_COLUMNS", columns)
+        assert find(vectors, labels, 0.7).pairs.tolist() == right.tolist()
+
+
 def test_of_two_classes_the_ratio_is_fixed(
     images: tuple[np.ndarray, np.ndarray],
 ) -> None:

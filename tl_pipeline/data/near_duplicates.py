@@ -38,6 +38,8 @@ _MOST = 0.6
 # Where there is no third class, chance cannot be measured.
 _OF_TWO_CLASSES = 0.5
 _CELLS = 1 << 22  # similarities held at once
+_COLUMNS = 4096  # foreign images that are compared before it is seen who is left
+_TINY = np.finfo(np.float32).eps
 _NEIGHBOURS = 64  # of one image: those its surroundings are measured by
 _UNRELATED = 1e-4  # pairs that chance may make of an image
 _FEWEST = 8  # neighbours by which a dimension can be told
@@ -69,8 +71,9 @@ def find(
 
     ``vectors`` is float32 of shape (n, width), ``labels`` of shape (n,). Images of one
     class alone have none. With a ``ratio`` the first test is done with that, and the
-    second is not. Every pair of images is compared: n * n * 64 multiplications, in
-    memory that does not grow with n * n. Copies under two labels are not found.
+    second is not. Every pair of one class is compared, and with all other images each
+    that may have a near duplicate, in memory that does not grow with n * n. Copies
+    under two labels are not found.
     """
     _, classes = np.unique(labels, return_inverse=True)
     if classes.max(initial=0) < 1:  # nothing is known to differ
@@ -82,31 +85,39 @@ def find(
     ends = np.append(np.flatnonzero(np.diff(classes)) + 1, len(classes)).tolist()
     bounds = list(zip([0, *ends], ends, strict=False))
     used = ratio or calibrate(points, classes)
-    limits = used * _nearest_foreign(points, bounds)
-    if ratio is None:
-        limits = np.minimum(limits, _by_chance(points, bounds))
-    return _joined(points, bounds, limits, order, used)
+    around = [_surroundings(points, start, end) for start, end in bounds]
+    limits = _by_chance(around) if ratio is None else np.full(len(points), np.inf)
+    nearest = np.concatenate([one.nearest for one in around])
+    limits, left = _limited_by_foreign(points, classes, nearest, limits, used)
+    return _joined(points, bounds, limits, left, order, used)
 
 
 def _joined(
     points: np.ndarray,
     bounds: "list[Bounds]",
     limits: np.ndarray,
+    left: np.ndarray,
     order: np.ndarray,
     ratio: float,
 ) -> NearDuplicates:
-    """The pairs that are nearer than the ``limits`` of both, and their clusters."""
+    """The pairs that are nearer than the ``limits`` of both, and their clusters.
+
+    ``left`` are the points that may be in a pair, ascending.
+    """
     component = np.arange(len(points))
     found = [np.empty((2, 0), np.int64)]
     for start, end in bounds:
-        of_class = np.arange(end - start)
-        for rows, distances in _own(points, start, end):
-            least = np.minimum(limits[rows, None], limits[None, start:end])
+        members = left[np.searchsorted(left, start) : np.searchsorted(left, end)]
+        if not len(members):
+            continue
+        of_class = np.arange(len(members))
+        for rows, distances in _own(points, start, end, members):
+            least = np.minimum(limits[members[rows], None], limits[members])
             first, second = np.nonzero(distances < least)
-            edges = rows[first], start + second
-            of_class = _merged(of_class, rows[first] - start, second)
+            of_class = _merged(of_class, rows[first], second)
+            edges = members[rows[first]], members[second]
             found.append(np.stack(_nearest(first, distances[first, second], *edges)))
-        component[start:end] = start + of_class
+        component[members] = members[of_class]
     edges = np.concatenate(found, axis=1)
     pairs = np.unique(np.sort(order[edges].T, axis=1), axis=0)
     place = np.argsort(order)  # of an image among the points
@@ -162,21 +173,20 @@ def calibrate(points: np.ndarray, classes: np.ndarray) -> float:
 
     By how much nearer an image of another class can be by chance is seen where nothing
     is a duplicate: at the nearest image of another class against the nearest of a
-    third. Two classes leave no third; for them it is 0.5.
+    third. Two classes leave no third; for them it is 0.5. ``points`` are sorted by
+    ``classes``, numbers from 0.
     """
     if classes.max(initial=0) < 2:
         return _OF_TWO_CLASSES
     spread = np.linspace(0, len(points) - 1, min(len(points), _CALIBRATED_ON))
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
     ratios = []
     for rows in _pieces(np.unique(spread.astype(np.int64)), len(points)):
-        similar = points[rows] @ points.T
-        own = classes[rows][:, None] == classes[None, :]
-        similar[own] = -1
-        second = similar.argmax(axis=1)
-        nearest = 1 - similar.max(axis=1)
-        similar[classes[second][:, None] == classes[None, :]] = -1
-        third = 1 - similar.max(axis=1)
-        ratios.append(nearest / np.maximum(third, np.finfo(np.float32).tiny))
+        # of each row the nearest of each class
+        similar = np.maximum.reduceat(points[rows] @ points.T, starts, axis=1)
+        similar[np.arange(len(rows)), classes[rows]] = -1
+        third, second = np.partition(similar, -2, axis=1)[:, -2:].T
+        ratios.append((1 - second) / np.maximum(1 - third, np.finfo(np.float32).tiny))
     return float(min(_MOST, np.quantile(np.concatenate(ratios), _CHANCE)))
 
 
@@ -184,27 +194,51 @@ def calibrate(points: np.ndarray, classes: np.ndarray) -> float:
 Bounds = tuple[int, int]
 
 
-def _nearest_foreign(points: np.ndarray, bounds: list[Bounds]) -> np.ndarray:
-    """The distance of each point to the nearest of another class: float32 (n,).
+def _limited_by_foreign(
+    points: np.ndarray,
+    classes: np.ndarray,
+    nearest: np.ndarray,
+    limits: np.ndarray,
+    ratio: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The limits (n,), at most ``ratio`` times the distance to the nearest foreign one.
 
-    ``points`` are sorted by class. Each pair is compared once.
+    Only of points whose ``nearest`` of their own class (n,) is within the limit: of
+    others it is not needed, and most fall out after few comparisons. Those that are
+    left come second, ascending. ``points`` are sorted by ``classes``.
     """
-    similar = np.full(len(points), -1, np.float32)
-    for start, end in bounds:
-        for rows in _pieces(np.arange(start, end), 1 << 13):
-            for at in range(end, len(points), 1 << 13):
-                columns = slice(at, at + (1 << 13))
-                both = points[rows] @ points[columns].T
-                similar[rows] = np.maximum(similar[rows], both.max(axis=1))
-                similar[columns] = np.maximum(similar[columns], both.max(axis=0))
-    return 1 - similar
+    limits = limits.astype(np.float32)
+    shares = -(-len(points) // _COLUMNS)
+    left = _within(np.arange(len(points)), nearest, limits)
+    for share in range(shares):
+        # every class is in every share, so that far points fall out at once
+        columns = np.arange(share, len(points), shares)
+        for rows in _pieces(left, len(columns)):
+            similar = points[rows] @ points[columns].T
+            _forget_own(similar, classes[rows], classes[columns])
+            foreign = ratio * (1 - similar.max(axis=1))
+            limits[rows] = np.minimum(limits[rows], foreign)
+        left = _within(left, nearest, limits)
+    return limits, left
+
+
+def _within(rows: np.ndarray, nearest: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Those of ``rows`` whose nearest point lies within their limit, or almost."""
+    return rows[nearest[rows] < np.maximum(limits[rows], 2 * _TINY)]
+
+
+def _forget_own(similar: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
+    """Set to -1 what is of one class; both classes are sorted."""
+    for number in np.unique(rows):
+        row = slice(*np.searchsorted(rows, [number, number + 1]))
+        similar[row, slice(*np.searchsorted(columns, [number, number + 1]))] = -1
 
 
 class _Surroundings(NamedTuple):
     """Of the images of one class: distances to the nearest and the k-th neighbour.
 
-    ``dimensions`` is half the dimension as each image sees it, empty where there are
-    too few neighbours.
+    Both are infinite of an image that is alone in its class. ``dimensions`` is half the
+    dimension as each image sees it, empty where there are too few neighbours.
     """
 
     nearest: np.ndarray
@@ -213,24 +247,23 @@ class _Surroundings(NamedTuple):
     dimensions: np.ndarray
 
 
-def _by_chance(points: np.ndarray, bounds: list[Bounds]) -> np.ndarray:
+def _by_chance(around: list[_Surroundings]) -> np.ndarray:
     """How near unrelated images of the same class come by chance: float32 (n,)."""
-    around = [_surroundings(points, start, end) for start, end in bounds]
+    images = sum(len(one.nearest) for one in around)
     half = _half_dimension(around)
     if half is None:  # of images that have at most one neighbour nothing is known
-        return np.zeros(len(points), np.float32)
-    usual = np.array(
-        [np.median(a.nearest) if len(a.nearest) else np.nan for a in around]
-    )
-    limits = np.zeros(len(points), np.float32)
-    for number, ((start, end), one) in enumerate(zip(bounds, around, strict=True)):
+        return np.zeros(images, np.float32)
+    usual = np.array([np.median(a.nearest) if a.neighbours else np.nan for a in around])
+    limits = []
+    for number, one in enumerate(around):
         share = (_UNRELATED / max(one.neighbours - 1, 1)) ** (1 / half)
         others = np.delete(usual, number)
         crowded = _CROWDED * (_UNRELATED / np.log(2)) ** (1 / half)
         crowded *= np.nanquantile(others, 0.05, method="lower")
-        own = share * one.kth if one.neighbours else 0  # one image: nothing is near
-        limits[start:end] = np.maximum(own, crowded)
-    return limits
+        # one image: nothing is near
+        own = share * one.kth if one.neighbours else np.zeros(1)
+        limits.append(np.maximum(own, crowded).astype(np.float32))
+    return np.concatenate(limits)
 
 
 def _half_dimension(around: list[_Surroundings]) -> float | None:
@@ -256,14 +289,13 @@ def _half_dimension(around: list[_Surroundings]) -> float | None:
 def _surroundings(points: np.ndarray, start: int, end: int) -> _Surroundings:
     k = min(_NEIGHBOURS, end - start - 1)
     if k < 1:
-        nothing = np.empty(0, np.float32)
-        return _Surroundings(nothing, nothing, 0, nothing)
-    tiny = np.finfo(np.float32).eps
+        alone = np.full(1, np.inf, np.float32)
+        return _Surroundings(alone, alone, 0, np.empty(0))
     nearest = [
-        np.sort(np.partition(distances, k - 1, axis=1)[:, :k], axis=1).clip(min=tiny)
-        for _, distances in _own(points, start, end)
+        np.sort(np.partition(distances, k - 1, axis=1)[:, :k], axis=1)
+        for _, distances in _own(points, start, end, np.arange(start, end))
     ]
-    distances = np.concatenate(nearest)
+    distances = np.concatenate(nearest).clip(min=_TINY)
     first, last, half = distances[:, 0], distances[:, -1], k // 2
     if k < _FEWEST:
         return _Surroundings(first, last, k, np.empty(0))
@@ -271,23 +303,25 @@ def _surroundings(points: np.ndarray, start: int, end: int) -> _Surroundings:
     # by half the dimension.
     sums = np.cumsum(1 / np.arange(k - 1, half - 1, -1)).sum()
     logs = np.log(last[:, None] / distances[:, half - 1 : k - 1]).sum(axis=1)
-    return _Surroundings(first, last, k, sums / logs.clip(min=tiny))
+    return _Surroundings(first, last, k, sums / logs.clip(min=_TINY))
 
 
 def _own(
-    points: np.ndarray, start: int, end: int
+    points: np.ndarray, start: int, end: int, members: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some points of a class at a time, each with its distances to all of the class.
+    """Some ``members`` of a class at a time, each with its distances to all of them.
 
-    That to itself is infinite. Where a class is narrow, cosines differ by less than
-    float32 can tell; around the mean of the class it tells the distances.
+    Rows are numbers within ``members``. The distance to itself is infinite. Where a
+    class is narrow, cosines differ by less than float32 can tell; around the mean of
+    the class it tells the distances.
     """
-    own = points[start:end] - points[start:end].mean(axis=0)
+    own = points[members] - points[start:end].mean(axis=0)
     halves = np.einsum("ij,ij->i", own, own) / 2
-    for rows in _pieces(np.arange(end - start), end - start):
-        distances = halves[rows, None] + halves - own[rows] @ own.T
+    for rows in _pieces(np.arange(len(own)), len(own)):
+        distances = halves[rows, None] + halves
+        distances -= own[rows] @ own.T
         distances[np.arange(len(rows)), rows] = np.inf
-        yield start + rows, distances.clip(min=0)
+        yield rows, distances.clip(min=0, out=distances)
 
 
 def _pieces(rows: np.ndarray, columns: int) -> list[np.ndarray]:
