@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel
 
+_NORMAL = 1.96  # standard errors on either side of a value, of a 95 % interval
+
 
 class Score(BaseModel):
     """A value and its 95 % interval."""
@@ -21,3 +23,14 @@ class Score(BaseModel):
         if self.low is None or self.high is None:
             return self.share
         return f"{self.share} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    @property
+    def close(self) -> bool:
+        """Whether a difference is above 0, or below it by one standard error at most.
+
+        The one-standard-error rule: Breiman et al. 1984, "Classification and Regression
+        Trees", 3.4.3. With few images much that is worse cannot be told apart.
+        """
+        if self.low is None or self.high is None:
+            return self.value >= 0
+        return -self.value <= (self.high - self.low) / (2 * _NORMAL)

@@ -1,4 +1,4 @@
-"""Which side and pooling suit a dataset: the grid, the rounds, and what is written."""
+"""Which side, fit and pooling suit a dataset: grid, rounds, and what is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +37,14 @@ def prepared(folder: Path, store: Store, *texts: str) -> Study:
 
 @pytest.fixture
 def grid(folder: Path, store: Store) -> Callable[[str, str], Grid]:
-    """The grid of an encoder, tuned as a text says."""
+    """The grid of an encoder, tuned as a text says; images are cropped."""
 
     def of(text: str, how: str) -> Grid:
         asked = prepared(folder, store, text)
         spec = EncoderSpec.parse(text)
-        return tuning.grid([spec], asked.singles, TuneSpec.parse(how), asked)
+        return tuning.grid(
+            [spec], asked.singles, TuneSpec.parse(f"fit=crop,{how}"), asked
+        )
 
     return of
 
@@ -58,8 +60,28 @@ def test_a_grid_has_each_side_and_pool_once_and_says_what_does_not_fit(
     # gap at 64 is the spec itself
     assert sides_and_pools(found) == {(64, None), (32, "gap"), (64, "grid3")}
     ((why, texts),) = found.refused.items()
-    assert texts == ["squeezenet1_0:pool=grid3,weights=random:0,side=32,precision=fp32"]
+    assert texts == [
+        "squeezenet1_0:pool=grid3,weights=random:0,side=32,fit=crop,precision=fp32"
+    ]
     assert "grid3" in why
+
+
+@pytest.mark.parametrize(
+    ("spec", "how", "fits"),
+    [
+        (SMALL, "", {None, "squash"}),
+        (f"{SMALL},fit=pad", "", {"pad"}),
+        (SMALL, "fit=crop/pad", {None, "pad"}),  # None is the spec itself
+    ],
+)
+def test_an_image_is_cropped_or_shown_whole_unless_the_encoder_says_how(
+    folder: Path, store: Store, spec: str, how: str, fits: set[str | None]
+):
+    asked = prepared(folder, store, spec)
+    tune = TuneSpec.parse(f"side=64,pool=gap,{how}".rstrip(","))
+    found = tuning.grid([EncoderSpec.parse(spec)], asked.singles, tune, asked)
+    assert {one.spec.fit for one in found.candidates.values()} == fits
+    assert len(found.candidates) == len(fits)
 
 
 def test_all_of_a_grid_compute_as_the_encoder_itself(

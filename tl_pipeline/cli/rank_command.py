@@ -1,6 +1,8 @@
 """``tl rank``, ``tl tune``: what suits the data, before the full pass is paid for."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +69,7 @@ def rank(
     if json:
         console.print_json(_document(ranked))
         return
+    ranked = _shortened(ranked, _short(ranked))
     rows = _table(ranked)
     console.print_rows(rows, list(rows[0]))
     said = [_sample(ranked), _conclusion(ranked), ranked.finetuning.sentence]
@@ -79,6 +82,7 @@ def tune(
     *,
     backbone: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     side: str = "",
+    fit: str = "",
     pool: str = "",
     images: int = 2000,
     minutes: float | None = None,
@@ -89,17 +93,19 @@ def tune(
     catalog: CatalogOption = None,
     json: Json = False,
 ) -> None:
-    """Find the side of the input and the pooling that suit a dataset, on a sample.
+    """Find the side of the input, the fit and the pooling that suit a dataset.
 
-    Candidates are ranked as by `tl rank`; of many, half go on from a quarter of the
-    sample to all of it. Of what cannot be told apart the cheapest is chosen. The
-    embeddings of the sample are kept.
+    Candidates are ranked on a sample as by `tl rank`; of many, half go on from a
+    quarter of it to all of it. Of those within one standard error of the best the
+    cheapest is chosen, unless a full pass takes seconds. The embeddings of the sample
+    are kept.
 
     Args:
         dataset: a name in the data catalogue, or a folder of images.
         backbone: NAME or NAME:layer=...,weights=...; repeat to compare. A layer with
             places: of one that gives a vector only sides are compared.
         side: sides in pixels, 96/128/160; default: up to the network's own.
+        fit: crop/squash/pad; default: what a backbone names, or its own and squash.
         pool: gap/grid2/grid3/avg+max; default: the layer's own and the last three.
         images: the size of the sample of training images.
         minutes: a budget for embedding and judging; the dearest candidates that do
@@ -112,8 +118,8 @@ def tune(
         json: print the ranking as JSON.
     """
     wishes = _wishes(backbone)
-    given = {"side": side or (), "pool": pool or (), "images": images}
-    how = checked(TuneSpec, {**given, "minutes": minutes}, "tl tune")
+    given = {"side": side or (), "fit": fit or (), "pool": pool or ()}
+    how = checked(TuneSpec, {**given, "images": images, "minutes": minutes}, "tl tune")
 
     from tl_pipeline import progress
     from tl_pipeline.cli import console
@@ -145,11 +151,13 @@ def tune(
         }
         console.print_json({**_document(ranked), **more, "refused": grid.refused})
         return
+    short = _short(ranked, found.dropped, found.unaffordable)
+    ranked = _shortened(ranked, short)
     rows = _table(ranked)
     console.print_rows(rows, list(rows[0]))
     told = f"--config {write}" if write else f"{dataset} --backbone {chosen.short()}"
     said = [
-        *_rounds(found, minutes, grid.refused),
+        *_rounds(found._replace(ranking=ranked), minutes, grid.refused, short),
         _conclusion(ranked),
         f"tl run {told}",
     ]
@@ -179,12 +187,20 @@ def _wishes(backbones: tuple[str, ...]) -> list[EncoderSpec]:
     return list(map(EncoderSpec.parse, backbones))
 
 
-def _table(found: "Ranking") -> list[dict[str, Any]]:
+def _short(found: "Ranking", *others: Sequence[str]) -> dict[str, str]:
+    """Label -> its short form, of all that a page names."""
     from tl_pipeline.encoders import labels
 
-    short = labels.short(row.encoder for row in found.rows)
-    rows = [replace(row, encoder=short[row.encoder]) for row in found.rows]
-    return [_row(place, row) for place, row in enumerate(rows, start=1)]
+    return labels.short([*(row.encoder for row in found.rows), *chain(*others)])
+
+
+def _shortened(found: "Ranking", short: Mapping[str, str]) -> "Ranking":
+    rows = (replace(row, encoder=short[row.encoder]) for row in found.rows)
+    return replace(found, rows=tuple(rows))
+
+
+def _table(found: "Ranking") -> list[dict[str, Any]]:
+    return [_row(place, row) for place, row in enumerate(found.rows, start=1)]
 
 
 def _row(place: int, row: "Ranked") -> dict[str, Any]:
@@ -240,14 +256,18 @@ def _sample(found: "Ranking") -> str:
 
 
 def _rounds(
-    found: "Tuned", minutes: float | None, refused: dict[str, list[str]]
+    found: "Tuned",
+    minutes: float | None,
+    refused: dict[str, list[str]],
+    short: Mapping[str, str],
 ) -> list[str]:
     """The sample, and which candidates it did not judge to the end, and why."""
     said = [_sample(found.ranking)]
     if found.dropped:
-        said.append(f"behind on a quarter of it: {', '.join(found.dropped)}")
+        out = ", ".join(map(short.__getitem__, found.dropped))
+        said.append(f"behind on a quarter of it: {out}")
     if found.unaffordable:
-        out = ", ".join(found.unaffordable)
+        out = ", ".join(map(short.__getitem__, found.unaffordable))
         said.append(f"left out, as they do not fit into {minutes:g} min: {out}")
     return said + [
         f"not compared: {', '.join(texts)}: {why}" for why, texts in refused.items()
@@ -259,10 +279,12 @@ def _conclusion(found: "Ranking") -> str:
     pick, best = found.pick, found.rows[0]
     cost = f"a full pass over {pick.cost.images:,} images costs{_price(pick)}"
     ties = sum(row.tied for row in found.rows)
+    close = sum(row.close for row in found.rows)
     if pick is not best:
         return (
-            f"{pick.encoder} is the cheapest of {ties} that cannot be told apart: "
-            f"{_points(pick)} points to {best.encoder}; {cost} instead of{_price(best)}"
+            f"{pick.encoder} is the cheapest of {close} within one standard error of "
+            f"the best: {_points(pick)} points to {best.encoder}; {cost} instead of"
+            f"{_price(best)}"
         )
     if len(found.rows) == 1:
         return f"{best.encoder} stands alone; {cost}"

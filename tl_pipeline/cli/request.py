@@ -82,7 +82,7 @@ class Request:
     Each backbone is then also fine-tuned."""
 
     tune: Annotated[bool | str, Parameter(negative="")] = False
-    """Compare sides and pools of the backbones on a sample first, and go on with the
+    """Compare sides, fits and pools of the backbones on a sample, and go on with the
     best: after DATASET, or --tune=side=96/128,pool=gap/grid2,images=2000,minutes=5."""
 
     search: str | None = None

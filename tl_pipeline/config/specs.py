@@ -8,9 +8,15 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from tl_pipeline.config.encoder_specs import SIDES, BackboneField, EncoderSpec, Pool
+from tl_pipeline.config.encoder_specs import (
+    SIDES,
+    BackboneField,
+    EncoderSpec,
+    Fit,
+    Pool,
+)
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.config.short_forms import (
     Scalar,
@@ -46,16 +52,19 @@ def _sides(value: Any) -> Any:
     return parts
 
 
-def _pools(value: Any) -> Any:
-    """``gap/grid2`` as names.
+def _names(value: Any, info: ValidationInfo) -> Any:
+    """``gap/grid2`` as names of a field.
 
     Raises:
         ValueError: one is not there.
     """
+    choices = {"pool": get_args(Pool), "fit": get_args(Fit)}[info.field_name or ""]
     parts = value.split("/") if isinstance(value, str) else value
     for part in parts:
-        if part not in get_args(Pool):
-            raise ValueError(str(UnknownName("pool", str(part), get_args(Pool))))
+        if part not in choices:
+            raise ValueError(
+                str(UnknownName(info.field_name or "", str(part), choices))
+            )
     return parts
 
 
@@ -166,18 +175,22 @@ def _minutes(value: float | None) -> float | None:
 
 
 class TuneSpec(Spec):
-    """What is compared before a run, and at what cost: sides and pools on a sample.
+    """What is compared before a run, and at what cost: encoders, on a sample.
 
-    Each side with each pool, on ``images`` of the training images. Without ``side``
-    some up to the network's own are compared, without ``pool`` that of the layer and
-    those that tell where things are. What does not fit into ``minutes`` is left out.
+    Each side with each pool and fit, on ``images`` of the training images. Without
+    ``side`` some up to the network's own are compared, without ``pool`` that of the
+    layer and those that tell where things are, without ``fit`` what the encoder names,
+    or its own and ``squash``. What does not fit into ``minutes`` is left out.
     """
 
     side: Annotated[tuple[int, ...], BeforeValidator(_sides)] = Field(
         default=(), description="of the input in pixels; up to the network's own"
     )
-    pool: Annotated[tuple[Pool, ...], BeforeValidator(_pools)] = Field(
+    pool: Annotated[tuple[Pool, ...], BeforeValidator(_names)] = Field(
         default=(), description="of a map; the layer's own and the last three"
+    )
+    fit: Annotated[tuple[Fit, ...], BeforeValidator(_names)] = Field(
+        default=(), description="of an image into the square; its own and squash"
     )
     images: int = Field(default=2000, ge=1, description="of the sample")
     minutes: Annotated[float | None, AfterValidator(_minutes)] = Field(

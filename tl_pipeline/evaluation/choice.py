@@ -1,9 +1,8 @@
 """Which candidate of a run is the best: no arithmetic of heads, no file.
 
 What held-out images rank highest leads. Of all that cannot be told apart from it and
-are close to it the cheapest is chosen, unless the run asks for the highest. Close is
-one standard error (Breiman et al. 1984, "Classification and Regression Trees", 3.4.3):
-with few images much that is worse cannot be told apart.
+are within one standard error of it the cheapest is chosen, unless the run asks for the
+highest.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from tl_pipeline.score import Score
 
 # A difference that chance alone brings more often than this is a tie.
 ALPHA = 0.05
-_NORMAL = 1.96  # of a 95 % interval
 # Costs that differ by less are equal: seconds are measured, and never twice the same.
 EQUAL = 2.0
 
@@ -109,14 +107,6 @@ class Comparison(BaseModel):
         return self.p_holm >= ALPHA
 
     @property
-    def close(self) -> bool:
-        """Whether it is behind by no more than the standard error of the difference."""
-        found = self.difference
-        if found.low is None or found.high is None:
-            return found.value >= 0
-        return -found.value <= (found.high - found.low) / (2 * _NORMAL)
-
-    @property
     def verdict(self) -> str:
         """``tie``, or ``worse``."""
         return "tie" if self.tied else "worse"
@@ -160,7 +150,7 @@ def chosen(
     tied = [
         at
         for at, one in enumerate(comparisons)
-        if one is None or (one.tied and one.close)
+        if one is None or (one.tied and one.difference.close)
     ]
     cheap = _cheapest(candidates, tied)
     at = max(

@@ -394,7 +394,7 @@ def run(
 
 def _advise(work: Work, manifest: Manifest) -> None:
     """Tell of images that are far smaller than what a network makes of them."""
-    if work.dataset.modality != "image":
+    if work.dataset.modality != "image" or work.spec.tune:
         return
     images = tables.read(
         MANIFEST, work.at.store.path(manifest.artifact), ("width", "height")

@@ -33,8 +33,9 @@ from tl_pipeline.studies import probe
 from tl_pipeline.studies.study import Study
 from tl_pipeline.studies.transferability import LogME, logme
 
-# Costs that differ by less are taken for equal: so much they vary by themselves.
-_SAME_COST = 1.1
+# Costs that differ by less are taken for equal: so much they vary by themselves. And
+# so are those of a full pass that is over in as many seconds.
+_SAME_COST, _SHORT = 1.1, 30.0
 # Bytes that judging an encoder takes for each value of its embeddings: they are there
 # in float32 and 64, a fold's share twice, and each of three Gram matrices is smaller.
 _ROOM = 48
@@ -88,6 +89,11 @@ class Ranked:
         """
         return self.behind is None or (self.behind.high or 0.0) >= 0
 
+    @property
+    def close(self) -> bool:
+        """Whether it is tied with the best, and within one standard error of it."""
+        return self.tied and (self.behind is None or self.behind.close)
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -110,13 +116,14 @@ class Ranking:
 
     @property
     def pick(self) -> Ranked:
-        """The cheapest that cannot be told apart from the best.
+        """The cheapest within one standard error of the best.
 
-        Among those of about that cost, the first in the ranking.
+        Among those of about that cost, the first in the ranking; where a full pass is
+        short, cost does not count.
         """
-        tied = [row for row in self.rows if row.tied]
-        least = min(_seconds(row) for row in tied)
-        return next(row for row in tied if _seconds(row) <= _SAME_COST * least)
+        close = [row for row in self.rows if row.close]
+        enough = max(_SHORT, _SAME_COST * min(map(_seconds, close)))
+        return next(row for row in close if _seconds(row) <= enough)
 
     @property
     def finetuning(self) -> Expectation:
@@ -132,8 +139,7 @@ class Ranking:
 
 
 def _seconds(row: Ranked) -> float:
-    each = row.cost.seconds_per_image
-    return math.inf if each is None else each
+    return math.inf if row.cost.seconds is None else row.cost.seconds
 
 
 class _ProbeResult(NamedTuple):

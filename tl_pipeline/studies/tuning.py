@@ -1,4 +1,4 @@
-"""Which side of the input and which pooling suit a dataset: a grid, ranked in rounds.
+"""Which side, fit and pooling suit a dataset: a grid, ranked in rounds.
 
 Scores and costs are those of ``ranking``. The first round looks at a part of the sample
 and lets half of the candidates go on.
@@ -6,10 +6,11 @@ and lets half of the candidates go on.
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from tl_pipeline import progress
-from tl_pipeline.config.encoder_specs import BackboneSpec, EncoderSpec, Pool
+from tl_pipeline.config.encoder_specs import BackboneSpec, EncoderSpec, Fit, Pool
 from tl_pipeline.config.specs import TuneSpec
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder, sharing
@@ -83,11 +84,11 @@ def grid(
     how: TuneSpec,
     study: Study,
 ) -> Grid:
-    """Each of ``asked`` with each side and pool, its own among them.
+    """Each of ``asked`` with each side, fit and pool, its own among them.
 
     ``encoders`` are what was ``asked``, resolved. All others compute in the precision
     of theirs. Without sides those up to the network's own are tried, without pools all
-    that suit a map.
+    that suit a map, and without fits what the encoder names, or its own and ``squash``.
 
     Raises:
         InvalidSpec: one of ``asked`` takes no images.
@@ -101,18 +102,17 @@ def grid(
             )
         usual = own.preprocess.crop
         found.setdefault(own.key, Candidate(spec, own))
-        for side in how.side or [*(side for side in _SIDES if side < usual), usual]:
-            for pool in how.pool or POOLS:
-                one = _with(spec, own, side, pool)
-                try:
-                    (made,) = work.resolve(
-                        [one], study.at.store, how=study.dataset.pixels
-                    )
-                except InvalidSpec as fault:
-                    refused.setdefault(str(fault), []).append(one.short())
-                    continue
-                assert isinstance(made, Encoder)  # noqa: S101 - of one spec
-                found.setdefault(made.key, Candidate(one, made))
+        sides = how.side or [*(side for side in _SIDES if side < usual), usual]
+        fits = how.fit or ((spec.fit,) if spec.fit else (None, "squash"))
+        for side, fit, pool in product(sides, fits, how.pool or POOLS):
+            one = _with(spec, own, side, fit, pool)
+            try:
+                (made,) = work.resolve([one], study.at.store, how=study.dataset.pixels)
+            except InvalidSpec as fault:
+                refused.setdefault(str(fault), []).append(one.short())
+                continue
+            assert isinstance(made, Encoder)  # noqa: S101 - of one spec
+            found.setdefault(made.key, Candidate(one, made))
     return Grid(found, refused)
 
 
@@ -273,6 +273,8 @@ def _speed(store: Store, together: Sequence[Encoder]) -> float | None:
     return None
 
 
-def _with(spec: EncoderSpec, own: Encoder, side: int, pool: Pool | None) -> EncoderSpec:
-    changes = {"side": side, "resize": None, "crop": None, "pool": pool}
+def _with(
+    spec: EncoderSpec, own: Encoder, side: int, fit: Fit | None, pool: Pool | None
+) -> EncoderSpec:
+    changes = {"side": side, "resize": None, "crop": None, "fit": fit, "pool": pool}
     return spec.model_copy(update={**changes, "precision": own.precision})
