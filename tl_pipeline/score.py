@@ -25,12 +25,17 @@ class Score(BaseModel):
         return f"{self.share} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     @property
+    def standard_error(self) -> float:
+        """That of a normal error whose interval is as wide; 0 without an interval."""
+        if self.low is None or self.high is None:
+            return 0.0
+        return (self.high - self.low) / (2 * _NORMAL)
+
+    @property
     def close(self) -> bool:
         """Whether a difference is above 0, or below it by one standard error at most.
 
         The one-standard-error rule: Breiman et al. 1984, "Classification and Regression
         Trees", 3.4.3. With few images much that is worse cannot be told apart.
         """
-        if self.low is None or self.high is None:
-            return self.value >= 0
-        return -self.value <= (self.high - self.low) / (2 * _NORMAL)
+        return -self.value <= self.standard_error

@@ -4,11 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.made import record
+from tests.runs.made import record, result
 from tl_pipeline import progress
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
+
+
+def test_each_candidate_that_met_the_test_images_is_named_once():
+    first = record("1", results=[result("b" * 32), result("c" * 32, head="lda")])
+    assert first.tested == []  # as in a record of an older version
+    second = record("2", tested=records.tested(first, [result("d" * 32, head="mlp")]))
+    found = records.tested(second, [result("e" * 32, head="lda")])
+    names = ["logistic(C=1.0)", "lda", "mlp"]
+    assert found == [f"{name} on lenet5/c5 LETTERS" for name in names]
+    assert records.tested(None, [result("b" * 32)]) == found[:1]
 
 
 @pytest.mark.parametrize(

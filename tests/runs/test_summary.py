@@ -6,6 +6,18 @@ from tl_pipeline.runs.records import Registered, ResultMember
 from tl_pipeline.runs.summary import Sentence
 
 
+def test_what_the_best_of_many_by_test_is_worth():
+    """Twenty equal ones with a standard error of 5.1 points: their best is 9.5 high."""
+    few, many = ([f"head {n} on network" for n in range(k)] for k in (19, 20))
+    assert not [s for s in summary.of_run(record("1", tested=few)) if "19" in s.text]
+    (said,) = (s for s in summary.of_run(record("1", tested=many)) if "20" in s.text)
+    assert said.tone == "warning"
+    assert said.text.startswith(
+        "20 candidates of all runs were scored on the test images: whoever takes the "
+        "best of them by test sees it up to 9.5 points too high."
+    )
+
+
 def test_of_a_run():
     members = [
         ResultMember(evaluation="d" * 32, encoder="a", head="lda", times=2),

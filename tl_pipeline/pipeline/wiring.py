@@ -487,6 +487,7 @@ def _recorded(
         comparisons=list(best.comparisons),
         source=source(work.dataset),
         tuning=work.tuning,
+        tested=records.tested(records.latest(store, dataset), found),
     )
 
 

@@ -37,6 +37,7 @@ from tl_pipeline.report.embedding_map import EmbeddingMap
 from tl_pipeline.report.reliability import reliability
 from tl_pipeline.report.tested import PredictedTest
 from tl_pipeline.report.thumbnails import Thumbnail, Thumbnails
+from tl_pipeline.runs import summary
 from tl_pipeline.runs.records import RunRecord, Tuning
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -167,6 +168,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
         hues=_hues(predicted.classes),
         curves=_curves(store, record),
         decisions=record.decisions,
+        looks=summary.looks(record),
         reliability=reliability(predicted.confidence, predicted.right),
         comparisons={one.evaluation: one for one in record.comparisons},
         **_history(store, record),

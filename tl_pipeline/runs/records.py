@@ -176,7 +176,9 @@ class RunRecord(Record):
     are the encoders that have no embeddings of their own in the store. ``chosen`` tells
     in words by what the best was chosen; ``comparisons`` are of all other candidates
     with the one that held-out images rank highest. Older records have neither. With
-    ``tuning`` the backbones of ``spec`` are what it chose.
+    ``tuning`` the backbones of ``spec`` are what it chose. ``tested`` names each
+    candidate that this run or one before it scored on test images of the dataset; of
+    runs before this was kept, only their last counts.
     """
 
     folder: ClassVar[str] = "runs"
@@ -192,6 +194,7 @@ class RunRecord(Record):
     chosen: str | None = None
     comparisons: list[Comparison] = []
     tuning: Tuning | None = None
+    tested: list[str] = []
 
     @property
     def best(self) -> Result:
@@ -314,6 +317,23 @@ def _read(file: Path, kind: type[RecordT]) -> RecordT | None:
 def latest_of_each(records: Iterable[RunRecord]) -> dict[str, RunRecord]:
     """The last of ``records``, which are oldest first, of every dataset."""
     return {record.dataset: record for record in records}
+
+
+def tested(last: RunRecord | None, found: Iterable[Result]) -> list[str]:
+    """Every candidate that was scored on test images until now, each once.
+
+    Args:
+        last: the record of the run before, with what it and those before it scored.
+        found: what this run scored.
+    """
+    before = last.tested if last else []
+    results = [*(last.results if last else []), *found]
+    names = (
+        f"{result.head} on {result.encoder}"
+        for result in results
+        if result.role != "control"
+    )
+    return [*dict.fromkeys([*before, *names])]
 
 
 def keys_used(record: Record | None) -> dict[tuple[str, str], Mapping[str, str]]:
