@@ -45,7 +45,7 @@ def vectors(count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     spread = np.geomspace(1, 0.02, WIDTH)
     mixed = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] * spread[:, None]
-    centres = 0.6 * rng.normal(size=(CLASSES, WIDTH)) @ mixed
+    centres = 0.12 * rng.normal(size=(CLASSES, WIDTH)) @ mixed
     labels = np.arange(count) % CLASSES
     found = np.empty((count, WIDTH), np.float32)
     for start in range(0, count, 1000):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tl_pipeline import report
 from tl_pipeline.config import catalog
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring
-from tl_pipeline.report import page
 from tl_pipeline.report.cost_picture import HEIGHT, WIDTH, picture
 from tl_pipeline.runs.records import TunedEncoder, Tuning
 from tl_pipeline.score import Score
@@ -95,11 +95,11 @@ def test_the_page_marks_the_chosen_one_and_names_what_was_left_out(
         dataset=str(folder), heads=(HeadSpec.parse("logistic:C=0.1"),), controls=False
     )
     record = wiring.run(wiring.prepare(spec, store))
-    assert "Which encoder was chosen" not in page.render(
+    assert "Which encoder was chosen" not in report.render(
         store, record, catalog.find(str(folder))
     )
     chosen = tuning(BEST, FAST, MIDDLE, chosen="fast")
-    text = page.render(
+    text = report.render(
         store,
         record.model_copy(update={"tuning": chosen}),
         catalog.find(str(folder)),

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
+from tl_pipeline import report
 from tl_pipeline.config import catalog
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import HeadSpec, RunSpec
@@ -105,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
 
 @pytest.fixture(scope="module")
 def text(made: Made) -> str:
-    return page.render(made.store, made.record, made.dataset)
+    return report.render(made.store, made.record, made.dataset)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +233,7 @@ def test_candidates_have_their_cost_and_whether_they_tie(made: Made):
     record = made.record.model_copy(
         update={"results": [best], "comparisons": [compared]}
     )
-    text = page.render(made.store, record, made.dataset)
+    text = report.render(made.store, record, made.dataset)
     assert "1.25 ms, 2.0 kB for each image" in text
     (tie,) = (
         one
@@ -286,7 +287,7 @@ def test_a_source_that_is_gone_shows_why_and_the_next_run_tries_again(
 ):
     away = made.root.rename(made.root.with_name("away"))
     try:
-        text = page.render(made.store, made.record, made.dataset)
+        text = report.render(made.store, made.record, made.dataset)
     finally:
         away.rename(made.root)
     assert "no picture: unreadable: " in text
@@ -305,7 +306,7 @@ def test_embeddings_that_are_gone_leave_the_rest_of_the_page(
     shutil.copytree(made.store.root, copy)
     for part in (copy / "embeddings").glob("*/*.parquet"):
         part.write_bytes(b"no Parquet")
-    text = page.render(Store.open(copy), made.record, made.dataset)
+    text = report.render(Store.open(copy), made.record, made.dataset)
     parsed = Parsed(text)
     assert parsed.of("rect")
     assert all("data-neighbour" not in one for one in parsed.of("figure", "error"))
@@ -321,14 +322,14 @@ def test_a_page_that_shows_the_same_is_not_written_again(made: Made):
     again = made.record.model_copy(
         update={"run_id": records.new_run_id(), "steps": made.record.steps[:1]}
     )
-    page.write(made.store, again, made.dataset)
-    assert page.path(made.store, again) == folder / "latest.html"
+    report.write(made.store, again, made.dataset)
+    assert report.path(made.store, again) == folder / "latest.html"
     assert sorted(folder.iterdir()) == before
 
     promoted = made.record.registered.model_copy(update={"champion": False})
     other = again.model_copy(update={"registered": promoted})
-    page.write(made.store, other, made.dataset)
-    assert page.path(made.store, other).stem == other.run_id
+    report.write(made.store, other, made.dataset)
+    assert report.path(made.store, other).stem == other.run_id
     assert "registered, not promoted" in (folder / "latest.html").read_text()
 
 
@@ -340,7 +341,7 @@ def test_a_page_that_cannot_be_made_fails_no_run(
 
     monkeypatch.setattr(page, "render", broken)
     other = made.record.model_copy(update={"manifest": "another"})
-    page.write(made.store, other, made.dataset)
+    report.write(made.store, other, made.dataset)
     said = capsys.readouterr()
     assert (
         "the report was not written: ZeroDivisionError: by hand" in said.err + said.out

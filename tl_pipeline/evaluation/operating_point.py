@@ -19,7 +19,6 @@ from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy import stats
 
 from tl_pipeline.errors import DamagedArtifact, StoreError
 from tl_pipeline.evaluation import calibration
@@ -280,6 +279,8 @@ def _tests(
     wrong: np.ndarray, units: np.ndarray, error: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the first 1 ... n rows: their units, and how likely so few errors would be."""
+    from scipy import stats  # noqa: PLC0415 - slow, and a run with nothing new has none
+
     names, unit = np.unique(units, return_inverse=True)
     if len(names) == len(wrong):
         seen = np.arange(1, len(wrong) + 1)

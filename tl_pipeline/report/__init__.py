@@ -5,6 +5,6 @@ thumbnails. Out: ``reports/<dataset>/<run id>.html``. A module a section; templa
 style and script in ``templates/``.
 """
 
-from tl_pipeline.report.page import path, render, write
+from tl_pipeline.report.publishing import path, render, write
 
 __all__ = ["path", "render", "write"]

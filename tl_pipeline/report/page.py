@@ -1,17 +1,11 @@
-"""The page of one run, from templates: written, or as text."""
+"""The page of one run as text, from templates."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import numpy as np
 
-from tl_pipeline import progress
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import FEW, SplitReport
@@ -41,7 +35,6 @@ from tl_pipeline.runs import summary
 from tl_pipeline.runs.records import RunRecord, Tuning
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
-from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.tables import CURVE
 
 _Found = TypeVar("_Found")
@@ -52,8 +45,6 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     loader=jinja2.PackageLoader("tl_pipeline.report"),
 )
-LATEST = "latest.html"
-_BEGINNING = 400  # characters of a page in which its content key stands
 
 
 class Unavailable(NamedTuple):
@@ -62,86 +53,10 @@ class Unavailable(NamedTuple):
     reason: str
 
 
-def write(store: Store, record: RunRecord, dataset: DatasetSpec) -> None:
-    """Write ``reports/<dataset>/<run_id>.html`` and make it ``latest.html`` too.
-
-    Nothing is written where ``latest.html`` shows the same artifacts: see
-    ``content_key``. A page that cannot be made is told of in one line, as the run has
-    ended well.
-    """
-    try:
-        if content_key(record) not in _beginning(store, record):
-            _publish(store, record, render(store, record, dataset))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the models are there
-        why = f"{type(error).__name__}: {error}"
-        progress.notice(f"the report was not written: {why}")
-
-
-def _publish(store: Store, record: RunRecord, text: str) -> None:
-    folder = _folder(store, record)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = folder / f"{record.run_id}.html", folder / LATEST
-    with store.mirror.sending(*files):
-        for file in files:
-            write_atomically(file, text)
-
-
-def _folder(store: Store, record: RunRecord) -> Path:
-    return store.root / "reports" / record.dataset
-
-
-def path(store: Store, record: RunRecord) -> Path:
-    """Where the report of ``record`` lies: its own page, or the last one."""
-    folder = _folder(store, record)
-    own = f"{record.run_id}.html"
-    there = own in store.mirror.listing(folder) or (folder / own).exists()
-    return folder / (own if there else LATEST)
-
-
-def content_key(record: RunRecord) -> str:
-    """A digest of what the page of ``record`` shows.
-
-    That is which artifacts it shows, how their model is registered, and this package:
-    not which steps of the run found them made already.
-    """
-    shown = {
-        "code": _code(),
-        "manifest": record.manifest,
-        "results": [[r.role, r.evaluation, r.encoder, r.head] for r in record.results],
-        "finetunings": [one.finetuned for one in record.finetunings],
-        "tuning": record.tuning and [record.tuning.question, record.tuning.key],
-        "model": [record.registered.version, record.registered.champion],
-        "source": record.source,
-    }
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:32]
-
-
-@cache
-def _code() -> str:
-    sha = hashlib.sha256()
-    package = resources.files("tl_pipeline.report")
-    for folder in (package, package / "templates"):
-        for file in sorted(folder.iterdir(), key=lambda file: file.name):
-            if file.name.endswith((".py", ".html", ".css", ".js")):
-                sha.update(file.read_bytes())
-    return sha.hexdigest()
-
-
-def _beginning(store: Store, record: RunRecord) -> str:
-    """The first characters of the latest page, "" where there is none."""
-    page = _folder(store, record) / LATEST
-    try:
-        if store.mirror.url:  # another machine may have written a newer one
-            page.unlink(missing_ok=True)
-            store.mirror.fetch([page])
-        with page.open(encoding="utf-8") as file:
-            return file.read(_BEGINNING)
-    except FileNotFoundError:
-        return ""
-
-
-def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
-    """The page as text.
+def render(
+    store: Store, record: RunRecord, dataset: DatasetSpec, content_key: str
+) -> str:
+    """The page as text; ``content_key`` stands near its beginning.
 
     Raises:
         DamagedArtifact: the evaluation or the manifest of ``record`` cannot be read.
@@ -154,7 +69,7 @@ def render(store: Store, record: RunRecord, dataset: DatasetSpec) -> str:
     )
     # A page with gaps has no key, so that the next run tries again.
     return _TEMPLATES.get_template("report.html").render(
-        content_key=content_key(record) if whole else "",
+        content_key=content_key if whole else "",
         run=record,
         best=record.best,
         short=labels.short(result.encoder for result in record.results),

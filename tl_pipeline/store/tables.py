@@ -367,9 +367,11 @@ def _add_json(sha: "hashlib._Hash", data: pa.Table, row: str) -> None:
 
 def _json(column: pa.Array) -> pa.Array:
     """Each value as JSON; strings by Arrow, as there are millions of them."""
-    plain = pa.types.is_string(column.type) and column.null_count == 0
-    if plain and not pc.any(pc.match_substring_regex(column, _ESCAPED)).as_py():
-        return pc.binary_join_element_wise('"', column, '"', "")
+    if pa.types.is_string(column.type):
+        escaped = pc.any(pc.match_substring_regex(column, _ESCAPED)).as_py()
+        if not escaped:
+            quoted = pc.binary_join_element_wise('"', column, '"', "")
+            return pc.fill_null(quoted, "null")
     return pa.array([json.dumps(v, ensure_ascii=False) for v in column.to_pylist()])
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
 LIMITS = (1e-3, 1e3)
@@ -34,6 +33,8 @@ def fit_inverse_temperature(
     Returns:
         A number within ``LIMITS``.
     """
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415 - only to fit one
+
     if not len(scores):
         return 1.0
     logits = _logits(scores)

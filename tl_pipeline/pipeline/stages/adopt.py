@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation.averaging import Predictions
-from tl_pipeline.heads.fitted import FittedHead
 from tl_pipeline.pipeline import choices
 from tl_pipeline.pipeline.manifest import Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
@@ -30,6 +29,9 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
 from tl_pipeline.store.tables import HELD_OUT, SEARCH
+
+if TYPE_CHECKING:
+    from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give another head.
 VERSION = 1
@@ -120,10 +122,11 @@ class Adopt(Unit[Artifact]):
     def _held(self) -> Rows:
         return self.manifest.encoded(self.embeddings).held_out(VALIDATION)
 
-    def _head(self, made: Artifact, encoder_key: str) -> FittedHead:
+    def _head(self, made: Artifact, encoder_key: str) -> "FittedHead":
         """The head that was trained with the network of ``made``."""
         from safetensors.numpy import load_file  # noqa: PLC0415 - a plan reads no head
 
+        from tl_pipeline.heads.fitted import FittedHead  # noqa: PLC0415
         from tl_pipeline.heads.neural.predictor import NeuralPredictor  # noqa: PLC0415
         from tl_pipeline.heads.predictors import Preparation  # noqa: PLC0415
 
@@ -161,7 +164,7 @@ class Adopt(Unit[Artifact]):
         }
 
 
-def _save(head: FittedHead, document: KeyDocument, folder: Path) -> str:
+def _save(head: "FittedHead", document: KeyDocument, folder: Path) -> str:
     from tl_pipeline.heads import fitted  # noqa: PLC0415 - as above
 
     fitted.save(head, folder)
