@@ -18,6 +18,7 @@ from tests.query.made import (
     ask,
     count,
     described,
+    image_id,
     images,
     scores,
 )
@@ -334,11 +335,50 @@ def test_a_truncated_table_costs_its_own_rows(built: Store, left: int):
     scores(built, "d" * 32, ["0" * 32])
     found = [result(EVALUATION), result("d" * 32, "candidate")]
     records.write(built, record(SECOND, results=found))
-    assert count(built, "metrics") == 3
+    assert [count(built, v) for v in ("metrics", "metrics_history")] == [2, 3]
     file = built.root / "evaluations" / ("d" * 32) / METRICS.file
     file.write_bytes(file.read_bytes()[:left])
     query.build(built)
-    assert count(built, "metrics") == 2
+    assert [count(built, v) for v in ("metrics", "metrics_history")] == [1, 2]
+
+
+def test_what_is_built_on_the_one_before_is_what_is_built_anew(built: Store):
+    """Only what changed is made again: every column, comment and row is the same."""
+    described(built, "a" * 64)
+    scores(built, "d" * 32, [image_id(0)], said="y")
+    found = [result(EVALUATION), result("d" * 32, "candidate")]
+    records.write(built, record(SECOND, results=found))
+    file = built.root / "catalog.duckdb"
+    told = []
+    for _ in range(2):
+        query.build(built)
+        views = [row["name"] for row in ask(built, VIEWS)]
+        told.append(
+            [
+                ask(built, "FROM help()"),
+                *(ask(built, f"FROM {v} ORDER BY ALL") for v in views),
+            ]
+        )
+        file.unlink()
+    assert told[0] == told[1]
+
+
+def test_a_catalogue_does_not_grow_by_being_built_again(built: Store):
+    sizes = set()
+    for _ in range(8):
+        query.build(built)
+        sizes.add((built.root / "catalog.duckdb").stat().st_size)
+    assert len(sizes) <= 2
+
+
+@pytest.mark.parametrize("damage", [slice(0, 100), slice(4096, 12_000), slice(0, None)])
+def test_a_damaged_catalogue_is_built_anew(built: Store, damage: slice):
+    file = built.root / "catalog.duckdb"
+    content = bytearray(file.read_bytes())
+    content[damage] = b"\xff" * len(content[damage])
+    file.write_bytes(content)
+    query.build(built)
+    assert count(built, "images") == 3
 
 
 def test_views_without_files_have_their_columns_and_no_rows(store: Store):

@@ -1,5 +1,6 @@
 """The macros of the SQL catalogue: the right values, and names with quotes in them."""
 
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -18,7 +19,7 @@ from tests.query.made import (
 )
 from tests.runs.made import record, result
 from tl_pipeline import query
-from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.errors import InvalidSpec, TransferLearningError
 from tl_pipeline.query import macros
 from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.runs import records
@@ -57,10 +58,10 @@ def rows(store: Store, sql: str) -> list[tuple]:
 
 def test_every_example_of_help_can_be_asked(built: Store):
     found = ask(built, "FROM help()")
-    assert len(found) > len(macros.listed()) == 16
+    kinds = Counter(row["kind"] for row in found)
+    assert kinds == {"view": 32, "macro": 16}
     for row in found:
         ask(built, row["example"])
-    assert {row["kind"] for row in found} == {"view", "macro"}
 
 
 def test_help_lists_every_macro_and_the_columns_of_every_view(built: Store):
@@ -69,8 +70,16 @@ def test_help_lists_every_macro_and_the_columns_of_every_view(built: Store):
         "SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal "
         "AND function_type IN ('macro', 'table_macro')",
     )
-    told = {name for (name,) in made} - {"help"}
-    assert told == {macro.name for macro in macros.listed()}
+    told = rows(built, "SELECT name FROM help() WHERE kind = 'macro'")
+    assert {name.partition("(")[0] for (name,) in told} == {
+        name for (name,) in made
+    } - {"help"}
+    (near,) = ask(built, "FROM help() WHERE name = 'nearest_to(vector, k, encoder)'")
+    assert near["comment"].endswith("one row for each dataset that has the image.")
+    assert near["example"] == (
+        f"FROM nearest_to((SELECT embedding FROM embeddings_of('{NAME}') "
+        f"WHERE image_id = '{A}'), 3, '{NAME}')"
+    )
     (images,) = ask(built, "FROM help() WHERE name = 'images'")
     split = next(c for c in images["columns"] if c["name"] == "split")
     assert split == {
@@ -110,10 +119,9 @@ def test_a_backbone_means_the_trained_network_and_not_its_control():
     told = {"backbone": "net", "width": 2}
     control = {"encoder": "net/c random", "encoder_key": "f" * 32, "control": True}
     trained = {"encoder": "net/c it's", "encoder_key": "e" * 32, "control": False}
-    made = "".join(macros.statements([told | control, told | trained]))
-    query_of = f"embedding FROM embeddings WHERE encoder_key = ''{'e' * 32}''"
-    assert f"= 'net' THEN 'SELECT image_id, embedding::FLOAT[2] AS {query_of}" in made
-    assert "WHEN encoder = 'net/c it''s' THEN" in made
+    names = macros.named([told | control, told | trained])
+    assert names["net"] == names["net/c it's"] == names["e" * 32] == told | trained
+    assert names["net/c random"] == told | control
 
 
 def test_neighbours_are_the_most_alike_without_itself(built: Store):
@@ -140,17 +148,43 @@ def test_an_image_that_left_is_nobodys_neighbour(built: Store):
     ("sql", "said"),
     [
         ("FROM neighbours('none', 3, 'lenet5')", "no embedding of image none"),
-        ("FROM neighbours('none', 3, 'resnet')", 'no encoder "resnet"; .* "lenet5/c5'),
+        ("FROM neighbours('none', 3, 'resnet')", "unknown encoder 'resnet'.* lenet5, "),
+        ("FROM embeddings_of('resnet')", 'no encoder "resnet"; .* "lenet5/c5'),
         ("FROM outliers('none', 3, 'lenet5')", "no dataset none; FROM datasets"),
         ("FROM confusion('none')", "no dataset none"),
-        ("FROM nearest_to([1, 2, 3], 1, 'lenet5')", "dimensions must be equal"),
+        ("FROM nearest_to([1, 2, 3], 1, 'lenet5')", "has 3 values, .* have 2"),
     ],
 )
 def test_what_does_not_exist_is_an_error_and_no_empty_table(
     built: Store, sql: str, said: str
 ):
-    with pytest.raises(InvalidSpec, match=said):
+    with pytest.raises(TransferLearningError, match=said):
         query.ask(built, sql)
+
+
+FIRST_OF_ALL = "(SELECT embedding FROM embeddings ORDER BY ALL LIMIT 1)"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"FROM neighbours('{A}', 10, '{NAME}')",
+        f"FROM neighbours('{D}', 1, 'lenet5')",
+        f"FROM nearest_to([0.5, 7.0], 3, '{NAME}')",
+        f"FROM nearest_to({FIRST_OF_ALL}, 2, 'lenet5')",
+        "FROM nearest_to([0.0, 0.0], 2, 'lenet5')",
+        "FROM nearest_to([1.0, 0.0], 0, 'lenet5')",
+        "FROM nearest_to(NULL, 2, 'lenet5')",
+    ],
+)
+def test_any_duckdb_finds_the_same_neighbours(built: Store, sql: str):
+    """Ours maps unit vectors, any other reads the parts."""
+    query.build(built)
+    with duckdb.connect(built.root / "catalog.duckdb", read_only=True) as other:
+        theirs = other.sql(sql).fetchall()
+    ours = rows(built, sql)
+    assert [row[:5] for row in ours] == [row[:5] for row in theirs]
+    assert [row[5] for row in ours] == pytest.approx([row[5] for row in theirs])
 
 
 def test_test_images_are_classified_by_their_neighbours(built: Store):

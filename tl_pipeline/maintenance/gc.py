@@ -33,7 +33,7 @@ from tl_pipeline.maintenance.listing import (
     Item,
 )
 from tl_pipeline.storage.objects import at_once
-from tl_pipeline.store import checks, part_index
+from tl_pipeline.store import checks, part_index, unit_vectors
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.checks import PROVENANCE
 from tl_pipeline.store.embeddings import ABOUT
@@ -155,6 +155,7 @@ def _remove(store: Store, item: Item) -> bool:
     for name in (item.path.name, item.key):
         for prefix in (PART, REFUSED):
             part_index.cache_file(store, name, prefix).unlink(missing_ok=True)
+    unit_vectors.remove(store, item.key)
     return True
 
 

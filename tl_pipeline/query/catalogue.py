@@ -9,6 +9,7 @@ moved store by ``connect`` gets a catalogue of that store.
 import errno
 import hashlib
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -21,20 +22,15 @@ from tl_pipeline import progress
 from tl_pipeline.errors import InvalidSpec, StoreError
 from tl_pipeline.query import computed, macros, run_records, sandbox, views
 from tl_pipeline.query.columns import COLUMNS
+from tl_pipeline.query.neighbours import ASKED, Neighbours
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder, described
 
 FILE = "catalog.duckdb"
 CONTENTS = "SELECT name, comment FROM help()"
-_COLUMNS = """
-SELECT table_name, column_name, data_type, comment FROM duckdb_columns()
-WHERE NOT internal AND table_name LIKE ? ORDER BY table_name, column_index
-"""
-_COMMENTS = """
-SELECT table_name, comment FROM duckdb_tables() WHERE table_name <> 'built'
-UNION ALL SELECT view_name, comment FROM duckdb_views() WHERE NOT internal
-"""
+_COLUMNS = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal"
+_BUILT = "SELECT name, digest FROM written.built"
 # With the records of finished and of refused runs, and of batches.
 _FOLDERS = ("runs", "refused", "batches")
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -58,7 +54,7 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
     log = _log(file).exists()
     opened = _open(file)
     if opened:
-        if not log and _built(opened) == _state(store, file):
+        if not log and _built(opened) == state(store):
             return opened
         opened.close()
     try:
@@ -80,8 +76,12 @@ def ask(store: Store, sql: str) -> pa.Table:
         StoreError: see ``connect``.
     """
     sandbox.check(sql)
+    near = None
     with connect(store) as connection:
         try:
+            if ASKED.search(sql):
+                near = Neighbours(store, connection)
+                near.put_into(connection)
             sandbox.close(connection, store.root)
             if store.mirror.url and macros.reads_embeddings().search(sql):
                 for key in described(store):
@@ -90,13 +90,13 @@ def ask(store: Store, sql: str) -> pa.Table:
             if found is not None:
                 return found.to_arrow_table()
         except duckdb.Error as error:
-            raise InvalidSpec(f"{error}") from None
+            raise (near and near.fault) or InvalidSpec(f"{error}") from None
     raise InvalidSpec(f"{sql!r} gives no rows; ask with SELECT or FROM")
 
 
 def show(rows: pa.Table) -> None:
     """Print ``rows`` as DuckDB's shell does, the middle of a long table left out."""
-    duckdb.from_arrow(rows).show(max_rows=100, max_width=200)
+    duckdb.from_arrow(rows).show(max_rows=150, max_width=200)
 
 
 def build(store: Store) -> Path:
@@ -117,9 +117,16 @@ def build(store: Store) -> Path:
     return file
 
 
+def state(store: Store, home: Path | None = None) -> str:
+    """What a catalogue depends on that anybody may have changed since it was built."""
+    files = [file for name in _FOLDERS for file in _record_files(store, name)]
+    names = [str(file.relative_to(store.root)) for file in files]
+    return _digest("\n".join([str(home or store.root / FILE), str(store.root), *names]))
+
+
 def _write(store: Store, beside: Path, home: Path) -> None:
     """Write the catalogue to ``beside``, to be opened as ``home``."""
-    state, known = _state(store, home), run_records.known(_record_files(store))
+    now, known = state(store, home), run_records.known(_record_files(store))
     latest = records.latest_of_each(
         record
         for folder in sorted((store.root / "runs").glob("*/"))
@@ -129,64 +136,74 @@ def _write(store: Store, beside: Path, home: Path) -> None:
     views.fetch(store, [*batches.values()])
     of_any_kind = {**batches, **latest}
     last = records.last_manifests(store, of_any_kind.values())
+    read = views.Read(
+        list(latest.values()),
+        list(batches.values()),
+        set(last.values()),
+        known,
+        _record_files(store, "batches"),
+    )
+    rows = computed.tables(store, of_any_kind, last, known)
+    code = {
+        **views.statements(store, read, home),
+        **macros.statements(store, latest, rows["encoders"]),
+    }
+    rows["built"] = [{"name": name, "digest": _digest(code[name])} for name in code]
+    rows["built"].append({"name": "", "digest": now})
     with duckdb.connect() as connection:
-        # The oldest format, so that an older DuckDB on an analyst's laptop reads it.
-        connection.execute(
-            f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
-        )
-        connection.execute("USE written")
-        connection.execute("BEGIN")  # else each statement is written for itself
-        made = computed.tables(store, of_any_kind, last, known)
-        for name, table in made.items():
-            _create(connection, name, table)
-        connection.execute(f"CREATE TABLE built AS SELECT '{state}' AS state")
-        connection.execute("COMMENT ON TABLE built IS 'What this file was built of.'")
-        read = views.Read(
-            list(latest.values()),
-            list(batches.values()),
-            set(last.values()),
-            known,
-            _record_files(store, "batches"),
-        )
-        for statement in views.statements(store, read, home):
-            connection.execute(statement)
-        _describe(connection)
-        encoders = made["encoders"].rows
-        for statement in macros.statements(encoders):
-            connection.execute(statement)
-        _help(connection, macros.examples(store, latest, encoders))
-        connection.execute("COMMIT")
-        connection.execute("USE memory")
-        connection.execute("DETACH written")
+        kept = _begin(connection, beside, home)
+        if kept and kept.keys() != {*code, ""}:
+            kept = _begin(connection, beside, None)
+        _make(connection, code, rows, kept)
 
 
-def _describe(connection: duckdb.DuckDBPyConnection, table: str = "%") -> None:
-    """Comment the columns of the tables and views like ``table``."""
-    columns = connection.execute(_COLUMNS, [table]).fetchall()
-    for statement in views.comments(column[:2] for column in columns):
-        connection.execute(statement)
+def _begin(
+    connection: duckdb.DuckDBPyConnection, beside: Path, home: Path | None
+) -> dict[str, str]:
+    """Attach ``beside`` for writing: a copy of ``home``, or empty if that is no use.
+
+    Returns:
+        What is there -> the digest of its statements.
+    """
+    connection.execute("DETACH DATABASE IF EXISTS written")
+    beside.unlink(missing_ok=True)
+    # The oldest format, so that an older DuckDB on an analyst's laptop reads it.
+    attach = f"ATTACH '{views.quoted(beside)}' AS written (STORAGE_VERSION 'v1.0.0')"
+    if home is None or not home.exists():
+        connection.execute(attach)
+        return {}
+    try:
+        shutil.copyfile(home, beside)
+        connection.execute(attach)
+        return dict(connection.execute(_BUILT).fetchall())
+    except (FileNotFoundError, duckdb.Error):  # of an older version, or damaged
+        return _begin(connection, beside, None)
 
 
-def _help(connection: duckdb.DuckDBPyConnection, names: Mapping[str, str]) -> None:
-    """Make the macro ``help()`` and its table."""
-    columns = connection.execute(_COLUMNS, ["%"]).fetchall()
-    comments = dict(connection.execute(_COMMENTS).fetchall())
-    rows = macros.help_rows(columns, comments, names)
-    told = computed.Computed(rows, macros.HELP, "What help() gives.")
-    _create(connection, "contents", told)
-    _describe(connection, "contents")
-    connection.execute("CREATE MACRO help() AS TABLE FROM contents")
-
-
-def _create(
-    connection: duckdb.DuckDBPyConnection, name: str, table: computed.Computed
+def _make(
+    connection: duckdb.DuckDBPyConnection,
+    code: Mapping[str, str],
+    rows: Mapping[str, list[computed.Row]],
+    kept: Mapping[str, str],
 ) -> None:
-    rows = pa.Table.from_pylist(list(table.rows), table.schema)
-    connection.register("rows", rows)
-    connection.execute(f"CREATE TABLE {name} AS FROM rows")
-    connection.unregister("rows")
-    comment = views.quoted(table.comment)
-    connection.execute(f"COMMENT ON TABLE {name} IS '{comment}'")
+    """Make what ``code`` tells but for what is ``kept``; tables are filled anew."""
+    new = {n: c for n, c in code.items() if n in rows or kept.get(n) != _digest(c)}
+    connection.execute("USE written")
+    connection.execute("BEGIN")  # else each statement is written for itself
+    for name, statements in new.items():
+        connection.execute(statements)
+        if rows.get(name):
+            columns = dict.fromkeys(column for row in rows[name] for column in row)
+            table = {column: [r.get(column) for r in rows[name]] for column in columns}
+            connection.register("rows", pa.table(table))
+            connection.execute(f"INSERT INTO {name} BY NAME FROM rows")
+            connection.unregister("rows")
+    found = connection.execute(_COLUMNS).fetchall()
+    comments = [views.comment(*column) for column in found if column[0] in new]
+    connection.execute(";".join(comments))
+    connection.execute("COMMIT")
+    connection.execute("USE memory")
+    connection.execute("DETACH written")
 
 
 def _open(file: Path) -> duckdb.DuckDBPyConnection | None:
@@ -236,19 +253,16 @@ def _record_files(store: Store, folder: str = "runs") -> list[Path]:
     return sorted(found, key=lambda file: (file.name, file.parent.name))
 
 
-def _state(store: Store, home: Path) -> str:
-    """What a catalogue depends on that anybody may have changed since it was built."""
-    files = [file for name in _FOLDERS for file in _record_files(store, name)]
-    names = [str(file.relative_to(store.root)) for file in files]
-    made = (views.text(), macros.text(), str(COLUMNS))
-    text = "\n".join([str(home), str(store.root), *made, *names])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(text: str) -> str:
+    """The digest of ``text`` as this version would write and comment it."""
+    made = (text, views.text(), macros.text(), str(COLUMNS))
+    return hashlib.sha256("\n".join(made).encode()).hexdigest()
 
 
 def _built(connection: duckdb.DuckDBPyConnection) -> str | None:
     """The state that the catalogue says it was built of; None of an older version."""
     try:
-        rows = connection.execute("SELECT state FROM built").fetchall()
+        rows = connection.execute("SELECT digest FROM built WHERE name = ''").fetchall()
     except duckdb.Error:
         return None
     return rows[0][0] if rows else None

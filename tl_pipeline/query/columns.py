@@ -42,6 +42,7 @@ COLUMNS = {
     "folds.",
     "distance_from_train": "Total variation distance between its class shares and "
     "those of train, 0 to 1; null for train.",
+    "digest": "The digest of its statements, or of the names of all records.",
     "document": "The run record as JSON.",
     "duplicates": "Number of files with the very bytes of another, >= 0.",
     "elapsed": "Seconds from begin to end, >= 0.",
@@ -129,7 +130,6 @@ COLUMNS = {
     "share": "Share of the images of the split, 0 to 1.",
     "similarity": "Cosine of the two embeddings, -1 to 1.",
     "split": "train, validation or test; unlabelled where images have no labels.",
-    "state": "A digest of what the file was built of.",
     "stage": "The stage, such as embed.",
     "started": "When the run began, UTC.",
     "subject": "What the stage worked on.",
@@ -156,23 +156,21 @@ COLUMNS = {
     "batch_predictions.label": "The most probable class.",
     "batches.finished": "When the batch ended, UTC.",
     "batches.started": "When the batch began, UTC.",
+    "built.name": "The table, view or macro; empty for the whole file.",
     "class_scores.images": "Images of the split that have the label, >= 0.",
     "class_scores.split": "test; folds or validation: images held out of heads.",
     "comparisons.bytes": "What its encoders store of an image, > 0; null if unknown.",
     "comparisons.images": "Held-out images that both scored, > 0.",
     "comparisons.metric": "The metric that compares candidates, --choose-by.",
     "comparisons.value": "Its score minus that of against, in the unit of the metric.",
-    "contents.columns": "Of a view: name, type and comment of each column; null of a "
-    "macro.",
-    "contents.comment": "What one row is, or what the macro answers.",
-    "contents.example": "A statement that can be asked of this store.",
-    "contents.kind": "view or macro.",
-    "contents.name": "The view, or the macro with its parameters.",
     "doubled_embeddings.row": "Row in the part file, from 0.",
     "encoders.label": "Name of the encoder, which two may share.",
     "encoders.width": "Number of values of an embedding, > 0; null of several.",
+    "metrics.role": "best, candidate or control; best is of the latest run only.",
     "metrics.split": "test; folds or validation: images held out of heads; train: at "
     "most 10,000 of the images that the head learned from.",
+    "metrics_history.split": "test; folds or validation: images held out of heads; "
+    "train: at most 10,000 of the images that the head learned from.",
     "models.head": "The head, with its parameters.",
     "models.run_id": "The run that registered it first; null if no record tells.",
     "near_duplicates.similarity": "How alike the two are, -1 to 1: cosine of the "

@@ -1,10 +1,13 @@
-"""The few rows of the SQL catalogue that neither a record nor a Parquet table holds."""
+"""The few rows of the SQL catalogue that neither a record nor a Parquet table holds.
+
+``views.sql`` makes their tables and says what a row is.
+"""
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,15 +23,6 @@ from tl_pipeline.store.embeddings import EmbeddingFolder, described
 
 Row = Mapping[str, Any]
 PARTS = "part-*.parquet"
-_TEXT, _NUMBER, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-
-
-class Computed(NamedTuple):
-    """The rows of one table, its columns, and what one row is."""
-
-    rows: Sequence[Row]
-    schema: pa.Schema
-    comment: str
 
 
 def tables(
@@ -36,8 +30,8 @@ def tables(
     latest: Mapping[str, Record],
     last: Mapping[str, str],
     known: Known,
-) -> dict[str, Computed]:
-    """Every computed table by its name.
+) -> dict[str, list[Row]]:
+    """The rows of every computed table by its name.
 
     ``latest`` has the last record of each dataset, of a run or else of a batch,
     ``last`` the manifest of its last run, be it refused; ``known`` is what all records
@@ -46,86 +40,26 @@ def tables(
     files = described(store)
     encoders = list(_encoders(store, files))
     return {
-        "datasets": Computed(
-            [
-                {
-                    "dataset": name,
-                    "run_id": latest[name].run_id if name in latest else None,
-                    "manifest": latest[name].manifest if name in latest else None,
-                    "last_manifest": last[name],
-                }
-                for name in sorted(last)
-            ],
-            _schema(_TEXT, "dataset", "run_id", "manifest", "last_manifest"),
-            "One row per dataset: its latest finished run, or batch where it has no "
-            "run, and the manifest of that; last_manifest is of a later run if that "
-            "was refused.",
-        ),
-        "models": Computed(
-            [_model(row, known) for row in index.models(store)],
-            pa.schema(
-                [
-                    pa.field("name", _TEXT),
-                    pa.field("version", _NUMBER),
-                    pa.field("aliases", pa.list_(_TEXT)),
-                    *_schema(_TEXT, "encoder", "encoder_key", "head"),
-                    *_schema(_REAL, *(f"{s}_accuracy" for s in _SCORES)),
-                    *_schema(_TEXT, "folder", "model"),
-                    pa.field("control", _FLAG),
-                    pa.field("run_id", _TEXT),
-                    pa.field("registered", pa.timestamp("us")),
-                ]
-            ),
-            "One row per registered model version; aliases may hold champion.",
-        ),
-        "current_evaluations": Computed(
-            [
-                {"run_id": run_id, "evaluation": evaluation}
-                for run_id, evaluations in known.current.values()
-                for evaluation in evaluations
-            ],
-            _schema(_TEXT, "run_id", "evaluation"),
-            "One row per evaluation in the view predictions, and the last run that "
-            "had it.",
-        ),
-        "encoders": Computed(
-            _named([*encoders, *_joined(encoders, known.joints.values())]),
-            pa.schema(
-                [
-                    *_schema(_TEXT, "encoder_key", "encoder", "label", "backbone"),
-                    *_schema(_TEXT, "layer", "weights", "weights_sha256", "precision"),
-                    pa.field("width", _NUMBER),
-                    pa.field("control", _FLAG),
-                ]
-            ),
-            "One row per encoder that has embeddings in the store, and per joint of "
-            "several, which has none of its own. encoder is unique: its label, and the "
-            "beginning of its key where labels are equal. control: it is untrained.",
-        ),
-        "refused": Computed(
-            list(_refused(store, files)),
-            pa.schema(
-                [
-                    *_schema(_TEXT, "encoder_key", "image_id", "reason", "detail"),
-                    pa.field("first_seen", pa.timestamp("us")),
-                ]
-            ),
-            "One row per encoder and image that could not be decoded. Times are UTC.",
-        ),
-        "doubled_embeddings": Computed(
-            list(_doubled(store, files)),
-            pa.schema([*_schema(_TEXT, "encoder_key", "file"), ("row", _NUMBER)]),
-            "One row per embedding that another part file gives too; the view "
-            "embeddings leaves it out.",
-        ),
+        "datasets": [_dataset(name, last[name], latest.get(name)) for name in last],
+        "models": [_model(row, known) for row in index.models(store)],
+        "current_evaluations": [
+            {"run_id": run_id, "evaluation": evaluation}
+            for run_id, evaluations in known.current.values()
+            for evaluation in evaluations
+        ],
+        "encoders": _named([*encoders, *_joined(encoders, known.joints.values())]),
+        "refused": list(_refused(store, files)),
+        "doubled_embeddings": list(_doubled(store, files)),
     }
 
 
-_SCORES = ("folds", "validation", "test")
-
-
-def _schema(kind: pa.DataType, *names: str) -> pa.Schema:
-    return pa.schema([pa.field(name, kind) for name in names])
+def _dataset(name: str, last_manifest: str, latest: Record | None) -> Row:
+    return {
+        "dataset": name,
+        "run_id": latest and latest.run_id,
+        "manifest": latest and latest.manifest,
+        "last_manifest": last_manifest,
+    }
 
 
 def _model(row: Row, known: Known) -> Row:
@@ -147,10 +81,6 @@ def _model(row: Row, known: Known) -> Row:
     }
 
 
-def _encoder(file: Path) -> Encoder:
-    return Encoder.model_validate(json.loads(file.read_text()))
-
-
 def _named(rows: list[Row]) -> list[Row]:
     """``rows`` with the unique name of each encoder."""
     names = labels.unique({row["encoder_key"]: row["label"] for row in rows})
@@ -159,7 +89,7 @@ def _named(rows: list[Row]) -> list[Row]:
 
 def _encoders(store: Store, files: Mapping[str, Path]) -> Iterator[Row]:
     for key, file in files.items():
-        encoder = _encoder(file)
+        encoder = Encoder.model_validate(json.loads(file.read_text()))
         yield {
             "encoder_key": key,
             "label": encoder.label,

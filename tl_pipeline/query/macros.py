@@ -1,51 +1,24 @@
-"""``macros.sql`` for one store, and ``help()``: what there is to ask, with examples."""
+"""``macros.sql`` for one store: names of its encoders, and examples to be asked."""
 
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
-
-import pyarrow as pa
+from typing import Any
 
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.query import views
+from tl_pipeline.query.views import quoted
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import MANIFEST
 
-HELP = pa.schema(
-    {
-        "name": pa.string(),
-        "kind": pa.string(),
-        "comment": pa.string(),
-        "columns": pa.list_(
-            pa.struct(
-                {"name": pa.string(), "type": pa.string(), "comment": pa.string()}
-            )
-        ),
-        "example": pa.string(),
-    }
-)
-_MACRO = re.compile(
-    r"^CREATE MACRO (\w+)\((.*?)\).*?^COMMENT ON MACRO .*?'(.*?)';\n-- Example: (.*?)$",
-    re.DOTALL | re.MULTILINE,
-)
-_MADE = re.compile(r"^CREATE (VIEW|MACRO) (\w+)(.*?);\n", re.DOTALL | re.MULTILINE)
 Row = Mapping[str, Any]
-
-
-class Macro(NamedTuple):
-    """A macro as ``help()`` lists it."""
-
-    name: str
-    parameters: str
-    comment: str
-    example: str
+_MADE = re.compile(r"^CREATE (VIEW|MACRO) (\w+)(.*?);\n", re.DOTALL | re.MULTILINE)
 
 
 @cache
@@ -54,66 +27,22 @@ def text() -> str:
     return (resources.files("tl_pipeline.query") / "macros.sql").read_text()
 
 
-def statements(encoders: Iterable[Row]) -> Iterator[str]:
-    """The statements that make the macros, for the rows of the table encoders."""
-    code = text().replace("{embeddings of encoder}", _choice(encoders))
-    return views.split(code)
-
-
-def listed() -> list[Macro]:
-    """Every macro, in the order in which they were written."""
-    return [Macro(*found) for found in _MACRO.findall(text())]
-
-
-def help_rows(
-    columns: Iterable[Sequence[str]],
-    comments: Mapping[str, str],
-    names: Mapping[str, str],
-) -> list[Row]:
-    """The rows of ``help()``: views by name, then macros.
-
-    Args:
-        columns: (view, column, type, comment) of all, a view's together.
-        comments: view -> what one row is.
-        names: what stands in examples for ``{dataset}`` and the like.
-    """
-    of: dict[str, list[dict[str, str]]] = {view: [] for view in comments}
-    for view, *told in columns:
-        if view in of:
-            of[view].append(dict(zip(("name", "type", "comment"), told, strict=True)))
-    rows: list[Row] = [
-        {
-            "name": view,
-            "kind": "view",
-            "comment": " ".join(comments[view].split()),
-            "columns": of[view],
-            "example": f"FROM {view} LIMIT 3",
-        }
-        for view in sorted(comments)
-    ]
-    for macro in listed():
-        example = macro.example
-        for word, name in names.items():
-            example = example.replace(f"{{{word}}}", views.quoted(name))
-        rows.append(
-            {
-                "name": f"{macro.name}({macro.parameters})",
-                "kind": "macro",
-                "comment": " ".join(macro.comment.replace("''", "'").split()),
-                "columns": None,
-                "example": example,
-            }
-        )
-    return rows
-
-
-def examples(
+def statements(
     store: Store, latest: Mapping[str, RunRecord], encoders: Iterable[Row]
 ) -> dict[str, str]:
-    """Names of this store for the examples of ``help()``: those of the last run.
+    """Macro -> the statements that make it; ``encoders`` are rows of that table.
 
-    What it has not is a word in capitals.
+    Examples name what is of the last run of ``latest``; what it has not is a word in
+    capitals.
     """
+    names = _examples(store, latest, encoders)
+    put = {f"{{{word}}}": quoted(quoted(name)) for word, name in names.items()}
+    return views.filled(text(), {"{embeddings of encoder}": _choice(encoders), **put})
+
+
+def _examples(
+    store: Store, latest: Mapping[str, RunRecord], encoders: Iterable[Row]
+) -> dict[str, str]:
     names = {name: name.upper() for name in ("dataset", "encoder", "image")}
     names |= dict.fromkeys(("evaluation", "other"), "EVALUATION")
     if not latest:
@@ -145,21 +74,29 @@ def reads_embeddings() -> re.Pattern[str]:
     return re.compile("|".join(found), re.IGNORECASE)
 
 
-def _choice(encoders: Iterable[Row]) -> str:
-    """An expression that gives the query of the embeddings of ``encoder``."""
+def named(encoders: Iterable[Row]) -> dict[str, Row]:
+    """The encoders with embeddings by each name that they go by.
+
+    Those are name, key, and the backbone of the only trained one that has it.
+    """
     rows = [row for row in encoders if row.get("width")]
-    names: dict[str, Row] = {}
     trained = [row for row in rows if not row["control"]]
     often = Counter(row["backbone"] for row in trained)
-    names |= {r["backbone"]: r for r in trained if often[r["backbone"]] == 1}
+    names = {r["backbone"]: r for r in trained if often[r["backbone"]] == 1}
     for row in rows:
         names |= {row["encoder"]: row, row["encoder_key"]: row}
+    return names
+
+
+def _choice(encoders: Iterable[Row]) -> str:
+    """An expression that gives the query of the embeddings of ``encoder``."""
+    names = named(encoders)
     cases = "".join(
-        f" WHEN encoder = '{views.quoted(name)}' THEN '{views.quoted(_query(row))}'"
+        f" WHEN encoder = '{quoted(name)}' THEN '{quoted(_query(row))}'"
         for name, row in names.items()
     )
-    known = ", ".join(f'"{row["encoder"]}"' for row in rows) or "none"
-    fault = views.quoted(f"; those with embeddings are {known}")
+    known = ", ".join(dict.fromkeys(f'"{r["encoder"]}"' for r in names.values()))
+    fault = quoted(f"; those with embeddings are {known or 'none'}")
     error = f"error('no encoder \"' || encoder || '\"' || '{fault}')"
     return f"CASE WHEN false THEN ''{cases} ELSE {error} END"
 

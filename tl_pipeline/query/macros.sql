@@ -1,6 +1,7 @@
 -- What analysts ask in one line. {embeddings of encoder} is replaced by a query for each
--- encoder, as the type FLOAT[width] must be known before it runs. In "Example" lines
--- {dataset}, {encoder}, {other}, {evaluation}, {image} are replaced by names of the store.
+-- encoder, as the type FLOAT[width] must be known before it runs. In what stands behind
+-- "Example:", which help() gives, {dataset}, {encoder}, {other}, {evaluation} and {image}
+-- are replaced by names of the store.
 -- A parameter is meant where a name stands alone, a column where its table stands before.
 -- No macro has a WITH clause: DuckDB 1.4 does not find those that newer versions stored.
 -- None chooses between arrays by CASE or coalesce, which DuckDB before 2.0 cannot.
@@ -9,16 +10,16 @@ CREATE MACRO dataset_named(name) AS coalesce(
     (SELECT d.dataset FROM datasets AS d WHERE d.dataset = name),
     error('no dataset ' || name || '; FROM datasets lists them')
 );
-COMMENT ON MACRO dataset_named IS 'The name of a dataset; an error if there is none.';
--- Example: SELECT dataset_named('{dataset}') AS dataset
+COMMENT ON MACRO dataset_named IS 'The name of a dataset; an error if there is none.
+Example: SELECT dataset_named(''{dataset}'') AS dataset';
 
 CREATE MACRO embeddings_of(encoder) AS TABLE
 FROM query({embeddings of encoder});
 COMMENT ON MACRO TABLE embeddings_of IS
 'image_id and embedding of one encoder, as FLOAT[width]: for array_cosine_similarity and
 the like. encoder is its name or key in encoders, or its backbone if no other but untrained
-controls has that.';
--- Example: SELECT image_id, array_cosine_similarity(embedding, (SELECT embedding FROM embeddings_of('{encoder}') WHERE image_id = '{image}')) AS similarity FROM embeddings_of('{encoder}') ORDER BY similarity DESC LIMIT 3
+controls has that.
+Example: SELECT image_id, array_cosine_similarity(embedding, (SELECT embedding FROM embeddings_of(''{encoder}'') WHERE image_id = ''{image}'')) AS similarity FROM embeddings_of(''{encoder}'') ORDER BY similarity DESC LIMIT 3';
 
 CREATE MACRO labelled_embeddings(dataset, encoder) AS TABLE
 SELECT i.image_id, i.uri, i.label, i.split, e.embedding
@@ -26,8 +27,8 @@ FROM embeddings_of(encoder) AS e
 JOIN images AS i ON i.image_id = e.image_id
 WHERE i.dataset = dataset_named(dataset);
 COMMENT ON MACRO TABLE labelled_embeddings IS
-'The images of a dataset (image_id, uri, label, split) with their embedding, FLOAT[width].';
--- Example: SELECT uri, label, embedding[1:3] AS first FROM labelled_embeddings('{dataset}', '{encoder}') LIMIT 3
+'The images of a dataset (image_id, uri, label, split) with their embedding, FLOAT[width].
+Example: SELECT uri, label, embedding[1:3] AS first FROM labelled_embeddings(''{dataset}'', ''{encoder}'') LIMIT 3';
 
 CREATE MACRO centroids_of(dataset, encoder) AS TABLE
 SELECT v.label, any_value(v.images) AS images,
@@ -43,8 +44,8 @@ FROM (
 ) AS v
 GROUP BY v.label;
 COMMENT ON MACRO TABLE centroids_of IS
-'The mean embedding of each class, of the images of all splits.';
--- Example: SELECT label, images, centroid[1:3] AS first FROM centroids_of('{dataset}', '{encoder}')
+'The mean embedding of each class, of the images of all splits.
+Example: SELECT label, images, centroid[1:3] AS first FROM centroids_of(''{dataset}'', ''{encoder}'')';
 
 CREATE MACRO nearest_to(vector, k, encoder) AS TABLE
 SELECT i.dataset, n.image_id, i.uri, i.label, i.split, n.similarity
@@ -64,8 +65,8 @@ JOIN images AS i ON i.image_id = n.image_id
 ORDER BY n.similarity DESC, n.image_id, i.dataset;
 COMMENT ON MACRO TABLE nearest_to IS
 'The k images whose embeddings are most like vector (cosine, -1 to 1); one row for each
-dataset that has the image.';
--- Example: FROM nearest_to((SELECT embedding FROM embeddings_of('{encoder}') WHERE image_id = '{image}'), 3, '{encoder}')
+dataset that has the image.
+Example: FROM nearest_to((SELECT embedding FROM embeddings_of(''{encoder}'') WHERE image_id = ''{image}''), 3, ''{encoder}'')';
 
 CREATE MACRO neighbours(image_id, k, encoder) AS TABLE
 SELECT i.dataset, n.image_id, i.uri, i.label, i.split, n.similarity
@@ -90,8 +91,8 @@ JOIN images AS i ON i.image_id = n.image_id
 ORDER BY n.similarity DESC, n.image_id, i.dataset;
 COMMENT ON MACRO TABLE neighbours IS
 'The k images that are most like a stored one (cosine, -1 to 1), without itself; one row
-for each dataset that has the image.';
--- Example: FROM neighbours('{image}', 3, '{encoder}')
+for each dataset that has the image.
+Example: FROM neighbours(''{image}'', 3, ''{encoder}'')';
 
 CREATE MACRO classify_knn(dataset, k, encoder) AS TABLE
 SELECT i.image_id, i.uri, i.label, v.vote AS predicted, v.votes,
@@ -122,8 +123,8 @@ JOIN images AS i ON i.image_id = v.image_id AND i.dataset = dataset_named(datase
 ORDER BY i.image_id;
 COMMENT ON MACRO TABLE classify_knn IS
 'Each image of test, classified by the majority of its k nearest images of train and
-validation (cosine; of equal majorities the more similar); votes of k agree.';
--- Example: SELECT avg(correct::INT) AS accuracy FROM classify_knn('{dataset}', 5, '{encoder}')
+validation (cosine; of equal majorities the more similar); votes of k agree.
+Example: SELECT avg(correct::INT) AS accuracy FROM classify_knn(''{dataset}'', 5, ''{encoder}'')';
 
 CREATE MACRO outliers(dataset, k, encoder) AS TABLE
 SELECT e.image_id, e.uri, e.label, e.split,
@@ -133,8 +134,8 @@ JOIN centroids_of(dataset, encoder) AS c ON c.label = e.label
 ORDER BY similarity, e.image_id
 LIMIT k;
 COMMENT ON MACRO TABLE outliers IS
-'The k images that are least like the mean of their class (cosine, -1 to 1).';
--- Example: FROM outliers('{dataset}', 3, '{encoder}')
+'The k images that are least like the mean of their class (cosine, -1 to 1).
+Example: FROM outliers(''{dataset}'', 3, ''{encoder}'')';
 
 CREATE MACRO duplicates(dataset, similarity, encoder) AS TABLE
 SELECT p.* FROM (
@@ -148,8 +149,8 @@ WHERE p.cosine >= similarity AND NOT isnan(p.cosine)
 ORDER BY p.cosine DESC, p.image_id, p.near_id;
 COMMENT ON MACRO TABLE duplicates IS
 'Pairs of images of a dataset whose cosine is at least similarity; it compares all with
-all. The views duplicates and near_duplicates list what runs found.';
--- Example: FROM duplicates('{dataset}', 0.99, '{encoder}') LIMIT 3
+all. The views duplicates and near_duplicates list what runs found.
+Example: FROM duplicates(''{dataset}'', 0.99, ''{encoder}'') LIMIT 3';
 
 CREATE MACRO class_similarity(dataset, encoder) AS TABLE
 SELECT a.label, b.label AS other_label,
@@ -158,8 +159,8 @@ FROM centroids_of(dataset, encoder) AS a
 JOIN centroids_of(dataset, encoder) AS b ON a.label < b.label
 ORDER BY similarity DESC, a.label, b.label;
 COMMENT ON MACRO TABLE class_similarity IS
-'How alike two classes are: the cosine of their means, -1 to 1, the most alike first.';
--- Example: FROM class_similarity('{dataset}', '{encoder}') LIMIT 3
+'How alike two classes are: the cosine of their means, -1 to 1, the most alike first.
+Example: FROM class_similarity(''{dataset}'', ''{encoder}'') LIMIT 3';
 
 CREATE MACRO drift(dataset_a, dataset_b, encoder) AS TABLE
 SELECT coalesce(a.label, b.label) AS label,
@@ -172,8 +173,8 @@ FULL JOIN centroids_of(dataset_b, encoder) AS b ON a.label = b.label
 ORDER BY distance DESC NULLS FIRST, label;
 COMMENT ON MACRO TABLE drift IS
 'For each class: its images and its share in two datasets, and the cosine distance
-between its two means (0 to 2; null where one has none), the farthest first.';
--- Example: FROM drift('{dataset}', '{dataset}', '{encoder}') LIMIT 3
+between its two means (0 to 2; null where one has none), the farthest first.
+Example: FROM drift(''{dataset}'', ''{dataset}'', ''{encoder}'') LIMIT 3';
 
 CREATE MACRO confusion(dataset) AS TABLE
 SELECT p.label, p.predicted, count(*) AS images,
@@ -184,8 +185,8 @@ GROUP BY p.label, p.predicted
 ORDER BY p.label, images DESC, p.predicted;
 COMMENT ON MACRO TABLE confusion IS
 'How the best head of the latest run classified test: the images of each label and
-prediction, and their share of the label (0 to 1).';
--- Example: FROM confusion('{dataset}') WHERE label <> predicted ORDER BY images DESC LIMIT 3
+prediction, and their share of the label (0 to 1).
+Example: FROM confusion(''{dataset}'') WHERE label <> predicted ORDER BY images DESC LIMIT 3';
 
 CREATE MACRO misclassified(dataset) AS TABLE
 SELECT p.image_id, i.uri, p.label, p.predicted, p.confidence
@@ -196,8 +197,8 @@ AND NOT p.correct
 ORDER BY p.confidence DESC, p.image_id;
 COMMENT ON MACRO TABLE misclassified IS
 'The images of test that the best head of the latest run got wrong, the most confident
-first.';
--- Example: FROM misclassified('{dataset}') LIMIT 3
+first.
+Example: FROM misclassified(''{dataset}'') LIMIT 3';
 
 CREATE MACRO disagreements(a, b) AS TABLE
 SELECT f.dataset, f.image_id, i.uri, f.label, f.head AS head_a,
@@ -212,8 +213,8 @@ AND b IN (s.evaluation, s.encoder)
 ORDER BY f.dataset, f.image_id, head_a, head_b;
 COMMENT ON MACRO TABLE disagreements IS
 'The images of test for which two heads predict different labels. a and b are evaluations
-or, for all their heads, encoders, as in predictions.';
--- Example: FROM disagreements('{evaluation}', '{other}') LIMIT 3
+or, for all their heads, encoders, as in predictions.
+Example: FROM disagreements(''{evaluation}'', ''{other}'') LIMIT 3';
 
 CREATE MACRO coverage(dataset) AS TABLE
 SELECT n.encoder, n.encoder_key, n.control, count(*) AS images,
@@ -230,8 +231,8 @@ GROUP BY n.encoder, n.encoder_key, n.control
 ORDER BY n.encoder;
 COMMENT ON MACRO TABLE coverage IS
 'For each encoder: how many images of the dataset are embedded, were refused when they
-were decoded, or are missing.';
--- Example: FROM coverage('{dataset}')
+were decoded, or are missing.
+Example: FROM coverage(''{dataset}'')';
 
 CREATE MACRO what_changed(since) AS TABLE
 SELECT r.finished, c.dataset, c.change, c.before, c.after, count(*) AS images
@@ -242,5 +243,37 @@ GROUP BY r.finished, c.dataset, c.change, c.before, c.after
 ORDER BY r.finished, c.dataset, c.change, c.before, c.after;
 COMMENT ON MACRO TABLE what_changed IS
 'What runs that ended since then (UTC) found changed: how many images entered, left, moved
-or were relabelled, from and to which split or label.';
--- Example: FROM what_changed('2026-01-01')
+or were relabelled, from and to which split or label.
+Example: FROM what_changed(''2026-01-01'')';
+
+CREATE MACRO help() AS TABLE
+SELECT h.name, h.kind, trim(regexp_replace(h.comment, '\s+', ' ', 'g')) AS comment,
+    h.columns, h.example
+FROM (
+    SELECT v.name, 'view' AS kind, v.comment, list({
+        'name': c.column_name, 'type': c.data_type, 'comment': c.comment
+    } ORDER BY c.column_index) AS columns, 'FROM ' || v.name || ' LIMIT 3' AS example
+    FROM (
+        SELECT t.table_name AS name, t.comment, t.database_name
+        FROM duckdb_tables() AS t
+        WHERE t.table_name <> 'built' AND NOT t.internal
+        UNION ALL
+        SELECT w.view_name, w.comment, w.database_name
+        FROM duckdb_views() AS w
+        WHERE NOT w.internal
+    ) AS v
+    JOIN duckdb_columns() AS c
+        ON c.table_name = v.name AND c.database_name = v.database_name
+    WHERE v.database_name = current_database()
+    GROUP BY v.name, v.comment
+    UNION ALL
+    SELECT f.function_name || '(' || array_to_string(f.parameters, ', ') || ')',
+        'macro', split_part(f.comment, 'Example: ', 1), NULL,
+        split_part(f.comment, 'Example: ', 2)
+    FROM duckdb_functions() AS f
+    WHERE f.function_type IN ('macro', 'table_macro') AND NOT f.internal
+        AND f.database_name = current_database() AND f.function_name <> 'help'
+) AS h
+ORDER BY h.kind DESC, h.name;
+COMMENT ON MACRO TABLE help IS
+'What there is to ask: views with their columns, then macros, each with an example.';

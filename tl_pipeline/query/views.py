@@ -1,7 +1,8 @@
 """``views.sql`` with the files of one store put in."""
 
 import glob
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -63,22 +64,29 @@ def text() -> str:
     return (resources.files("tl_pipeline.query") / "views.sql").read_text()
 
 
-def statements(store: Store, read: Read, home: Path) -> Iterator[str]:
-    """The statements that make the views of ``store``, of what is ``read`` there.
+def statements(store: Store, read: Read, home: Path) -> dict[str, str]:
+    """Table or view of ``store`` -> the statements that make it of what is ``read``.
 
     ``home`` is where the catalogue will lie when it is opened.
     """
-    code = text()
-    for name, source in _sources(store, read).items():
-        code = code.replace(f"{{files of {name}}}", source)
-    code = code.replace("{here}", _here(home)).replace("{busy}", str(BUSY))
-    return split(code.replace("{alpha}", str(ALPHA)))
+    put = {f"{{files of {name}}}": code for name, code in _sources(store, read).items()}
+    put |= {"{here}": _here(home), "{busy}": str(BUSY), "{alpha}": str(ALPHA)}
+    return filled(text(), put)
 
 
-def split(code: str) -> Iterator[str]:
-    """The statements of ``code``, without lines of comments."""
-    lines = (line for line in code.splitlines() if not line.strip().startswith("--"))
-    return (part for part in "\n".join(lines).split(";\n") if part.strip())
+def filled(code: str, put: Mapping[str, str]) -> dict[str, str]:
+    """What ``code`` makes -> its statements, with what is to be ``put`` into them.
+
+    A macro is named with parentheses: a view may have the same name.
+    """
+    lines = (line for line in code.splitlines() if not line.startswith("--"))
+    found = {}
+    for block in "\n".join(lines).split("CREATE ")[1:]:
+        kind, name = re.split(r"\W", block, maxsplit=2)[:2]
+        for words, value in put.items():
+            block = block.replace(words, value)  # noqa: PLW2901
+        found[f"{name}()" if kind == "MACRO" else name] = f"CREATE OR REPLACE {block}"
+    return found
 
 
 def fetch(store: Store, batches: Iterable[BatchRecord]) -> None:
@@ -105,15 +113,14 @@ def fetch(store: Store, batches: Iterable[BatchRecord]) -> None:
             EmbeddingFolder(store, key).gather(1)
 
 
-def comments(columns: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """The statements that say of each (table, column) what it means.
+def comment(table: str, column: str) -> str:
+    """The statement that says what a column means.
 
     Raises:
-        KeyError: a column has no text; that is an error of this package.
+        KeyError: it has no text; that is an error of this package.
     """
-    for table, name in columns:
-        text = COLUMNS.get(f"{table}.{name}") or COLUMNS[name]
-        yield f"COMMENT ON COLUMN {table}.{name} IS '{quoted(text)}'"
+    text = COLUMNS.get(f"{table}.{column}") or COLUMNS[column]
+    return f"COMMENT ON COLUMN {table}.{column} IS '{quoted(text)}'"
 
 
 def pattern(path: Path) -> str:
@@ -151,7 +158,7 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
         root / "predictions" / key / BATCH_PREDICTIONS.file
         for key in _predictions(read.batches)
     ]
-    scored = sorted((root / "evaluations").glob(f"[!.]*/{METRICS.file}"))
+    scored = {key: at / METRICS.file for key, at in evaluations.items()}
     curves = sorted((root / "finetuned").glob(f"[!.]*/{CURVE.file}"))
     searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
     parts = quoted(f"{pattern(root)}/embeddings/encoder=*/part-*.parquet")
@@ -169,7 +176,8 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
         "batch predictions": _parquet(BATCH_PREDICTIONS.schema, batches),
         "batch records": _texts(read.batch_files),
         "choices": _texts([file for file in told if file.is_file()]),
-        "metrics": _parquet(METRICS.schema, scored),
+        "metrics": _parquet(METRICS.schema, [scored[key] for key in sorted(current)]),
+        "all metrics": _parquet(METRICS.schema, scored.values()),
         "class scores": _parquet(
             CLASS_SCORES.schema,
             [evaluations[key] / CLASS_SCORES.file for key in sorted(current)],

@@ -1,8 +1,54 @@
 -- What analysts query: views over run records (JSON) and Parquet, nothing is copied.
 -- {files of ...} is replaced by the files that are read, {here} by a condition that
--- refuses to read another store than the one that the catalogue lies in. The tables
--- encoders, models, refused, doubled_embeddings and datasets come from computed.py.
+-- refuses to read another store than the one that the catalogue lies in. The few rows
+-- of the tables come from computed.py.
 -- Of tables that older versions wrote, columns that they lack are null.
+
+CREATE TABLE built (name VARCHAR, digest VARCHAR);
+COMMENT ON TABLE built IS
+'What this file was built of: of the same statements nothing is made again.';
+
+CREATE TABLE datasets (
+    dataset VARCHAR, run_id VARCHAR, manifest VARCHAR, last_manifest VARCHAR
+);
+COMMENT ON TABLE datasets IS
+'One row per dataset: its latest finished run, or batch where it has no run, and the
+manifest of that; last_manifest is of a later run if that was refused.';
+
+CREATE TABLE models (
+    name VARCHAR, version BIGINT, aliases VARCHAR[], encoder VARCHAR,
+    encoder_key VARCHAR, head VARCHAR, folds_accuracy DOUBLE,
+    validation_accuracy DOUBLE, test_accuracy DOUBLE, folder VARCHAR, model VARCHAR,
+    control BOOLEAN, run_id VARCHAR, registered TIMESTAMP
+);
+COMMENT ON TABLE models IS
+'One row per registered model version; aliases may hold champion.';
+
+CREATE TABLE current_evaluations (run_id VARCHAR, evaluation VARCHAR);
+COMMENT ON TABLE current_evaluations IS
+'One row per evaluation in the view predictions, and the last run that had it.';
+
+CREATE TABLE encoders (
+    encoder_key VARCHAR, encoder VARCHAR, label VARCHAR, backbone VARCHAR,
+    layer VARCHAR, weights VARCHAR, weights_sha256 VARCHAR, precision VARCHAR,
+    width BIGINT, control BOOLEAN
+);
+COMMENT ON TABLE encoders IS
+'One row per encoder that has embeddings in the store, and per joint of several, which has
+none of its own. encoder is unique: its label, and the beginning of its key where labels
+are equal. control: it is untrained.';
+
+CREATE TABLE refused (
+    encoder_key VARCHAR, image_id VARCHAR, reason VARCHAR, detail VARCHAR,
+    first_seen TIMESTAMP
+);
+COMMENT ON TABLE refused IS
+'One row per encoder and image that could not be decoded. Times are UTC.';
+
+CREATE TABLE doubled_embeddings (encoder_key VARCHAR, file VARCHAR, "row" BIGINT);
+COMMENT ON TABLE doubled_embeddings IS
+'One row per embedding that another part file gives too; the view embeddings leaves it
+out.';
 
 CREATE VIEW records AS
 SELECT
@@ -263,27 +309,39 @@ COMMENT ON VIEW embeddings IS
 CREATE VIEW metrics AS
 SELECT
     r.run_id, r.dataset,
-    coalesce(replace(r.encoder, n.label, n.encoder), r.encoder) AS encoder,
-    m.head, m.split, m.metric,
-    m.value, m.low, m.high, m.images, m.chosen, r.role, r.control, m.family,
-    m.encoder_key, m.evaluation
-FROM (
-    SELECT DISTINCT
-        run_id, dataset, e->>'$.evaluation' AS evaluation, e->>'$.encoder' AS encoder,
-        e->>'$.role' AS role, (e->>'$.role') = 'control' AS control
-    FROM (
-        SELECT run_id, dataset, unnest(document->'$.results[*]') AS e FROM records
-    )
-) AS r
-JOIN {files of metrics} AS m USING (evaluation)
+    CASE WHEN r.encoder_key IS NULL
+        THEN coalesce(replace(r.encoder, n.label, n.encoder), r.encoder)
+        ELSE r.encoder END AS encoder,
+    m.head, m.split, m.metric, m.value, m.low, m.high, m.images, m.chosen,
+    CASE WHEN r.role = 'best' AND NOT r.latest THEN 'candidate' ELSE r.role END AS role,
+    r.control, m.family, m.encoder_key, m.evaluation
+FROM {files of metrics} AS m
+JOIN current_evaluations AS c USING (evaluation)
+JOIN run_evaluations AS r ON r.run_id = c.run_id AND r.evaluation = m.evaluation
 LEFT JOIN encoders AS n ON n.encoder_key = m.encoder_key
 WHERE {here};
 COMMENT ON VIEW metrics IS
-'One row per run, encoder, head, split and metric; low and high bound a 95 % interval.
-The split folds is of training and validation images, each scored by a head that did not
-learn from it; where validation chooses, there is validation in its place. train is of
-images that the head learned from: no measure of what it does on others. Of
-configurations that were not chosen the view searches tells.';
+'One row per dataset, encoder, chosen head, split and metric, as of the last run that had
+that encoder and kind of head; low and high bound a 95 % interval. The split folds is of
+training and validation images, each scored by a head that did not learn from it; where
+validation chooses, there is validation in its place. train is of images that the head
+learned from: no measure of what it does on others. Of configurations that were not chosen
+the view searches tells.';
+
+CREATE VIEW metrics_history AS
+SELECT
+    r.run_id, r.dataset,
+    CASE WHEN r.encoder_key IS NULL
+        THEN coalesce(replace(r.encoder, n.label, n.encoder), r.encoder)
+        ELSE r.encoder END AS encoder,
+    m.head, m.split, m.metric, m.value, m.low, m.high, m.images, m.chosen,
+    r.role, r.control, m.family, m.encoder_key, m.evaluation
+FROM {files of all metrics} AS m
+JOIN run_evaluations AS r USING (evaluation)
+LEFT JOIN encoders AS n ON n.encoder_key = m.encoder_key
+WHERE {here};
+COMMENT ON VIEW metrics_history IS
+'One row per run, encoder, chosen head, split and metric: as metrics, of all runs.';
 
 CREATE VIEW predictions AS
 SELECT

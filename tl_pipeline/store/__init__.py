@@ -18,5 +18,6 @@ __all__ = [
     "remote",
     "tables",
     "timings",
+    "unit_vectors",
     "weights",
 ]

@@ -208,6 +208,25 @@ class EmbeddingFolder:
         ids = set(wanted)
         return self._while_merged(lambda: self._load(ids))
 
+    def blocks(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        """The ids and vectors (n, width) of all images, part by part, each image once.
+
+        All pages that are read are checked, whatever was found before.
+
+        Raises:
+            DamagedArtifact: see ``load``.
+            FileNotFoundError: a part was merged with others meanwhile.
+        """
+        parts = duplicate_rows.largest_first(self._parts.scan().whole)
+        twice = duplicate_rows.find(parts)
+        for file in parts:
+            start, again = 0, twice.get(file, np.empty(0, int))
+            for ids, vectors in self._blocks(file):
+                end = start + len(ids)
+                keep = np.setdiff1d(np.arange(start, end), again) - start
+                yield [ids[row] for row in keep], vectors[keep]
+                start = end
+
     def _while_merged(self, read: Callable[[], _Read]) -> _Read:
         """What ``read`` gives, again where a part was merged after it was listed."""
         for _ in range(_TRIES):
