@@ -22,6 +22,7 @@ from tl_pipeline.cli import (
     predict_command,
     rank_command,
     run_commands,
+    similar_command,
     sql_command,
     store_commands,
 )
@@ -56,6 +57,7 @@ app.command(model_commands.app)
 app.command(predict_command.predict)
 app.command(export_command.export)
 app.command(sql_command.sql)
+app.command(similar_command.similar)
 app.command(store_commands.app)
 app.command(run_commands.app)
 

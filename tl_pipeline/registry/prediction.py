@@ -16,7 +16,8 @@ from tl_pipeline.embedding import rounding
 from tl_pipeline.embedding.devices import devices
 from tl_pipeline.embedding.forward import BATCH, Forward
 from tl_pipeline.encoders import concat
-from tl_pipeline.encoders.encoder import sharing
+from tl_pipeline.encoders.encoder import Encoder, sharing
+from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.evaluation.averaging import aligned
 from tl_pipeline.inputs import modalities
 from tl_pipeline.inputs.images import RefusedImage
@@ -67,6 +68,31 @@ class Predictor:
 def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
     """Classify ``files``; the networks of ``model`` stay loaded for the next call."""
     return model.predictor.predict(files)
+
+
+def embed(encoder: Encoder, inputs: Sequence[Path | bytes]) -> np.ndarray:
+    """The embeddings of files, or contents, as a store keeps them: (n, width).
+
+    Raises:
+        InvalidSpec: one cannot be read, is no input, or has an embedding out of range.
+        WeightsError: the weights of ``encoder`` are gone or changed.
+    """
+    network, how = Forward([encoder], devices()[0]), encoder.preprocess
+    size = BATCH[network.device.type]
+    found: list[np.ndarray] = []
+    for start in range(0, len(inputs), size):
+        fed = []
+        for given in inputs[start : start + size]:
+            try:
+                fed.append(_prepared(given, [how]))
+            except (RefusedImage, OSError) as error:
+                name = given if isinstance(given, Path) else "an input"
+                raise InvalidSpec(f"{name}: {error}") from None
+        vectors, beyond = _embedded([network], fed)
+        for row, why in beyond.items():
+            raise InvalidSpec(f"{inputs[start + row]}: {why}")
+        found.append(vectors[encoder.key])
+    return np.concatenate(found)
 
 
 def probabilities(

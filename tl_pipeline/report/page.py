@@ -38,7 +38,7 @@ from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import CURVE
 
 _Found = TypeVar("_Found")
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -68,7 +68,7 @@ def render(
         isinstance(picture, Unavailable) for picture in pictures.values()
     )
     # A page with gaps has no key, so that the next run tries again.
-    return _TEMPLATES.get_template("report.html").render(
+    return TEMPLATES.get_template("report.html").render(
         content_key=content_key if whole else "",
         run=record,
         best=record.best,
