@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tl_pipeline.data.reading import ImageRef, Read, Refusal
+from tl_pipeline.embedding import canary
 from tl_pipeline.embedding.batch_loader import READ_AHEAD, BatchLoader, DecodedBatch
 from tl_pipeline.embedding.devices import devices
 from tl_pipeline.embedding.forward import BATCH, Forward, Vectors
@@ -60,15 +61,18 @@ def embed(
     part_rows: int,
     track: Track,
     load: Load = Forward,
+    known: Sequence[ImageRef] = (),
 ) -> list[EmbedStats]:
     """Embed each of ``images`` under the encoder of each of ``jobs``.
 
     The images are cut in their order into shards of ``part_rows``; each shard becomes
     one part file when it is finished, so a broken run loses those that are under way.
     An image that cannot be decoded is refused alone. ``track`` counts embeddings.
-    ``load`` gives the network of some encoders on a device.
+    ``load`` gives the network of some encoders on a device. Those of ``known`` images
+    that have an embedding must come out as it: see ``canary``.
 
     Raises:
+        StoreError: a network gives other embeddings than are stored.
         WeightsError: a network cannot be loaded.
         DeviceError: there is a GPU that torch cannot use.
         ValueError: a network gave values that are not finite.
@@ -81,11 +85,28 @@ def embed(
     for groups in _passes(sharing([job.encoder for job in jobs])):
         if done:
             gc.collect()  # the networks of the last pass: their graphs are cyclic
-        done |= _Pass(
-            [[load(group, device) for group in groups] for device in available],
-            folders,
-        ).run(images, read, part_rows, track)
+        networks = [[load(group, device) for group in groups] for device in available]
+        if known:
+            _compare(networks, folders, known, read)
+        done |= _Pass(networks, folders).run(images, read, part_rows, track)
     return [done[job.encoder.key] for job in jobs]
+
+
+def _compare(
+    networks: Sequence[Sequence[Forward]],
+    folders: Mapping[str, EmbeddingFolder],
+    known: Sequence[ImageRef],
+    read: Read,
+) -> None:
+    """See that ``networks`` give what is stored of some of ``known``."""
+    encoders = [encoder for forward in networks[0] for encoder in forward.encoders]
+    again = {encoder.key: canary.Recomputed() for encoder in encoders}
+    images = canary.sample([folders[key] for key in again], known)
+    if images:
+        _Pass(networks, again).run(images, read, len(images))
+    for encoder in encoders:
+        again[encoder.key].compare(encoder, folders[encoder.key])
+        folders[encoder.key].note_made_by(canary.machine())
 
 
 def _passes(groups: Sequence[list[Encoder]]) -> Iterator[list[list[Encoder]]]:
@@ -140,7 +161,7 @@ class _Pass:
     def __init__(
         self,
         networks: Sequence[Sequence[Forward]],
-        folders: Mapping[str, EmbeddingFolder],
+        folders: Mapping[str, EmbeddingFolder | canary.Recomputed],
     ) -> None:
         self._networks = networks
         self._keys = [e.key for forward in networks[0] for e in forward.encoders]
@@ -153,7 +174,11 @@ class _Pass:
         self._pace = Pace(self._clock)
 
     def run(
-        self, images: Sequence[ImageRef], read: Read, part_rows: int, track: Track
+        self,
+        images: Sequence[ImageRef],
+        read: Read,
+        part_rows: int,
+        track: Track | None = None,
     ) -> dict[str, EmbedStats]:
         """See ``embed``."""
         started = time.perf_counter()
@@ -222,7 +247,7 @@ class _Pass:
         embedded: Iterable[dict[str, _Shard]],
         images: int,
         part_rows: int,
-        track: Track,
+        track: Track | None,
     ) -> Iterator[dict[str, _Shard]]:
         """What belongs into one part file each, in order."""
         shards = {key: _Shard() for key in self._keys}
@@ -234,7 +259,8 @@ class _Pass:
             size = len(one.ids) + len(one.refused)
             seen += size
             self._pace.add(size)
-            track.advance(size * len(made))
+            if track:
+                track.advance(size * len(made))
             if seen % part_rows == 0 or seen == images:
                 yield shards
                 shards = {key: _Shard() for key in self._keys}

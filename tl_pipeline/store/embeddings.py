@@ -29,6 +29,7 @@ from tl_pipeline.store.part_index import PartIndex, Scan
 # What is no embedding; in stores of older versions it lies between the parts.
 ABOUT = "encoders"
 DESCRIPTION = "encoder.json"
+_MADE_BY = "made_by.txt"
 # Reasons that say nothing about the image, so that it is tried again.
 RETRIED = ("unreadable", "changed")
 
@@ -116,6 +117,22 @@ class EmbeddingFolder:
         """The file of the encoder's identity, if there is one."""
         older = self.path / DESCRIPTION
         return older if older.exists() else self.about / DESCRIPTION
+
+    def note_made_by(self, machine: str) -> None:
+        """Keep in words what embeds now."""
+        if machine != self.made_by():
+            file = self.about / _MADE_BY
+            with self._store.mirror.sending(file):
+                write_atomically(file, machine)
+
+    def made_by(self) -> str | None:
+        """What embedded last, in words; None where an older version did not note it."""
+        mirror, file = self._store.mirror, self.about / _MADE_BY
+        mirror.fetch(file for name in mirror.listing(self.about) if name == file.name)
+        try:
+            return file.read_text()
+        except FileNotFoundError:
+            return None
 
     def begun(self) -> bool:
         """Whether any part was ever published here."""

@@ -263,6 +263,7 @@ def fill(
     writer of an encoder at a time.
 
     Raises:
+        StoreError: a network gives other embeddings than are stored.
         WeightsError: a network cannot be loaded.
         DeviceError: there is a GPU that torch cannot use.
     """
@@ -297,7 +298,9 @@ def fill(
                 ]
             for group, missing in groups:
                 read = open_source(dataset).read
-                made = engine.embed(group, missing, read, part_rows, progress)
+                made = engine.embed(
+                    group, missing, read, part_rows, progress, known=by_place
+                )
                 for job, done in zip(group, made, strict=True):
                     total[job.encoder.key] += done
         return {
