@@ -95,8 +95,8 @@ def tune(
 ) -> None:
     """Find the side of the input, the fit and the pooling that suit a dataset.
 
-    Candidates are ranked on a sample as by `tl rank`; of many, half go on from a
-    quarter of it to all of it. Of those within one standard error of the best the
+    Candidates are ranked on a sample as by `tl rank`; of many, at most half go on from
+    a quarter of it to all of it. Of those within one standard error of the best the
     cheapest is chosen, unless a full pass takes seconds. The embeddings of the sample
     are kept.
 

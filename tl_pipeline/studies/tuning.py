@@ -1,7 +1,7 @@
 """Which side, fit and pooling suit a dataset: a grid, ranked in rounds.
 
 Scores and costs are those of ``ranking``. The first round looks at a part of the sample
-and lets half of the candidates go on.
+and lets those go on that cannot be told apart from the best, at most half of them.
 """
 
 import time
@@ -28,8 +28,10 @@ from tl_pipeline.studies.study import Study
 POOLS: tuple[Pool | None, ...] = (None, "grid2", "grid3", "avg+max")
 # Smaller inputs than a network's own that are tried unless others are named.
 _SIDES = (64, 96, 128, 160, 192)
-# The part of the sample that the first round sees, and of candidates that go on.
+# The part of the sample that the first round sees, and the part of candidates that may
+# go on.
 _FIRST, _GO_ON = 4, 2
+_FEW = 4  # candidates that need no first round, or go on if the others are behind
 
 
 class Candidate(NamedTuple):
@@ -152,10 +154,12 @@ def tune(
     )
     within = [encoder for together in kept for encoder in together]
     out = [encoder.label for encoder in unaffordable]
-    if len(within) <= _FIRST:
+    if len(within) <= _FEW:
         return Tuned(ranking.rank(study, within, sample), [], out)
     early = ranking.rank(study, within, first)
-    ahead = {row.key for row in early.rows[: -(-len(early.rows) // _GO_ON)]} | {stays}
+    best = early.rows[: -(-len(early.rows) // _GO_ON)]
+    ahead = {row.key for at, row in enumerate(best) if row.tied or at < _FEW}
+    ahead.add(stays)
     dropped = [row.encoder for row in early.rows if row.key not in ahead]
     on = [encoder for encoder in within if encoder.key in ahead]
     return Tuned(ranking.rank(study, on, sample), dropped, out)
@@ -220,7 +224,7 @@ def _judging(
     encoders = [encoder for together in passes for encoder in together]
     widths = [resolution.width(one, study.at.store) or 1 for one in encoders]
     last = ranking.judging_seconds(widths, len(sample.drawn))
-    if len(encoders) > _FIRST:
+    if len(encoders) > _FEW:
         early = ranking.judging_seconds(widths, len(first.drawn))
         last = [a + b / _GO_ON for a, b in zip(early, last, strict=True)]
     return dict(zip([encoder.key for encoder in encoders], last, strict=True))
