@@ -21,7 +21,7 @@ from tests.runs.made import record, result
 from tl_pipeline import query
 from tl_pipeline.errors import InvalidSpec, TransferLearningError
 from tl_pipeline.query import macros
-from tl_pipeline.query.columns import COLUMNS
+from tl_pipeline.query.views import columns
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
@@ -85,7 +85,7 @@ def test_help_lists_every_macro_and_the_columns_of_every_view(built: Store):
     assert split == {
         "name": "split",
         "type": "VARCHAR",
-        "comment": COLUMNS["split"],
+        "comment": columns()["split"],
     }
 
 
@@ -171,6 +171,7 @@ FIRST_OF_ALL = "(SELECT embedding FROM embeddings ORDER BY ALL LIMIT 1)"
         f"FROM neighbours('{A}', 10, '{NAME}')",
         f"FROM neighbours('{D}', 1, 'lenet5')",
         f"FROM nearest_to([0.5, 7.0], 3, '{NAME}')",
+        "FROM nearest_to([1e-1, 1e3], 1::TINYINT, 'lenet5')",
         f"FROM nearest_to({FIRST_OF_ALL}, 2, 'lenet5')",
         "FROM nearest_to([0.0, 0.0], 2, 'lenet5')",
         "FROM nearest_to([1.0, 0.0], 0, 'lenet5')",

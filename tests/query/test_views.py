@@ -18,7 +18,7 @@ from tests.query.made import (
 from tests.runs.made import STARTED, record, result
 from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.query import run_records
-from tl_pipeline.query.columns import COLUMNS
+from tl_pipeline.query.views import columns
 from tl_pipeline.runs import records
 from tl_pipeline.score import Score
 from tl_pipeline.store.artifacts import Store
@@ -54,7 +54,7 @@ def test_no_comment_is_of_a_column_that_does_not_exist(built: Store):
         "WHERE NOT internal",
     )
     known = {row["c"] for row in rows} | {f"{row['t']}.{row['c']}" for row in rows}
-    assert COLUMNS.keys() - known == set()
+    assert columns().keys() - known == set()
 
 
 def test_every_column_is_asked_for_without_quotes(built: Store):

@@ -21,7 +21,6 @@ import pyarrow as pa
 from tl_pipeline import progress
 from tl_pipeline.errors import InvalidSpec, StoreError
 from tl_pipeline.query import computed, macros, run_records, sandbox, views
-from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.query.neighbours import ASKED, Neighbours
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
@@ -90,7 +89,8 @@ def ask(store: Store, sql: str) -> pa.Table:
             if found is not None:
                 return found.to_arrow_table()
         except duckdb.Error as error:
-            raise (near and near.fault) or InvalidSpec(f"{error}") from None
+            said = str(error).removeprefix("Invalid Input Error: ")  # of error()
+            raise (near and near.fault) or InvalidSpec(said) from None
     raise InvalidSpec(f"{sql!r} gives no rows; ask with SELECT or FROM")
 
 
@@ -255,7 +255,7 @@ def _record_files(store: Store, folder: str = "runs") -> list[Path]:
 
 def _digest(text: str) -> str:
     """The digest of ``text`` as this version would write and comment it."""
-    made = (text, views.text(), macros.text(), str(COLUMNS))
+    made = (text, *map(views.text, ("views.sql", "macros.sql", "columns.txt")))
     return hashlib.sha256("\n".join(made).encode()).hexdigest()
 
 

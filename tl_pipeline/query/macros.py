@@ -5,26 +5,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from tl_pipeline.errors import DamagedArtifact
 from tl_pipeline.query import views
-from tl_pipeline.query.views import quoted
+from tl_pipeline.query.views import quoted, text
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import MANIFEST
 
+FILE = "macros.sql"
 Row = Mapping[str, Any]
 _MADE = re.compile(r"^CREATE (VIEW|MACRO) (\w+)(.*?);\n", re.DOTALL | re.MULTILINE)
-
-
-@cache
-def text() -> str:
-    """``macros.sql`` as it was written."""
-    return (resources.files("tl_pipeline.query") / "macros.sql").read_text()
 
 
 def statements(
@@ -37,7 +31,9 @@ def statements(
     """
     names = _examples(store, latest, encoders)
     put = {f"{{{word}}}": quoted(quoted(name)) for word, name in names.items()}
-    return views.filled(text(), {"{embeddings of encoder}": _choice(encoders), **put})
+    return views.filled(
+        text(FILE), {"{embeddings of encoder}": _choice(encoders), **put}
+    )
 
 
 def _examples(
@@ -68,7 +64,7 @@ def _examples(
 def reads_embeddings() -> re.Pattern[str]:
     """Matches SQL that names what reads embeddings, be it through another."""
     found = [r"\bembeddings\b"]
-    for kind, name, body in _MADE.findall(f"{views.text()}\n{text()}"):
+    for kind, name, body in _MADE.findall(f"{text()}\n{text(FILE)}"):
         if any(re.search(pattern, body) for pattern in found):
             found.append(rf"\b{name}\b" if kind == "VIEW" else rf"\b{name}\s*\(")
     return re.compile("|".join(found), re.IGNORECASE)

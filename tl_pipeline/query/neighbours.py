@@ -22,7 +22,9 @@ _ROWS: Any = "STRUCT(image_id VARCHAR, similarity FLOAT)[]"
 _MACRO = """
 CREATE TEMP MACRO {name}({what}, k, encoder) AS TABLE
 SELECT i.dataset, n.near.image_id, i.uri, i.label, i.split, n.near.similarity
-FROM (SELECT unnest({name}_rows({what}, k, encoder)) AS near) AS n
+FROM (
+    SELECT unnest({name}_rows({what}::{kind}, k::BIGINT, encoder::VARCHAR)) AS near
+) AS n
 JOIN images AS i ON i.image_id = n.near.image_id
 ORDER BY n.near.similarity DESC, n.near.image_id, i.dataset
 """
@@ -73,9 +75,15 @@ class Neighbours:
         return found, among
 
     def nearest_to(
-        self, vectors: np.ndarray, k: int, encoder: str | None = None
+        self,
+        vectors: np.ndarray,
+        k: int,
+        encoder: str | None = None,
+        but: Sequence[str] | None = None,
     ) -> list[Near]:
         """The ``k`` images nearest to each of ``vectors`` (n, width) by cosine.
+
+        ``but`` has an id for each, of an image that does not count.
 
         Raises:
             InvalidSpec: they are not as long as embeddings; see ``encoder``.
@@ -86,7 +94,10 @@ class Neighbours:
                 f"the vector has {vectors.shape[1]} values, embeddings of this encoder "
                 f"have {found.vectors.shape[1]}"
             )
-        return found.nearest(vectors, k, among)
+        if but is None:
+            return found.nearest(vectors, k, among)
+        near = zip(but, found.nearest(vectors, k + 1, among), strict=True)
+        return [[one for one in some if one[0] != own][:k] for own, some in near]
 
     def neighbours(
         self, image_ids: Sequence[str], k: int, encoder: str | None = None
@@ -101,11 +112,7 @@ class Neighbours:
         for image_id, row in zip(image_ids, rows, strict=True):
             if row < 0:
                 raise InvalidSpec(f"no embedding of image {image_id} by this encoder")
-        near = self.nearest_to(found.vectors[rows], k + 1, encoder)
-        return [
-            [one for one in some if one[0] != image_id][:k]
-            for image_id, some in zip(image_ids, near, strict=True)
-        ]
+        return self.nearest_to(found.vectors[rows], k, encoder, image_ids)
 
     def put_into(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let ``connection`` find neighbours by ``self``; a fault is kept in it."""
@@ -123,7 +130,7 @@ class Neighbours:
         ):
             taken: Any = [kind, "BIGINT", "VARCHAR"]
             connection.create_function(f"{name}_rows", function, taken, _ROWS)
-            connection.execute(_MACRO.format(name=name, what=what))
+            connection.execute(_MACRO.format(name=name, what=what, kind=kind))
 
     def _rows(self, find: Callable[[], list[Near]]) -> list[dict[str, Any]]:
         try:

@@ -180,8 +180,8 @@ class Reader:
             encoder: see the class.
 
         Returns:
-            The columns image (as it was given), image_id, dataset, uri, label, split
-            and similarity, -1 to 1; one row for each dataset that has the neighbour.
+            image (as it was given), image_id, dataset, uri, label, split, similarity
+            (-1 to 1); one row for each dataset that has the neighbour.
 
         Raises:
             InvalidSpec: an image is neither, or cannot be read; see ``embed``.
@@ -209,26 +209,18 @@ class Reader:
     ) -> list[Near]:
         if k < 1:
             raise InvalidSpec(f"k={k}: ask for 1 neighbour or more")
-        near = self._neighbours()
-        given = list(self._given(images))
+        near, given = self._neighbours(), list(self._given(images))
         ids = [one if isinstance(one, str) else image_id(one) for one in given]
         found, _ = near.vectors(encoder)
-        rows = found.find(ids)
-        new = [
-            at
-            for at, one in enumerate(given)
-            if rows[at] < 0 and isinstance(one, bytes)
-        ]
-        stored = [at for at in range(len(ids)) if at not in new]
-        wanted: dict[int, Near] = {}
-        if stored:
-            some = near.neighbours([ids[at] for at in stored], k, encoder)
-            wanted |= zip(stored, some, strict=True)
-        if new:
-            vectors = self.embed([images[at] for at in new], encoder)
-            some = near.nearest_to(vectors, k, encoder)
-            wanted |= zip(new, some, strict=True)
-        return [wanted[at] for at in range(len(ids))]
+        new = np.flatnonzero(found.find(ids) < 0).tolist()
+        files = [one for at in new if isinstance(one := given[at], bytes)]
+        if len(files) < len(new) or not new:
+            return near.neighbours(ids, k, encoder)
+        vectors = np.zeros((len(ids), near.encoder(encoder)["width"]), np.float32)
+        stored = np.setdiff1d(np.arange(len(ids)), new)
+        vectors[stored] = found.vectors[found.find([ids[at] for at in stored])]
+        vectors[new] = self.embed([images[at] for at in new], encoder)
+        return near.nearest_to(vectors, k, encoder, ids)
 
     def _given(self, images: Sequence[Image]) -> Iterator[str | bytes]:
         """The contents of each image that is a file, the ids of the others."""

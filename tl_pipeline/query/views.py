@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from tl_pipeline import progress
 from tl_pipeline.evaluation.choice import ALPHA
-from tl_pipeline.query.columns import COLUMNS
 from tl_pipeline.query.run_records import Known
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import BatchRecord, RunRecord
@@ -59,9 +58,17 @@ class Read(NamedTuple):
 
 
 @cache
-def text() -> str:
-    """``views.sql`` as it was written."""
-    return (resources.files("tl_pipeline.query") / "views.sql").read_text()
+def text(name: str = "views.sql") -> str:
+    """A file of this package as it was written."""
+    return (resources.files("tl_pipeline.query") / name).read_text()
+
+
+@cache
+def columns() -> dict[str, str]:
+    """What each column means, by its name, or by that of its view and its own."""
+    lines = text("columns.txt").replace("\n    ", " ").splitlines()
+    told = (line.split(": ", 1) for line in lines if ": " in line)
+    return {name: meaning for name, meaning in told if name[0] != "#"}
 
 
 def statements(store: Store, read: Read, home: Path) -> dict[str, str]:
@@ -119,8 +126,9 @@ def comment(table: str, column: str) -> str:
     Raises:
         KeyError: it has no text; that is an error of this package.
     """
-    text = COLUMNS.get(f"{table}.{column}") or COLUMNS[column]
-    return f"COMMENT ON COLUMN {table}.{column} IS '{quoted(text)}'"
+    known = columns()
+    meaning = known.get(f"{table}.{column}") or known[column]
+    return f"COMMENT ON COLUMN {table}.{column} IS '{quoted(meaning)}'"
 
 
 def pattern(path: Path) -> str:
@@ -138,60 +146,50 @@ def _sources(store: Store, read: Read) -> dict[str, str]:
     root = store.root
     last = (record.manifest for record in (*read.latest, *read.batches))
     keys = {*read.manifests, *last}
-    manifests = [root / "manifests" / key for key in sorted(keys)]
     every = _whole(sorted((root / "manifests").glob(f"[!.]*/{MANIFEST.file}")))
-    current = {key for _, keys in read.known.current.values() for key in keys}
-    found = {
-        name: _parquet(table.schema, [folder / table.file for folder in manifests])
-        for name, table in (
-            ("quarantines", QUARANTINE),
-            ("duplicates", DUPLICATES),
-            ("near duplicates", NEAR_DUPLICATES),
-        )
+    all_evaluations = sorted(read.known.evaluations)
+    current = sorted({key for _, keys in read.known.current.values() for key in keys})
+    told = [root / "evaluations" / key / "chosen.json" for key in all_evaluations]
+    tables = {
+        "quarantines": (QUARANTINE, "manifests", sorted(keys)),
+        "duplicates": (DUPLICATES, "manifests", sorted(keys)),
+        "near duplicates": (NEAR_DUPLICATES, "manifests", sorted(keys)),
+        "predictions": (PREDICTIONS, "evaluations", current),
+        "all predictions": (PREDICTIONS, "evaluations", all_evaluations),
+        "metrics": (METRICS, "evaluations", current),
+        "all metrics": (METRICS, "evaluations", all_evaluations),
+        "class scores": (CLASS_SCORES, "evaluations", current),
+        "batch predictions": (
+            *(BATCH_PREDICTIONS, "predictions"),
+            _predictions(read.batches),
+        ),
+        "searches": (SEARCH, "searches", _keys(root / "searches")),
+        "curves": (CURVE, "finetuned", _keys(root / "finetuned")),
     }
-    evaluations = {
-        key: root / "evaluations" / key for key in sorted(read.known.evaluations)
-    }
-    predicted = {key: at / PREDICTIONS.file for key, at in evaluations.items()}
-    told = [at / "chosen.json" for at in evaluations.values()]
-    batches = [
-        root / "predictions" / key / BATCH_PREDICTIONS.file
-        for key in _predictions(read.batches)
-    ]
-    scored = {key: at / METRICS.file for key, at in evaluations.items()}
-    curves = sorted((root / "finetuned").glob(f"[!.]*/{CURVE.file}"))
-    searched = sorted((root / "searches").glob(f"[!.]*/{SEARCH.file}"))
     parts = quoted(f"{pattern(root)}/embeddings/encoder=*/part-*.parquet")
     return {
-        **found,
+        name: _read(table.schema, _whole(root / kind / k / table.file for k in some))
+        for name, (table, kind, some) in tables.items()
+    } | {
         "manifests": _read(
             MANIFEST.schema, [file for file in every if file.parent.name in keys]
         ),
         "all manifests": _read(MANIFEST.schema, every),
         "names of all manifests": f"{_list(f.parent.name for f in every)}::VARCHAR[]",
-        "predictions": _parquet(
-            PREDICTIONS.schema, [predicted[key] for key in sorted(current)]
-        ),
-        "all predictions": _parquet(PREDICTIONS.schema, predicted.values()),
-        "batch predictions": _parquet(BATCH_PREDICTIONS.schema, batches),
-        "batch records": _texts(read.batch_files),
         "choices": _texts([file for file in told if file.is_file()]),
-        "metrics": _parquet(METRICS.schema, [scored[key] for key in sorted(current)]),
-        "all metrics": _parquet(METRICS.schema, scored.values()),
-        "class scores": _parquet(
-            CLASS_SCORES.schema,
-            [evaluations[key] / CLASS_SCORES.file for key in sorted(current)],
-        ),
-        "searches": _parquet(SEARCH.schema, searched),
-        "curves": _parquet(CURVE.schema, curves),
+        "batch records": _texts(read.batch_files),
+        "records": _texts(read.known.files),
         "embeddings": (
             f"read_parquet('{parts}', hive_partitioning = true, "
             "hive_types_autocast = false, filename = true, file_row_number = true)"
             if any((root / "embeddings").glob("encoder=*/part-*.parquet"))
             else _empty(_EMBEDDINGS)
         ),
-        "records": _texts(read.known.files),
     }
+
+
+def _keys(folder: Path) -> list[str]:
+    return sorted(found.name for found in folder.glob("[!.]*"))
 
 
 def _predictions(batches: Iterable[BatchRecord]) -> list[str]:
@@ -205,11 +203,6 @@ def _texts(files: Sequence[Path]) -> str:
     if not files:
         return _empty(pa.schema({"content": pa.string()}))
     return f"read_text({_list(map(pattern, files))})"
-
-
-def _parquet(schema: pa.Schema, files: Iterable[Path]) -> str:
-    """The rows of those of ``files`` that are whole."""
-    return _read(schema, _whole(files))
 
 
 def _read(schema: pa.Schema, files: Sequence[Path]) -> str:

@@ -16,6 +16,7 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.tables import MANIFEST
+from tl_pipeline.store.unit_vectors import unit
 
 VALUES = 1 << 24  # float32 of one encoder in memory at a time
 _CELLS = 1 << 22  # of similarities
@@ -64,7 +65,7 @@ def nearest(
     latter, (n, width) by encoder key. Where there are several encoders, the mean of
     their cosines counts.
     """
-    queries = {key: _unit(block) for key, block in vectors.items()}
+    queries = {key: unit(block) for key, block in vectors.items()}
     (count,) = {len(block) for block in queries.values()}
     ids, best = np.full(count, None, object), np.full(count, -np.inf, np.float32)
     for some, blocks in _blocks(store, queries, training):
@@ -98,7 +99,7 @@ def _blocks(
         loaded = {key: folder.load(some) for key, folder in folders.items()}
         shared = set(some).intersection(*(found.image_ids for found in loaded.values()))
         blocks = {
-            key: _unit(found.vectors[[name in shared for name in found.image_ids]])
+            key: unit(found.vectors[[name in shared for name in found.image_ids]])
             for key, found in loaded.items()
         }
         if shared:
@@ -121,9 +122,3 @@ def by_part(folder: EmbeddingFolder, wanted: Sequence[str]) -> list[str]:
             "the nearest are looked for among the others"
         )
     return found
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """``vectors`` (n, width) with the length 1, but for those that are zero."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -237,8 +237,11 @@ class EmbeddingFolder:
         parts = duplicate_rows.largest_first(self._parts.scan().whole)
         twice = duplicate_rows.find(parts)
         for file in parts:
-            start, again = 0, twice.get(file, np.empty(0, int))
+            start, again = 0, twice.get(file)
             for ids, vectors in self._blocks(file):
+                if again is None:
+                    yield ids, vectors
+                    continue
                 end = start + len(ids)
                 keep = np.setdiff1d(np.arange(start, end), again) - start
                 yield [ids[row] for row in keep], vectors[keep]

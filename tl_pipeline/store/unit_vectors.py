@@ -119,9 +119,11 @@ class UnitVectors:
 def unit(vectors: np.ndarray) -> np.ndarray:
     """``vectors`` (n, width) with the length 1 as float32; zero where none has one."""
     vectors = np.asarray(vectors, np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    whole = np.isfinite(lengths) & (lengths > 0)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=whole)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    directed = np.isfinite(lengths) & (lengths > 0)
+    units = vectors / np.where(directed, lengths, 1)[:, None]
+    units[~directed] = 0
+    return units
 
 
 def opened(
@@ -207,9 +209,13 @@ def _write(folder: EmbeddingFolder, file: Path) -> None:
     with _published(file.with_suffix(".f32")) as beside, beside.open("wb") as values:
         for some, vectors in folder.blocks():
             units = unit(vectors)
-            keep = np.flatnonzero(units.any(axis=1))
-            ids += [some[row] for row in keep]
-            units[keep].tofile(values)
+            directed = units.any(axis=1)
+            if not directed.all():
+                units = units[directed]
+                ids += [some[row] for row in np.flatnonzero(directed)]
+            else:
+                ids += some
+            units.tofile(values)
     table = pa.table({"image_id": pa.array(ids, pa.string())})
     with (
         _published(file.with_suffix(".ids")) as beside,

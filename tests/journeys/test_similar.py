@@ -1,0 +1,65 @@
+"""``tl similar``: a table, a contact sheet, and one message for each fault."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import in_this_process
+
+
+def test_the_images_most_like_a_new_one_and_a_stored_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tl = in_this_process(tmp_path, monkeypatch)
+    tl(
+        "run",
+        "photos",
+        "--head",
+        "ridge:alpha=1",
+        "--no-controls",
+        "--runner",
+        "direct",
+    )
+    stored = folder / "flower" / "004.jpg"
+    new = tmp_path / "it's <new> & ü.jpg"
+    new.write_bytes(stored.read_bytes() + b"\0")  # the same pixels, another id
+
+    found = tl("similar", new.name, "-k", "3", "--html", "sheet.html", "--json")
+    assert (found.returncode, found.stderr) == (0, "")
+    rows = json.loads(found.stdout)
+    assert [row["uri"] for row in rows[:1]] == [str(stored.resolve())]
+    assert rows[0]["similarity"] == pytest.approx(1, abs=1e-4)
+    assert len(rows) == 3
+
+    page = (tmp_path / "sheet.html").read_text()
+    assert "it&#39;s &lt;new&gt; &amp; ü.jpg" in page
+    assert len(re.findall('<img src="data:image/webp;base64', page)) == 4
+    shown = re.findall("<b>([01].[0-9]{3})</b>", page)
+    said = [row["similarity"] for row in rows]
+    assert [float(one) for one in shown] == pytest.approx(said, abs=1e-3)
+    assert "http" not in page
+
+    again = tl("similar", "photos/flower/004.jpg", "-k", "2", "--html", "again.html")
+    lines = again.stdout.splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        [str(row["similarity"]), row["label"], row["split"], "photos", row["uri"]]
+        for row in rows[1:3]
+    ]
+    assert lines[3:] == ["contact sheet: again.html"]
+    assert "flower" in (tmp_path / "again.html").read_text()
+
+    (tmp_path / "text.jpg").write_text("no image")
+    for words, said in (
+        (["none.jpg"], "InvalidSpec: none.jpg is no file, nor the id or uri of"),
+        (["text.jpg"], "InvalidSpec: text.jpg: not an image"),
+        ([new.name, "--encoder", "lenet"], "UnknownName: unknown encoder 'lenet'. Did"),
+        ([new.name, "-k", "0"], "InvalidSpec: k=0: ask for 1 neighbour or more"),
+        ([new.name, "--html", "no/x.html"], "InvalidSpec: cannot write no/x.html: No "),
+        ([new.name, "--store", "none"], "StoreError: "),
+    ):
+        fault = tl("similar", *words)
+        assert (fault.returncode, fault.stdout) == (2, "")
+        assert fault.stderr.startswith(said)
+        assert len(fault.stderr.splitlines()) == 1
