@@ -8,12 +8,14 @@ Prefect: the flow lives in the package ``flows``, and the command line starts it
 
 TYPE_CHECKING = False  # typing itself would be most of what this import costs
 if TYPE_CHECKING:
+    import os
+
     from tl_pipeline.query import Reader
 
 __all__ = ["open"]
 
 
-def open(store: str = "tl_store") -> "Reader":  # noqa: A001 - as webbrowser.open
+def open(store: "str | os.PathLike[str]" = "tl_store") -> "Reader":  # noqa: A001 - as webbrowser.open
     """Open a store, a folder or URL, to read it in Python.
 
     Raises:
