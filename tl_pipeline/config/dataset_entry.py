@@ -104,6 +104,13 @@ class DatasetEntry(PixelSpec):
         description="whether an image may be mirrored left to right and still be of its"
         " class, for augmentation; measured where this is left out",
     )
+    class_names: dict[str, str] = Field(
+        default={}, description="names in place of the source's labels"
+    )
+    relabel: Path | None = Field(
+        default=None,
+        description="a CSV file of labels that count, by image_id or uri",
+    )
     gate: GateSpec = Field(
         default=GateSpec(), description="what a new model must keep to become champion"
     )
@@ -223,7 +230,8 @@ class RemoteEntry(DatasetEntry):
     @model_validator(mode="after")
     def _nothing_is_learned(self) -> Self:
         learned = {"label", "label_column", "split_column", "splits", "weight_column"}
-        wanted = self.model_fields_set & {*learned, "split"}
+        learned |= {"class_names", "relabel", "split"}
+        wanted = self.model_fields_set & learned
         if not self.labelled and (wanted or self.expect.classes):
             names = sorted(wanted) + ["expect.classes"] * bool(self.expect.classes)
             raise ValueError(

@@ -9,7 +9,7 @@ an image, so that a million of them need no more memory than a network does.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.data import labels, splits
+from tl_pipeline.data.corrections import Corrections
 from tl_pipeline.data.identity import Facts, Memo, image_id
 from tl_pipeline.inputs.images import RefusedImage
 from tl_pipeline.inputs.modalities import MODALITIES
@@ -92,7 +93,9 @@ def scan(
     """
     spelling, declared = labels.Spelling(), set[str | None]()
     mend = spelling.mend if labelled else _unlabelled
-    images, refused = _look(source, dataset, memo, mend, declared)
+    corrected = labelled and (dataset.class_names or dataset.relabel)
+    corrections = Corrections(dataset) if corrected else None
+    images, refused = _look(source, dataset, memo, mend, declared, corrections)
     images, held_out = _held_out(images, declared, dataset)
     roles = _roles(images)
     kept = _taken(images, roles.kept)
@@ -112,6 +115,7 @@ def scan(
     manifest = kept.select(MANIFEST.schema.names)
     classes = pc.unique(manifest["label"].drop_null()).to_pylist()
     notes = (*source.notes(), *held_out, *spelling.notes())
+    notes += (*corrections.notes(),) if corrections else ()
     return Scan(
         manifest.cast(MANIFEST.schema),
         pa.concat_tables(refused).sort_by("uri"),
@@ -150,10 +154,12 @@ def _look(
     memo: Memo,
     mend: Callable[[Entry], Entry],
     declared: set[str | None],
+    corrections: Corrections | None,
 ) -> tuple[pa.Table, list[pa.Table]]:
     """The inputs that are images, in the order of the source, and those refused.
 
-    ``declared`` takes up their splits, ``mend`` puts their labels in order.
+    ``declared`` takes up their splits, ``mend`` puts their labels in order, and
+    ``corrections`` go before them.
     """
     accepted = Columns(_ACCEPTED)
     refused = [QUARANTINE.schema.empty_table()]
@@ -164,7 +170,7 @@ def _look(
         while batch := list(map(mend, islice(entries, _BATCH))):
             declared.update(entry.split for entry in batch)
             reasons: list[tuple[Entry, RefusedImage]] = []
-            facts = _facts(batch, source, dataset, memo, reasons)
+            facts = _facts(batch, source, dataset, memo, reasons, corrections)
             both = zip(batch, facts, strict=True)
             accepted.extend(_row(e, f) for e, f in both if f and e.label)
             if reasons:
@@ -178,25 +184,32 @@ def _look(
 
 
 def _facts(
-    batch: Sequence[Entry],
+    batch: list[Entry],
     source: Source,
     dataset: DatasetSpec,
     memo: Memo,
     refused: list[tuple[Entry, RefusedImage]],
+    corrections: Corrections | None,
 ) -> list[Facts | None]:
-    """What the bytes of each input say, None for no image; tells the ``refused``."""
+    """What the bytes of each input say, None for no image; tells the ``refused``.
+
+    Labels in ``batch`` are corrected.
+    """
     now = time.time_ns()
     facts = memo.get(batch)
     read: list[tuple[Entry, Facts]] = []
     for place, entry in enumerate(batch):
         try:
-            if facts[place] is None:
+            found = facts[place]
+            if found is None:
                 facts[place] = found = _read(entry, source, dataset)
                 read.append((entry, found))
         except RefusedImage as refusal:
             refused.append((entry, refusal))
         else:  # last, so that what is no image at all is refused for that
-            if not entry.label:
+            if corrections:
+                batch[place] = corrections.apply(entry, found.image_id)
+            if not batch[place].label:
                 refused.append((entry, _NO_LABEL))
     memo.put(read, now)
     return facts
