@@ -63,7 +63,10 @@ def test_equal_vectors_are_equally_near_and_sorted_by_id(
     among = found.among(pa.array(ids(8, 300)))
     (near,) = found.nearest(vector, 2, among)
     assert [name for name, _ in near] == [*ids(11, 12), *ids(250, 251)]
+    (few,) = found.nearest(vector, 9, found.among(pa.array(ids(250, 252))))
+    assert sorted(name for name, _ in few) == ids(250, 252)
     assert found.nearest(np.zeros((1, 5)), 2) == [[]]
+    assert found.nearest(vector, 0) == [[]]
     assert len(found.nearest(vector, 1000)[0]) == 299
 
 

@@ -94,9 +94,13 @@ class UnitVectors:
                 cosines[:, ~among[start : start + step]] = -np.inf
             for query in np.flatnonzero(cosines.max(axis=1) >= least):
                 rows, values = best[query]
-                new = np.flatnonzero(cosines[query] >= least[query])
+                here = cosines[query]
+                if len(rows) < k < len(here):  # else all of the first block are new
+                    kth = np.partition(here, -k)[-k] - _ROUNDING
+                    least[query] = max(least[query], kth)
+                new = np.flatnonzero(here >= least[query])
                 rows = np.concatenate([rows, new + start])
-                values = np.concatenate([values, cosines[query][new]])
+                values = np.concatenate([values, here[new]])
                 if len(values) > k:
                     least[query] = np.partition(values, -k)[-k] - _ROUNDING
                     keep = values >= least[query]
