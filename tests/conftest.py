@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from tl_pipeline import query
 from tl_pipeline.inputs.images import as_ppm
+from tl_pipeline.pipeline import batch, wiring
 from tl_pipeline.registry import connection
 from tl_pipeline.store.artifacts import Store
 
@@ -63,8 +66,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than cores: some wait for servers, files and clocks."""
-    return (os.cpu_count() or 1) + 2
+    """A process more than cores: one may wait for servers, files and clocks."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -111,6 +114,27 @@ def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "make_empty", copy)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def catalogue_when_asked() -> Iterator[None]:
+    """Runs of this process build no SQL catalogue: half of what a small one costs.
+
+    Whoever asks in SQL builds it, since it is not of the records that there are. The
+    runs of other processes, and those of tests that use ``catalogue``, build it.
+    """
+    idle = SimpleNamespace(build=lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "query", idle)
+        patch.setattr(batch, "query", idle)
+        yield
+
+
+@pytest.fixture
+def catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run builds the SQL catalogue, as it does for users."""
+    monkeypatch.setattr(wiring, "query", query)
+    monkeypatch.setattr(batch, "query", query)
 
 
 @pytest.fixture

@@ -9,19 +9,21 @@ from datetime import timedelta
 from threading import Lock, Thread
 from typing import Any
 
-from moto.s3.models import s3_backends
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
-
 SECRET = "very-secret-0123456789"
 Environment = dict[str, Any]
 
 
-class _Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
+def _backend() -> Any:
+    """What moto holds."""
+    from moto.s3.models import s3_backends
 
-    def log(self, *_: object, **__: object) -> None:
-        pass
+    return s3_backends["123456789012"]["aws"]
+
+
+def _application() -> Any:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    return DomainDispatcherApplication(create_backend_app)
 
 
 @dataclass
@@ -42,9 +44,7 @@ class ObjectStore:
     after: Callable[[str, bytes], bytes] | None = None
     conditions: bool = True
     lock: Any = field(default_factory=Lock)
-    app: Any = field(
-        default_factory=lambda: DomainDispatcherApplication(create_backend_app)
-    )
+    app: Any = field(default_factory=_application)
 
     def bucket(self, name: str) -> str:
         """Make a bucket; its URL."""
@@ -60,7 +60,7 @@ class ObjectStore:
         """Everything below ``url``, as it is and as old as it is."""
         there = to.removeprefix("s3://").partition("/")
         for name, key in list(self._keys(url)):
-            put = s3_backends["123456789012"]["aws"].put_object
+            put = _backend().put_object
             made = put(there[0], f"{there[2]}/{name}", key.value)
             made.last_modified = key.last_modified
 
@@ -72,7 +72,7 @@ class ObjectStore:
     def put(self, url: str, data: bytes) -> None:
         """Write an object, or replace it."""
         bucket, _, name = url.removeprefix("s3://").partition("/")
-        s3_backends["123456789012"]["aws"].put_object(bucket, name, data)
+        _backend().put_object(bucket, name, data)
 
     def forget(self) -> None:
         """Begin to count anew."""
@@ -81,7 +81,7 @@ class ObjectStore:
 
     def _keys(self, url: str) -> Iterator[tuple[str, Any]]:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        keys = s3_backends["123456789012"]["aws"].buckets[bucket].keys
+        keys = _backend().buckets[bucket].keys
         prefix = f"{prefix}/" if prefix else ""
         for name, key in sorted(keys.items()):
             if name.startswith(prefix):
@@ -130,8 +130,16 @@ class ObjectStore:
 @contextmanager
 def serving() -> Iterator[ObjectStore]:
     """A server on a free port of this machine."""
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *_: object, **__: object) -> None:
+            pass
+
     store = ObjectStore()
-    server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=_Quiet)
+    server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=Quiet)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     store.url = f"http://127.0.0.1:{server.server_port}"
     try:

@@ -1,4 +1,4 @@
-"""Trust nothing: 2,000 damaged files go through ingest and embed."""
+"""Trust nothing: 650 damaged files go through ingest and embed."""
 
 import io
 import json
@@ -20,7 +20,8 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
-DAMAGED, GOOD = 2_000, 20
+# Three of each mutation, format and label.
+DAMAGED, GOOD = 650, 20
 Crops = Callable[[str, int], Image.Image]
 
 FORMATS = {
@@ -151,7 +152,7 @@ MUTATIONS: dict[str, Callable[[Victim], bytes]] = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> Path:
-    """``root/class/*`` with 2,000 damaged files and 20 good ones, the same each time.
+    """``root/class/*`` with damaged files and 20 good ones, the same each time.
 
     Names are ``<number>-<mutation>.<ending>``.
     """
@@ -159,7 +160,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> Path:
     for label in ("china", "flower"):
         (root / label).mkdir()
     endings, names = list(FORMATS), list(MUTATIONS)
-    bombs = 10
+    bombs = 2
     for number in range(DAMAGED - bombs + GOOD):
         label = ("china", "flower")[number % 2]
         ending = endings[number // 2 % len(endings)]
@@ -284,7 +285,7 @@ def test_what_must_be_accepted_is_and_what_must_not_is_not(found: Found):
         re.sub(r"[0-9]+-([a-z-]+).*", r"\1", stem) for stem, ok in places.items() if ok
     ]
     assert names.count("good") == GOOD
-    assert names.count("renamed") > 100
+    assert names.count("renamed") > 40
     assert not {"empty", "text", "bomb"}.intersection(names)
 
 

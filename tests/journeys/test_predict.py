@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 from PIL import Image
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -36,6 +37,7 @@ def tl(
     return typed
 
 
+@pytest.mark.usefixtures("catalogue")
 def test_a_folder_is_predicted_and_files_are_answered(tl: Tl, tmp_path: Path):
     (tmp_path / "incoming" / "bad.jpg").write_bytes(b"no image")
     refused = tl("predict", "photos", "incoming")
@@ -55,8 +57,10 @@ def test_a_folder_is_predicted_and_files_are_answered(tl: Tl, tmp_path: Path):
     files = sorted((tmp_path / "incoming").iterdir())
     single = json.loads(tl("predict", "photos", *files, "--json").stdout)
     assert [row["label"] for row in single] == labels
-    rows = tl("sql", "SELECT count(*) AS n FROM batch_predictions", "--json")
-    assert json.loads(rows.stdout) == [{"n": 4}]
+    file = tmp_path / "tl_store" / "catalog.duckdb"
+    with duckdb.connect(file, read_only=True) as catalogue:
+        sql = "SELECT count(*) FROM batch_predictions"
+        assert catalogue.execute(sql).fetchall() == [(4,)]
 
 
 def test_what_is_meant_is_asked_where_it_is_not_clear(tl: Tl, folder: Path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torchvision.models import SqueezeNet1_0_Weights
 
-from tests.exhaustive import more
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.encoders import loading, resolution
 from tl_pipeline.inputs.pixels import pixels
@@ -35,9 +34,10 @@ def test_ants_and_bees_are_told_apart(shared: Path, store: Store):
     assert record.best.test.value >= 0.92
 
 
+@pytest.mark.exhaustive  # embeddings: above, and embedding/test_against_torchvision.py
 @pytest.mark.parametrize(
     ("folder", "called", "photos", "right"),
-    [("ants", "ant", 192, 116), *more(("bees", "bee", 204, 140))],
+    [("ants", "ant", 192, 116), ("bees", "bee", 204, 140)],
 )
 def test_squeezenet_calls_ants_ants_and_bees_bees(
     shared: Path, store: Store, folder: str, called: str, photos: int, right: int

@@ -18,10 +18,10 @@ from tl_pipeline.store.artifacts import Store
 POOR = "mlp:hidden=1,max_epochs=1,learning_rate=1e-9"
 
 
-def run(folder: Path, store: Store, head: str, *, layer: str = "c5") -> RunRecord:
+def run(folder: Path, store: Store, head: str) -> RunRecord:
     spec = RunSpec(
         dataset=str(folder),
-        backbones=(EncoderSpec(backbone="lenet5", layer=layer),),
+        backbones=(EncoderSpec(backbone="lenet5"),),
         heads=(HeadSpec.parse(head),),
         controls=False,
     )
@@ -53,8 +53,18 @@ def test_an_equal_model_takes_over(folder: Path, store: Store):
     assert champion(store) == 2
 
 
-def test_mlflow_finds_the_whole_folder_by_alias(folder: Path, store: Store):
-    record = run(folder, store, "logistic:C=1")
+@pytest.fixture(scope="module")
+def still(
+    sixty_photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, RunRecord]:
+    """A store of one run with controls, to be read, and its record."""
+    store = Store.open(tmp_path_factory.mktemp("still") / "store")
+    spec = RunSpec(dataset=str(sixty_photos), heads=(HeadSpec.parse("logistic:C=1"),))
+    return store, wiring.run(wiring.prepare(spec, store))
+
+
+def test_mlflow_finds_the_whole_folder_by_alias(still: tuple[Store, RunRecord]):
+    store, record = still
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's own
         from mlflow import MlflowClient
@@ -77,20 +87,22 @@ def test_mlflow_finds_the_whole_folder_by_alias(folder: Path, store: Store):
 
 
 def test_a_model_folder_works_where_it_was_moved_to(
-    folder: Path, store: Store, tmp_path: Path
+    still: tuple[Store, RunRecord], sixty_photos: Path, tmp_path: Path
 ):
-    record = run(folder, store, "logistic:C=1")
+    store, record = still
     moved = tmp_path / "elsewhere"
     shutil.copytree(store.root / "models" / record.registered.model, moved)
     model = open_model(moved)
-    images = sorted(folder.glob("flower/*"))[:5]
+    images = sorted(sixty_photos.glob("flower/*"))[:5]
     labels = [found.label for found in predict(model, images)]
     assert labels.count("flower") >= 4
 
 
-def test_a_model_refuses_embeddings_of_another_encoder(folder: Path, store: Store):
-    run(folder, store, "logistic:C=1")
-    run(folder, store, "logistic:C=1", layer="f6")
+def test_a_model_refuses_embeddings_of_another_encoder(
+    still: tuple[Store, RunRecord],
+):
+    """Here: those of its untrained twin."""
+    store, _ = still
     (member,) = index.load_model(store, "photos").members
     from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -103,12 +115,13 @@ def test_a_model_refuses_embeddings_of_another_encoder(folder: Path, store: Stor
         member.head.predict_proba(vectors.load(vectors.embedded()))
 
 
-def test_unknown_models_and_aliases_name_the_choices(folder: Path, store: Store):
+def test_unknown_models_and_aliases_name_the_choices(
+    store: Store, still: tuple[Store, RunRecord]
+):
     with pytest.raises(UnknownName, match="Known: none"):
         index.load_model(store, "photos")
-    run(folder, store, "logistic:C=1")
     with pytest.raises(UnknownName, match="Did you mean 'champion'"):
-        index.load_model(store, "photos", "champions")
+        index.load_model(still[0], "photos", "champions")
 
 
 def test_a_control_alone_is_refused(folder: Path, store: Store):

@@ -73,17 +73,12 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, crops) -> tuple[Path, Path]:
+def made(tmp_path_factory, sixty_photos: Path) -> tuple[Path, Path]:
     """A store with three runs, the champion from the first; and its photos."""
-    root = tmp_path_factory.mktemp("made")
-    photos = root / "photos"
-    for label in ("china", "flower"):
-        (photos / label).mkdir(parents=True)
-        for number in range(30):
-            crops(label, number).save(photos / label / f"{number:03d}.jpg")
+    store = tmp_path_factory.mktemp("made") / "store"
     for arguments in (RUNS["c5"], RUNS["f6"], RUNS["poor"]):
-        call(root / "store", "run", photos, *arguments, "--runner", "direct")
-    return root / "store", photos
+        call(store, "run", sixty_photos, *arguments, "--runner", "direct")
+    return store, sixty_photos
 
 
 @pytest.fixture
@@ -92,7 +87,6 @@ def used(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     store, photos = made
     shutil.copytree(store, tmp_path / "store")
     age(tmp_path / "store", 7)
-    query.build(Store.open(tmp_path / "store"))
     return tmp_path / "store", photos
 
 

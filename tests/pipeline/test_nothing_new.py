@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.store.artifacts import Store
@@ -22,6 +24,7 @@ HEAVY = {"jinja2", "mlflow", "sklearn", "torch", "torchvision"}
 HEAVY |= {f"scipy.{part}" for part in ("cluster", "linalg", "optimize", "stats")}
 
 
+@pytest.mark.usefixtures("catalogue")
 def test_what_computes_and_draws_is_not_imported(folder: Path, store: Store):
     spec = RunSpec.model_validate({"dataset": str(folder), "heads": ["ridge:alpha=1"]})
     wiring.run(wiring.prepare(spec, store))

@@ -21,7 +21,6 @@ from tl_pipeline.registry import (
     rebuilding,
     registration,
     sqlite,
-    tracking,
 )
 from tl_pipeline.store.artifacts import Store
 
@@ -47,6 +46,8 @@ def table(store: Store) -> list[tuple[object, ...]]:
 
 def test_sqlite_and_mlflow_say_the_same(store: Store, monkeypatch: pytest.MonkeyPatch):
     """More models and versions than fit on one page of what MLflow is asked for."""
+    from tl_pipeline.registry import tracking
+
     register(store, "ridge")
     client = connection._client(connection.uri(store))
     for number in range(16):
@@ -70,6 +71,8 @@ def test_sqlite_and_mlflow_say_the_same(store: Store, monkeypatch: pytest.Monkey
 
 
 def test_what_runs_are_logged_is_seen_by_both(store: Store):
+    from tl_pipeline.registry import tracking
+
     given = submitted(store, "ridge", right(50))
     registration.register(store, given)
     client = connection._client(connection.uri(store))

@@ -306,9 +306,9 @@ Write = Callable[[Path, Images], Made]
 
 
 @pytest.fixture(scope="session")
-def fifty(two_hundred: Images) -> Images:
-    """Every fourth of the images: each is a request to a server, and more."""
-    return two_hundred[::4]
+def twenty(two_hundred: Images) -> Images:
+    """Every tenth of the images: each is a request to a server, and more."""
+    return two_hundred[::10]
 
 
 def writers(*some: Write) -> pytest.MarkDecorator:
@@ -336,15 +336,15 @@ def same_as_local(folder: Path, url: str, made: Made, storage: Any = None) -> So
     more = {"storage": storage} if storage else {}
     remote = open_source(entry(kind, f"{url}/{path}".rstrip("/"), **fields, **more))
     assert told(remote, url) == local
-    assert len(local) == 50
+    assert len(local) == 20
     return remote
 
 
 @writers(*WRITERS, *LISTED)
 def test_s3_gives_what_the_local_files_give(
-    s3: S3, bucket: Path, fifty: Images, write: Write
+    s3: S3, bucket: Path, twenty: Images, write: Write
 ):
-    made = write(bucket, fifty)
+    made = write(bucket, twenty)
     source = same_as_local(bucket, s3.url(bucket), made, s3.storage)
     entries = list(source.entries())
     assert None not in {entry.version for entry in entries}
@@ -355,8 +355,8 @@ def test_s3_gives_what_the_local_files_give(
 
 
 @writers(*WRITERS[1:])
-def test_http_gives_what_the_local_files_give(web: Web, fifty: Images, write: Write):
-    source = same_as_local(web.folder, web.url, write(web.folder, fifty))
+def test_http_gives_what_the_local_files_give(web: Web, twenty: Images, write: Write):
+    source = same_as_local(web.folder, web.url, write(web.folder, twenty))
     entries = list(source.entries())
     assert None not in {entry.version for entry in entries}
     assert list(pickle.loads(pickle.dumps(source)).entries()) == entries
@@ -365,7 +365,7 @@ def test_http_gives_what_the_local_files_give(web: Web, fifty: Images, write: Wr
 @writers(*WRITERS, *LISTED)
 def test_gs_asks_what_fsspec_knows_under_gs(
     tmp_path: Path,
-    fifty: Images,
+    twenty: Images,
     write: Write,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -389,7 +389,7 @@ def test_gs_asks_what_fsspec_knows_under_gs(
     monkeypatch.setitem(known, "gs", Cloud)
     file = tmp_path.with_suffix(".json")
     monkeypatch.setenv("TL_TEST_GCS", str(file))
-    made = write(tmp_path, fifty)
+    made = write(tmp_path, twenty)
     Cloud().put(f"{tmp_path}/", "gs://bucket/sub/", recursive=True)
     spec = {"credentials": {"token": "TL_TEST_GCS"}}
     with pytest.raises(DatasetError, match="TL_TEST_GCS must hold the path"):
@@ -401,8 +401,10 @@ def test_gs_asks_what_fsspec_knows_under_gs(
 
 
 @writers(as_folder, as_zip, as_tar, as_csv, as_parquet)
-def test_threads_read_what_one_reads(s3: S3, bucket: Path, fifty: Images, write: Write):
-    kind, path, fields = write(bucket, fifty)
+def test_threads_read_what_one_reads(
+    s3: S3, bucket: Path, twenty: Images, write: Write
+):
+    kind, path, fields = write(bucket, twenty)
     url = f"{s3.url(bucket)}/{path}".rstrip("/")
     source = open_source(entry(kind, url, storage=s3.storage, **fields))
     uris = [entry.uri for entry in source.entries()]
@@ -438,17 +440,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_a_second_scan_of_unchanged_objects_reads_no_image(
     s3: S3,
     bucket: Path,
-    fifty: Images,
+    twenty: Images,
     store: Store,
     asked: list[tuple[str, int]],
     write: Write,
 ):
-    kind, path, fields = write(bucket, fifty)
+    kind, path, fields = write(bucket, twenty)
     url = f"{s3.url(bucket)}/{path}".rstrip("/")
     spec = entry(kind, url, storage=s3.storage, **fields)
     first = scan(open_source(spec), spec, Memo(store, "x"))
     images = [uri for uri, _ in asked if uri.endswith(".ppm")]
-    assert len(images) == len(first.manifest) == 50
+    assert len(images) == len(first.manifest) == 20
     asked.clear()
     assert scan(open_source(spec), spec, Memo(store, "x")) == first
     assert [uri for uri, _ in asked if uri.endswith(".ppm")] == []
@@ -552,11 +554,11 @@ def test_a_version_is_the_etag_or_the_time_or_none(
     assert {e.modified_ns for e in entries} == times
 
 
-def test_a_server_without_ranges_serves_text_and_no_archives(web: Web, fifty: Images):
+def test_a_server_without_ranges_serves_text_and_no_archives(web: Web, twenty: Images):
     web.ranges = False
-    same_as_local(web.folder, web.url, as_csv(web.folder, fifty))
+    same_as_local(web.folder, web.url, as_csv(web.folder, twenty))
     for write in (as_zip, as_tar, as_tar_gz):
-        _, path, _ = write(web.folder, fifty)
+        _, path, _ = write(web.folder, twenty)
         source = open_source(entry("archive", f"{web.url}/{path}"))
         with pytest.raises(DatasetError, match=r"whole files only.*download it"):
             list(source.entries())
@@ -839,13 +841,13 @@ def test_without_credentials_the_cure_is_named(s3: S3, bucket: Path):
 
 
 def test_without_storage_the_library_finds_credentials_by_itself(
-    s3: S3, bucket: Path, fifty: Images, monkeypatch: pytest.MonkeyPatch
+    s3: S3, bucket: Path, twenty: Images, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.storage["endpoint_url"])
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    made = as_folder(bucket, fifty)
+    made = as_folder(bucket, twenty)
     same_as_local(bucket, s3.url(bucket), made)
 
 
@@ -1016,8 +1018,8 @@ def test_the_schema_describes_storage():
 # Failures
 
 
-def test_a_busy_web_server_is_asked_again(web: Web, fifty: Images):
-    made = as_csv(web.folder, fifty)
+def test_a_busy_web_server_is_asked_again(web: Web, twenty: Images):
+    made = as_csv(web.folder, twenty)
     web.failures = 2
     same_as_local(web.folder, web.url, made)
     file = f"{web.url}/t.csv"
@@ -1028,14 +1030,14 @@ def test_a_busy_web_server_is_asked_again(web: Web, fifty: Images):
 
 
 def test_an_object_that_cannot_be_read_costs_its_row_only(
-    web: Web, fifty: Images, store: Store
+    web: Web, twenty: Images, store: Store
 ):
-    kind, path, fields = as_csv(web.folder, fifty)
+    kind, path, fields = as_csv(web.folder, twenty)
     gone = next((web.folder / "images").rglob("*.ppm"))
     gone.unlink()
     spec = entry(kind, f"{web.url}/{path}", **fields)
     found = scan(open_source(spec), spec, Memo(store, "x"))
-    assert len(found.manifest) == 49
+    assert len(found.manifest) == 19
     (row,) = found.quarantine.to_pylist()
     assert row["reason"] == "unreadable"
     assert "nothing is there" in row["detail"]

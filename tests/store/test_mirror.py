@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.conftest import REPOSITORY
 from tests.exhaustive import more
-from tests.object_store import SECRET, ObjectStore
+from tests.object_store import SECRET, ObjectStore, environment
 from tests.runs.made import without_times
 from tl_pipeline import query
 from tl_pipeline.cli import main
@@ -48,6 +48,27 @@ pytestmark = pytest.mark.usefixtures("one_thread", "one_core", "object_server")
 @pytest.fixture
 def server(object_server: ObjectStore) -> ObjectStore:
     return object_server
+
+
+@pytest.fixture(scope="module")
+def made(
+    _serving: ObjectStore, sixty_photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, RunRecord]:
+    """The URL of a store in which ``sixty_photos`` were run, and the record."""
+    url = _serving.bucket("made") + "/store"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(_serving).items():
+            patch.setenv(name, value)
+        patch.setenv("TL_CACHE", str(tmp_path_factory.mktemp("made")))
+        patch.setenv("TL_CORES", "1")
+        return url, run(Store.open(url), sixty_photos)
+
+
+@pytest.fixture
+def first(made: tuple[str, RunRecord], url: str, server: ObjectStore) -> RunRecord:
+    """The record of a run of another machine, which has sent its store to ``url``."""
+    server.copy(made[0], url)
+    return made[1]
 
 
 def run(store: Store, images: Path, *heads: HeadSpec) -> RunRecord:
@@ -79,15 +100,15 @@ def due(store: Store, images: Path, *heads: HeadSpec) -> list[str]:
 
 
 def test_the_second_machine_computes_nothing_and_asks_everything(
-    at: At, folder: Path, server: ObjectStore, url: str
+    at: At, sixty_photos: Path, server: ObjectStore, url: str, first: RunRecord
 ):
-    first = run(at("A"), folder)
     made = server.objects(url)
-    server.forget()
     second = at("B")
-    assert due(second, folder) == []
+    assert due(second, sixty_photos) == []
     assert server.objects(url) == made  # a plan writes nothing
-    record = run(at("B"), folder)
+    before = query.ask(at("A"), "SELECT run_id FROM runs").to_pylist()
+    assert before == [{"run_id": first.run_id}]
+    record = run(at("B"), sixty_photos)
     assert ran(record) == []
     assert without_times(record.results) == without_times(first.results)
     told = {"reason", "promoted"}
@@ -258,6 +279,7 @@ def test_a_killed_run_is_made_good_by_the_next(
     assert len(EmbeddingFolder(at("B"), key).embedded()) == 60
 
 
+@pytest.mark.usefixtures("first")
 @pytest.mark.parametrize(
     ("pattern", "damage", "stages"),
     [
@@ -272,24 +294,23 @@ def test_a_killed_run_is_made_good_by_the_next(
 )
 def test_a_damaged_object_is_made_anew_and_replaced(
     at: At,
-    folder: Path,
+    sixty_photos: Path,
     server: ObjectStore,
     url: str,
     pattern: str,
     damage: str,
     stages: set[str],
 ):
-    run(at("A"), folder)
     bits = pattern.split("*")
     name, data = next(
         (n, d) for n, d in server.objects(url).items() if all(bit in n for bit in bits)
     )
     cut = data[:-5] if damage == "truncated" else flipped(data)
     server.put(f"{url}/{name}", cut)
-    made = ran(run(at("B"), folder))
+    made = ran(run(at("B"), sixty_photos))
     assert {step.partition(" ")[0] for step in made} <= stages | {"audit"}
     assert stages & {step.partition(" ")[0] for step in made}
-    assert due(at("C"), folder) == []
+    assert due(at("C"), sixty_photos) == []
     if name.endswith("parquet") and "part-" in name:
         assert server.objects(url)[name] == data
 
@@ -300,10 +321,10 @@ def flipped(data: bytes) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+@pytest.mark.usefixtures("first")
 def test_what_arrives_damaged_once_is_fetched_again(
-    at: At, folder: Path, server: ObjectStore
+    at: At, sixty_photos: Path, server: ObjectStore
 ):
-    run(at("A"), folder)
     met: set[str] = set()
 
     def cut_once(path: str, body: bytes) -> bytes:
@@ -313,24 +334,24 @@ def test_what_arrives_damaged_once_is_fetched_again(
         return body if spoilt or path.endswith("json") else body[:-1]
 
     server.after = cut_once
-    assert due(at("B"), folder) == []
+    assert due(at("B"), sixty_photos) == []
     assert len(met) > 3
 
 
+@pytest.mark.usefixtures("first")
 def test_vectors_damaged_there_are_told_and_computed_again(
-    at: At, folder: Path, server: ObjectStore, url: str
+    at: At, sixty_photos: Path, server: ObjectStore, url: str
 ):
     """The ids of a part are whole, so it is believed until its vectors are read."""
-    run(at("A"), folder)
     name, data = next(
         pair for pair in server.objects(url).items() if "/part-" in pair[0]
     )
     middle = data.find(b"PAR1", 4) if data.count(b"PAR1") > 2 else len(data) // 2
     server.put(f"{url}/{name}", data[:middle] + b"XXXX" + data[middle + 4 :])
     with pytest.raises(DamagedArtifact, match="set aside"):
-        run(at("B"), folder, RIDGE)
+        run(at("B"), sixty_photos, RIDGE)
     assert name not in server.objects(url)
-    record = run(at("B"), folder, RIDGE)
+    record = run(at("B"), sixty_photos, RIDGE)
     (embedded,) = [s for s in record.steps if s.stage == "embed"]
     assert 0 < embedded.units < 60
     assert server.objects(url)[name] == data
