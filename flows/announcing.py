@@ -23,6 +23,7 @@ from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.tables import QUARANTINE
 
 CHAMPION_CHANGED = "tl.champion.changed"
+DRIFT = "tl.drift"
 REFUSED = 100  # the most inputs that the artifact of the quarantine names
 _LEVELS = {"warning": logging.WARNING, "alarm": logging.WARNING}
 
@@ -55,7 +56,7 @@ def run_finished(store: Store, record: RunRecord) -> None:
 
 
 def batch_finished(store: Store, record: BatchRecord) -> None:
-    """Tell of ``record``."""
+    """Tell of ``record``; of images that are unlike the model's by the event DRIFT."""
     found = list(summary.of_batch(record))
     _log(found)
     if not PREFECT_API_URL.value():
@@ -66,6 +67,18 @@ def batch_finished(store: Store, record: BatchRecord) -> None:
         description=found[0].text,
     )
     _show_refused(store, record)
+    if tripped := [one.model_dump() for one in record.drift if one.tripped]:
+        emit_event(
+            DRIFT,
+            resource={"prefect.resource.id": f"tl.dataset.{record.dataset}"},
+            payload={
+                "dataset": record.dataset,
+                "model": record.name,
+                "version": record.version,
+                "new": record.new,
+                "tripped": tripped,
+            },
+        )
 
 
 def _log(sentences: Iterable[Sentence]) -> None:

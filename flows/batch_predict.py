@@ -1,9 +1,11 @@
 """The flow of a batch: new images, embedded and predicted once by a model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 from pydantic import Field
 
 from flows import announcing, clusters
@@ -38,7 +40,7 @@ def batch_predict(  # noqa: PLR0917 - Prefect passes them by name
     store: str = "tl_store",
     runner: Runner = "threads",
     address: str | None = None,
-) -> BatchRecord:
+) -> BatchRecord | State[Any]:
     """Predict those images of a dataset that the model has not predicted yet.
 
     Args:
@@ -71,4 +73,7 @@ def batch_predict(  # noqa: PLR0917 - Prefect passes them by name
     with logged():
         record = batch.run(work, TaskPerStage(), executor)
         announcing.batch_finished(work.store, record)
+    fails = work.dataset.drift.action == "fail"
+    if fails and (tripped := [one.statistic for one in record.drift if one.tripped]):
+        return Failed(name="Drift", message=f"{dataset}: {', '.join(tripped)}")
     return record

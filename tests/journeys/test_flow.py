@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import announcing
+from flows.batch_predict import batch_predict
 from flows.transfer_learning import transfer_learning
 from tests.runs.made import without_times
 from tl_pipeline.config.encoder_specs import backbone_of
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.errors import UnknownName
+from tl_pipeline.evaluation import drift
 from tl_pipeline.pipeline import wiring
+from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
 
 # Prefect's test server leaves sockets and streams to the garbage collector.
@@ -123,6 +127,49 @@ def test_what_a_run_came_to_stands_in_artifacts_and_an_event(
         1,
         "the first model of this dataset",
     )
+
+
+def test_a_batch_that_drifted_is_stored_told_and_a_failed_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(drift, "FEWEST", 8)
+    events: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+    monkeypatch.setattr(
+        announcing,
+        "emit_event",
+        lambda name, resource, payload: events.append((name, resource, payload)),
+    )
+    spec = RunSpec(
+        dataset=str(folder),
+        heads=(HeadSpec(name="logistic", params={"C": 0.1}),),
+        controls=False,
+    )
+    store = Store.open(tmp_path / "store")
+    wiring.run(wiring.prepare(spec, store))
+    root = tmp_path / "unlike"
+    root.mkdir()
+    for number in range(20):
+        unlike = Image.new("RGB", (64, 64), (10 * number, 0, 255))
+        unlike.save(root / f"{number}.png")
+    catalog = tmp_path / "catalog.yaml"
+    how = "{action: fail, error: 0.05}"
+    entry = f"{{type: image_folder, path: {root}, labels: none, drift: {how}}}"
+    catalog.write_text(f"version: 1\ndatasets:\n  unlike: {entry}\n")
+    state = batch_predict(
+        folder.name,
+        "unlike",
+        catalog=str(catalog),
+        store=str(store.root),
+        return_state=True,
+    )
+    assert (state.name, state.type) == ("Drift", StateType.FAILED)
+    record = records.latest_batch(store, "unlike")
+    assert record is not None
+    tripped = [one.model_dump() for one in record.drift if one.tripped]
+    assert "embeddings" in {one["statistic"] for one in tripped}
+    (event,) = events
+    assert event[:2] == ("tl.drift", {"prefect.resource.id": "tl.dataset.unlike"})
+    assert (event[2]["new"], event[2]["tripped"]) == (20, tripped)
 
 
 def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):

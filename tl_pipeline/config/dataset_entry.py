@@ -50,6 +50,30 @@ def _near_duplicates(value: Any) -> Any:
     return {"action": value} if isinstance(value, str) else value
 
 
+def _drift(value: Any) -> Any:
+    return {"action": value} if isinstance(value, str) else value
+
+
+OnDrift = Literal["report", "fail", "ignore"]
+
+
+class DriftSpec(Spec):
+    """What is done where a batch of predictions is unlike the images of a model's test.
+
+    - ``report``: the console, the log and an event tell of it.
+    - ``fail``: the run of the flow fails besides, once its predictions are stored.
+    - ``ignore``: it is not looked for.
+    """
+
+    action: OnDrift = "report"
+    error: float = Field(
+        default=0.01,
+        ge=0.001,
+        lt=1,
+        description="how often a batch that is like them may be called unlike",
+    )
+
+
 class Expected(Spec):
     """What a dataset is known to hold; a mismatch stops the run with both numbers."""
 
@@ -98,6 +122,10 @@ class DatasetEntry(PixelSpec):
             _near_duplicates, json_schema_input_type=NearDuplicatesSpec | Action
         ),
     ] = NearDuplicatesSpec()
+    drift: Annotated[
+        DriftSpec,
+        BeforeValidator(_drift, json_schema_input_type=DriftSpec | OnDrift),
+    ] = DriftSpec()
     expect: Expected = Expected()
     mirror: bool | None = Field(
         default=None,

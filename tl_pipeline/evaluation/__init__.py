@@ -12,6 +12,7 @@ __all__ = [
     "comparison",
     "cross_fitting",
     "decisions",
+    "drift",
     "intervals",
     "metrics",
     "one_vs_rest",

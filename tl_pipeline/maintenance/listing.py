@@ -18,6 +18,7 @@ from tl_pipeline.store.embeddings import ABOUT
 ARTIFACTS = (
     *("manifests", "heads", "trials", "searches", "evaluations", "models"),
     "predictions",
+    "references",
 )
 EMBEDDINGS, WEIGHTS, IN_USE = "embeddings", weights.FOLDER, in_use.FOLDER
 RUNS, BATCHES, REPORTS = "runs", "batches", "reports"

@@ -27,12 +27,15 @@ from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError, InvalidSpec
+from tl_pipeline.evaluation.drift import Drift
 from tl_pipeline.inputs import modalities
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.stages.compare import Compare
 from tl_pipeline.pipeline.stages.embed import Embed, Executor
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.predict import Predict, Predicted
+from tl_pipeline.pipeline.stages.reference import Reference
 from tl_pipeline.pipeline.wiring import Execute, Perform, directly
 from tl_pipeline.pipeline.work import check_source, source
 from tl_pipeline.registry import index, model_folder
@@ -129,7 +132,7 @@ def plan(batch: Batch) -> list[Step]:
 def run(
     batch: Batch, execute: Execute = directly, executor: Executor | None = None
 ) -> BatchRecord:
-    """Ingest, embed and predict, each by ``execute``; then record the batch.
+    """Ingest, embed, predict and compare, each by ``execute``; record the batch.
 
     Batches of one dataset run one after another on a machine.
 
@@ -152,13 +155,13 @@ def run(
         known = keys_in(last.model_dump_json()) if last else set()
         with store.in_use([*known, *used]):
             try:
-                manifest, found = _wire(batch, last, perform, executor)
+                manifest, found, drift = _wire(batch, last, perform, executor)
             except DatasetError:
                 if steps:  # else ingest has noted it
                     records.note_refused(store, name, steps[0].keys["manifest"])
                 query.build(store)
                 raise
-            record = _recorded(batch, last, started, steps, manifest, found)
+            record = _recorded(batch, last, started, steps, manifest, found, drift)
             records.write(store, record)
         if batch.output:
             _write(batch.output, _rows(store, manifest, found.keys))
@@ -175,12 +178,15 @@ def _wire(
     last: BatchRecord | None,
     perform: Perform,
     executor: Executor | None = None,
-) -> tuple[Manifest, Predicted]:
+) -> tuple[Manifest, Predicted, tuple[Drift, ...]]:
     """The stages in their order, after the ``last`` batch of the dataset."""
     at = Workspace(batch.store, records.keys_used(last))
     dataset, before = batch.dataset, last.predictions if last else {}
     manifest = perform(Ingest(at, dataset, batch.verify, labelled=False))
     perform(Embed(at, dataset, manifest, batch.encoders, batch.part_rows, executor))
+    reference = None
+    if dataset.drift.action != "ignore":
+        reference = perform(Reference(at, batch.name, batch.model, batch.encoders))
     found = perform(
         Predict(
             at,
@@ -190,9 +196,16 @@ def _wire(
             batch.model,
             batch.encoders,
             tuple(before.get(batch.model, ())),
+            reference,
         )
     )
-    return manifest, found
+    compared: Sequence[Drift] = ()
+    if reference:
+        key = found.keys[-1] if found.keys else None
+        compared = perform(
+            Compare(at, dataset, batch.encoders, reference, key, found.new)
+        )
+    return manifest, found, tuple(compared)
 
 
 def _read_as(
@@ -228,6 +241,7 @@ def _recorded(
     steps: Sequence[Step],
     manifest: Manifest,
     found: Predicted,
+    drift: Sequence[Drift],
 ) -> BatchRecord:
     store, folder = batch.store, batch.store.path(manifest.artifact)
     before = last.predictions if last else {}
@@ -251,6 +265,7 @@ def _recorded(
         model=batch.model,
         new=len(found.new),
         predictions={**before, batch.model: list(found.keys)},
+        drift=list(drift),
     )
 
 

@@ -486,10 +486,25 @@ COMMENT ON VIEW batches IS
 'One row per finished batch of predictions, by tl predict of a dataset or folder or by the
 flow batch-predict.';
 
+CREATE VIEW drift AS
+SELECT
+    document->>'$.run_id' AS batch_id, document->>'$.dataset' AS dataset,
+    document->>'$.name' AS name, (document->>'$.version')::BIGINT AS version,
+    d->>'$.statistic' AS statistic, (d->>'$.value')::DOUBLE AS value,
+    (d->>'$.reference')::DOUBLE AS reference, (d->>'$.p')::DOUBLE AS p,
+    (d->>'$.limit')::DOUBLE AS threshold, (d->>'$.tripped')::BOOLEAN AS tripped
+FROM (
+    SELECT document, unnest((document->'$.drift')::JSON[]) AS d
+    FROM (SELECT content::JSON AS document FROM {files of batch records} WHERE {here})
+);
+COMMENT ON VIEW drift IS
+'One row per batch of predictions and statistic by which its new images are compared with
+the test images of the model.';
+
 CREATE VIEW batch_predictions AS
 SELECT
     dataset, image_id, uri, label, confidence, accepted, labels, top, nearest_id,
-    nearest_similarity, name, version, make_timestamp(epoch_us(predicted_at))
+    nearest_similarity, novelty, name, version, make_timestamp(epoch_us(predicted_at))
         AS predicted_at, model
 FROM {files of batch predictions}
 WHERE {here};

@@ -14,6 +14,7 @@ from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.evaluation.decisions import Decisions
+from tl_pipeline.evaluation.drift import Drift
 from tl_pipeline.runs.finetunings import FinetuningResult
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.score import Score
@@ -158,6 +159,8 @@ class BatchRecord(Record):
     ``version`` of the model ``name``, whose key is ``model``, predicted ``new`` of the
     ``images``, and all others before. ``predictions`` has the keys of all predictions
     of images of this dataset that count, the oldest first, by the key of the model.
+    ``drift`` tells how the new images differ from those of the model's test; it is
+    empty where they are too few.
     """
 
     folder: ClassVar[str] = "batches"
@@ -167,6 +170,7 @@ class BatchRecord(Record):
     model: str
     new: int
     predictions: dict[str, list[str]]
+    drift: list[Drift] = []
 
 
 class RunRecord(Record):

@@ -81,6 +81,22 @@ def of_batch(record: BatchRecord) -> Iterator[Sentence]:
         "headline",
     )
     yield from _refused(record)
+    if tripped := [one for one in record.drift if one.tripped]:
+        said = "; ".join(
+            f"{one.statistic} {one.value:.3f} instead of {one.reference:.3f} "
+            f"(p = {one.p:.4f})"
+            for one in tripped
+        )
+        yield Sentence(
+            f"drift: the new images are unlike the test images of the model, so its "
+            f"accuracy may not hold for them: {said}",
+            "alarm",
+        )
+    elif record.drift:
+        yield Sentence(
+            f"drift: none of {len(record.drift)} statistics tells the new images from "
+            "the test images of the model"
+        )
     where = f"dataset = '{record.dataset}'"
     yield Sentence(f'predictions: `tl sql "FROM batch_predictions WHERE {where}"`')
 

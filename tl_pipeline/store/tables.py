@@ -138,6 +138,17 @@ BATCH_PREDICTIONS = Table(
         accepted=pa.bool_(),
         nearest_id=pa.string(),  # a model may no longer tell what it learned from
         nearest_similarity=pa.float32(),
+        novelty=pa.float32(),
+    ),
+)
+REFERENCE = Table(
+    "reference.parquet",
+    "One row per test image of a model with which batches are compared, 1,000 at most.",
+    ("image_id",),
+    _columns(
+        {"image_id": pa.string(), "predicted": pa.string()},
+        accepted=pa.bool_(),
+        nearest_similarity=pa.float32(),
     ),
 )
 METRICS = Table(
@@ -255,6 +266,7 @@ TABLES = (
     NEAR_DUPLICATES,
     PREDICTIONS,
     BATCH_PREDICTIONS,
+    REFERENCE,
     METRICS,
     CLASS_SCORES,
     TRIAL,

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.evaluation import drift
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.registry import nearest
@@ -34,7 +35,7 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.store.keys import KeyDocument, digest, key_document
-from tl_pipeline.store.tables import BATCH_PREDICTIONS
+from tl_pipeline.store.tables import BATCH_PREDICTIONS, REFERENCE
 
 if TYPE_CHECKING:
     from tl_pipeline.registry.model import Model
@@ -60,6 +61,8 @@ class Predict(Unit[Predicted]):
 
     Its key is ``model``; the images are embedded under its ``encoders``. ``before`` are
     the keys of earlier predictions of the dataset by it, the oldest first.
+    ``reference``, which is the model's, says how near test images lie; without it no
+    novelty is told.
     """
 
     stage: ClassVar[str] = "predict"
@@ -72,6 +75,7 @@ class Predict(Unit[Predicted]):
     model: str
     encoders: tuple[Encoder, ...]
     before: tuple[str, ...]
+    reference: Artifact | None = None
 
     @property
     def subject(self) -> str:
@@ -164,11 +168,23 @@ class Predict(Unit[Predicted]):
             **_decided(found, model.classes),
             "nearest_id": pa.array(like.ids, pa.string()),
             "nearest_similarity": pa.array(like.similarities, pa.float32()),
+            "novelty": pa.array(self._novelty(like.similarities), pa.float32()),
         }
         names = BATCH_PREDICTIONS.schema.names
         return pa.table({name: columns[name] for name in names}).cast(
             BATCH_PREDICTIONS.schema
         )
+
+    def _novelty(self, similarities: Sequence[float | None]) -> Sequence[float | None]:
+        """Of images with these ``similarities``; None where nothing can be said."""
+        if self.reference is None or None in similarities:
+            return [None] * len(similarities)
+        folder = self.at.store.path(self.reference)
+        usual = tables.read(REFERENCE, folder)["nearest_similarity"].drop_null()
+        if not len(usual):
+            return [None] * len(similarities)
+        found = drift.novelty(np.array(similarities), usual.to_numpy())
+        return found.tolist()
 
     def _vectors(self, ids: Sequence[str]) -> Mapping[str, np.ndarray]:
         """The embeddings of ``ids``, (n, width) by encoder key.
