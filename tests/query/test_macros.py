@@ -23,8 +23,10 @@ from tl_pipeline.errors import InvalidSpec, TransferLearningError
 from tl_pipeline.query import macros
 from tl_pipeline.query.views import columns
 from tl_pipeline.runs import records
+from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
+from tl_pipeline.store.tables import PREDICTIONS
 
 A, B, C, D, E = map(image_id, range(5))
 OLD, NEW, OTHER = "a" * 32, "d" * 32, "e" * 32
@@ -59,7 +61,7 @@ def rows(store: Store, sql: str) -> list[tuple]:
 def test_every_example_of_help_can_be_asked(built: Store):
     found = ask(built, "FROM help()")
     kinds = Counter(row["kind"] for row in found)
-    assert kinds == {"view": 33, "macro": 16}
+    assert kinds == {"view": 33, "macro": 17}
     for row in found:
         ask(built, row["example"])
 
@@ -260,6 +262,28 @@ def test_mistakes_of_the_best_and_where_two_differ(built: Store):
     assert [(r[1], r[4:6], r[7:9]) for r in differ] == [
         (A, ("knn", "x"), ("logistic(C=1.0)", "y")),
         (B, ("knn", "x"), ("logistic(C=1.0)", "y")),
+    ]
+
+
+def test_the_least_probable_labels_are_the_first_issues(built: Store):
+    """Of C the label is predicted; D is of test, from which nobody learns."""
+    other = 'y\'s "ü"'
+    told = [
+        (A, "folds", other, [0.3, 0.7]),
+        (B, "folds", other, [0.1, 0.9]),
+        (C, "folds", "x", [0.8, 0.2]),
+        (D, "test", other, [0.0, 1.0]),
+    ]
+    rows_of = [
+        {"evaluation": EVALUATION, "label": "x", "image_id": image, "split": split}
+        | {"predicted": said, "confidence": max(proba), "probabilities": proba}
+        for image, split, said, proba in told
+    ]
+    place = built.root / "evaluations" / EVALUATION
+    tables.write(PREDICTIONS, tables.from_rows(PREDICTIONS, rows_of), place)
+    assert rows(built, "FROM label_issues('photos')") == [
+        (B, "b'\".png", "x", other, pytest.approx(0.1), pytest.approx(0.9)),
+        (A, "a.png", "x", other, pytest.approx(0.3), pytest.approx(0.7)),
     ]
 
 

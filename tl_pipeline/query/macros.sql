@@ -200,6 +200,21 @@ COMMENT ON MACRO TABLE misclassified IS
 first.
 Example: FROM misclassified(''{dataset}'') LIMIT 3';
 
+CREATE MACRO label_issues(dataset) AS TABLE
+SELECT p.image_id, i.uri, p.label, p.predicted AS suggested,
+    p.probabilities[c.position] AS probability, p.confidence AS suggested_probability
+FROM predictions AS p
+JOIN classes AS c ON c.evaluation = p.evaluation AND c.label = p.label
+LEFT JOIN images AS i ON i.dataset = p.dataset AND i.image_id = p.image_id
+WHERE p.dataset = dataset_named(dataset) AND p.role = 'best'
+AND p.split IN ('folds', 'validation') AND NOT p.correct
+ORDER BY probability, p.image_id;
+COMMENT ON MACRO TABLE label_issues IS
+'Labels that may be wrong, the least probable first (self-confidence: Northcutt, Jiang and
+Chuang 2021, Confident Learning): images that heads did not learn from when they scored
+them, and another label is suggested for. A corrected file goes into relabel in the catalogue.
+Example: FROM label_issues(''{dataset}'') LIMIT 3';
+
 CREATE MACRO disagreements(a, b) AS TABLE
 SELECT f.dataset, f.image_id, i.uri, f.label, f.head AS head_a,
     f.predicted AS predicted_a, f.confidence AS confidence_a, s.head AS head_b,

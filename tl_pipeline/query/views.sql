@@ -381,7 +381,8 @@ FROM (
         WHERE {here}
     )
 ) AS c
-JOIN (SELECT DISTINCT dataset, evaluation FROM run_evaluations) AS r USING (evaluation);
+JOIN (SELECT DISTINCT e.dataset, e.evaluation FROM run_evaluations AS e) AS r
+    USING (evaluation);
 COMMENT ON VIEW classes IS
 'One row per dataset, evaluation and class: probabilities[position] of predictions is that
 of label.';
