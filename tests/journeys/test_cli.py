@@ -346,15 +346,6 @@ def test_a_backbone_is_shown_as_names_that_can_be_layers(tl: Tl):
     assert "Did you mean 'resnet50'" in unknown.stderr
 
 
-def test_doctor_finds_this_machine_fit(tl_process: Tl):
-    done = tl_process("doctor", "--json")
-    checks = {row["check"]: row for row in json.loads(done.stdout)}
-    assert done.returncode == 0, [c for c in checks.values() if not c["ok"]]
-    assert checks["fastapi"]["ok"]
-    assert "operators work together" in checks["torch and torchvision"]["found"]
-    assert "can start its server" in checks["prefect server"]["found"]
-
-
 def test_predict_names_the_class_and_refuses_what_is_no_image(tl: Tl, folder: Path):
     tl("run", folder, "--head", "logistic:C=0.1", "--runner", "direct")
     good, bad = folder / "flower" / "000.jpg", folder / "notes.txt"

@@ -5,14 +5,15 @@ starts; this is the test that would notice.
 """
 
 import json
-import re
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from tests.exhaustive import more
+from tests.conftest import REPOSITORY
 from tests.prefect_server import Server
 
 pytestmark = pytest.mark.timeout(600)
@@ -36,8 +37,7 @@ def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server
     More often, the next run would begin before the first has ended.
     """
     store = tmp_path_factory.mktemp("store") / "tl_store"
-    pool = server.call("work-pool", "create", "local", "--type", "process")
-    assert pool.returncode == 0, pool.stderr
+    server.ask("work_pools/", {"name": "local", "type": "process"})
     deploy = server.call(
         *("--no-prompt", "deploy", "--name", "nightly", "--interval", "60"),
         *("--param", f"store={store}", "--param", 'heads=["logistic:C=0.1"]'),
@@ -49,39 +49,40 @@ def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server
     return server
 
 
+def begin(server: Server, name: str, **parameters: object) -> str:
+    """The id of a run of the deployment ``name``, which begins at once."""
+    deployment = server.ask(f"deployments/name/{name}")["id"]
+    asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    return server.ask(f"deployments/{deployment}/create_flow_run", asked)["id"]
+
+
+def completed(server: Server, run: str) -> None:
+    """Wait for the end of a run."""
+    until = time.monotonic() + 240
+    while (state := server.ask(f"flow_runs/{run}")["state"])["name"] != "Completed":
+        assert state["type"] not in {"FAILED", "CRASHED"}, state["message"]
+        assert time.monotonic() < until, state
+        time.sleep(0.5)
+
+
 def test_scheduled_run_completes(deployed: Server):
     """Nobody asked for it but the clock."""
-    until = time.monotonic() + 240
-    states: list[str] = []
-    while time.monotonic() < until:
-        runs = deployed.post("flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
-        scheduled = [r for r in runs if r["auto_scheduled"]]
-        states = [r["state"]["name"] for r in scheduled]
-        if "Completed" in states:
-            # The clock has shown what it can; the next runs would take time from tests.
-            deployed.post(
-                f"deployments/{runs[0]['deployment_id']}/pause_deployment", {}
-            )
-            return
-        assert "Failed" not in states, next(
-            r["state"]["message"] for r in scheduled if r["state"]["name"] == "Failed"
-        )
-        time.sleep(1)
-    pytest.fail(f"no scheduled run completed within four minutes: {states}")
+    until, asked = time.monotonic() + 240, {"sort": "EXPECTED_START_TIME_ASC"}
+    while not (runs := deployed.ask("flow_runs/filter", asked)):
+        assert time.monotonic() < until, "nothing is scheduled"
+        time.sleep(0.5)
+    assert runs[0]["auto_scheduled"]
+    completed(deployed, runs[0]["id"])
+    # The clock has shown what it can; the next runs would take time from tests.
+    deployed.ask(f"deployments/{runs[0]['deployment_id']}/pause_deployment", {})
 
 
 def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
-    """As the README says it, after the scheduled run has done the work."""
-    run = deployed.call(
-        *("deployment", "run", "transfer-learning/nightly"),
-        *("--param", "dataset=digits", "--watch"),
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    # Of a busy server --watch shows some of the events only.
-    created = re.search("UUID: ([0-9a-f-]{36})", run.stdout)
-    assert created
-    asked = {"flow_runs": {"id": {"any_": [created[1]]}}}
-    tasks = deployed.post("task_runs/filter", asked)
+    """After the scheduled run has done the work."""
+    run = begin(deployed, "transfer-learning/nightly", dataset="digits")
+    completed(deployed, run)
+    asked = {"flow_runs": {"id": {"any_": [run]}}}
+    tasks = deployed.ask("task_runs/filter", asked)
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
     assert "train logistic on lenet5/c5 LETTERS" in {task["name"] for task in tasks}
 
@@ -94,40 +95,34 @@ def test_a_batch_is_predicted_once_by_a_deployment(deployed: Server, tmp_path: P
         *("--no-prompt", "deploy", "--name", "hourly", "--param", f"store={store}")
     )
     assert deploy.returncode == 0, deploy.stdout + deploy.stderr
-    asked = ("deployment", "run", "batch-predict/hourly", "--watch")
     output = tmp_path / "said.csv"
-    for given in ((), ("--param", f"output={output}")):
-        run = deployed.call(*asked, *given)
-        assert run.returncode == 0, run.stdout + run.stderr
+    completed(deployed, begin(deployed, "batch-predict/hourly"))
+    completed(deployed, begin(deployed, "batch-predict/hourly", output=str(output)))
     assert output.read_text().count("\n") == 1 + 1797
     records = sorted((store / "batches" / "digits").glob("*.json"))
     assert [json.loads(file.read_text())["new"] for file in records] == [1797, 0]
-    wrong = deployed.call(*asked[:-1], "--param", "output=said.xlsx")
-    assert wrong.returncode == 1
-    assert "output" in wrong.stdout + wrong.stderr
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        begin(deployed, "batch-predict/hourly", output="said.xlsx")
+    assert "output" in refused.value.read().decode()
 
 
 @pytest.mark.parametrize(
-    ("parameter", "named", "choice"),
+    ("parameters", "named", "choice"),
     [
-        ('backbones=["resnet5"]', "backbones", "resnet50"),
-        *more(
-            ("epochs=3", "epochs", "heads"),
-            ('heads=["svm"]', "heads", "logistic"),
-            ("runner=spark", "runner", "dask"),
-            ("part_rows=-5", "part_rows", "minimum"),
-            ('heads=["logistic:D=3"]', "heads", "logistic(:(C|"),
-        ),
+        ({"backbones": ["resnet5"]}, "backbones", "resnet50"),
+        ({"heads": ["svm"]}, "heads", "logistic"),
+        ({"runner": "spark"}, "runner", "dask"),
+        ({"part_rows": -5}, "part_rows", "minimum"),
+        ({"heads": ["logistic:D=3"]}, "heads", "logistic(:(C|"),
     ],
 )
 def test_bad_parameter_is_refused_with_its_name_and_the_choices(
-    deployed: Server, parameter: str, named: str, choice: str
+    deployed: Server, parameters: dict[str, object], named: str, choice: str
 ):
-    run = deployed.call(
-        *("deployment", "run", "transfer-learning/nightly", "--param", parameter)
-    )
-    said = "".join((run.stdout + run.stderr).split())
-    assert run.returncode == 1
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        begin(deployed, "transfer-learning/nightly", **parameters)
+    assert refused.value.code == 409
+    said = json.loads(refused.value.read())["detail"]
     assert named in said
     assert choice in said
 
@@ -139,37 +134,31 @@ def test_after_a_power_cut_the_next_run_completes(deployed: Server):
     The last test of this file, since it starts the server again.
     """
     server = deployed
-    asked = ("deployment", "run", "transfer-learning/nightly")
-    more = ("--param", 'heads=["mlp:hidden=64..512"]')
-    search = ("--param", "search=cross_validation:strategy=random,configurations=500")
-    assert server.call(*asked, *more, *search).returncode == 0
-    (run,) = _until(server, "RUNNING")
+    run = begin(
+        server,
+        "transfer-learning/nightly",
+        heads=["mlp:hidden=64..512"],
+        search="cross_validation:strategy=random,configurations=500",
+    )
+    until = time.monotonic() + 120
+    while server.ask(f"flow_runs/{run}")["state"]["type"] != "RUNNING":
+        assert time.monotonic() < until
+        time.sleep(0.5)
     time.sleep(1)
     server.kill()
     server.start("server", "start", "--host", "127.0.0.1", "--port", str(server.port))
     server.wait_until_up()
-    (still,) = server.post("flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-    assert still["state"]["name"] == "Running"
+    assert server.ask(f"flow_runs/{run}")["state"]["name"] == "Running"
     server.start("worker", "start", "--pool", "local")
-    again = server.call(*asked, "--param", "dataset=digits", "--watch")
-    assert again.returncode == 0, again.stdout + again.stderr
-
-
-def _until(server: Server, state: str) -> list[str]:
-    """The ids of the runs in ``state``, once there are some."""
-    wanted = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        if found := server.post("flow_runs/filter", wanted):
-            return [run["id"] for run in found]
-        time.sleep(0.5)
-    pytest.fail(f"no run is {state}")
+    again = begin(server, "transfer-learning/nightly", dataset="digits")
+    completed(server, again)
 
 
 def test_the_automation_that_finds_dead_runs_is_accepted(deployed: Server):
-    made = deployed.call("automation", "create", "--from-file", "automations.yaml")
-    assert made.returncode == 0, made.stdout + made.stderr
-    (found,) = deployed.post("automations/filter", {})
+    asked = YAML(typ="safe").load(REPOSITORY / "automations.yaml")
+    for one in asked["automations"]:
+        deployed.ask("automations/", one)
+    (found,) = deployed.ask("automations/filter", {})
     assert found["enabled"]
     assert found["trigger"]["within"] == 120
     assert [action["state"] for action in found["actions"]] == ["CRASHED"]

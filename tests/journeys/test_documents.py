@@ -1,14 +1,15 @@
 """README and docs are executed, and show what comes out; the names they use are there.
 
-What is not executed says why; ``tests/documents.py`` tells how a page is read.
+What is not executed says why; ``tests/documents.py`` tells how a page is read. Runs are
+``--runner direct``: test_flow.py types one that is a flow.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from tests import documents
 from tests.conftest import REPOSITORY
 from tests.documents import Block
 from tests.forking import forking_tl
-from tests.prefect_server import Server
 from tl_pipeline.config import catalog
 
 # docs/reference.md is made from the code, and decisions tell of what was then.
@@ -55,7 +55,7 @@ class Reader:
         """Do what a block says; what is printed."""
         match block.kind:
             case "sh":
-                return self._run(["sh", "-e"], _without_make(block.code))
+                return self.type(block.code)
             case "python":
                 return self._run([sys.executable, "-"], block.code)
             case "sql":
@@ -63,9 +63,9 @@ class Reader:
             case _:
                 raise ValueError(block.kind)
 
-    def type(self, command: str) -> str:
-        """Type one command; what is printed."""
-        return self._run(["sh", "-e"], _without_make(command))
+    def type(self, commands: str) -> str:
+        """Type lines of a shell; what is printed."""
+        return self._run(["sh", "-e"], _direct(commands))
 
     def write(self, block: Block) -> None:
         """Write a file: as its first comment names it, or as what it is."""
@@ -85,37 +85,31 @@ class Reader:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=300,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}"
         return done.stdout
 
 
-def _without_make(code: str) -> str:
+def _direct(code: str) -> str:
     """``make demo`` is the command that it ends with; CI does the rest."""
     demo = f"cp {REPOSITORY}/data_catalog.yaml .; tl run digits"
     lines = code.replace("make demo", demo).splitlines()
-    return "\n".join(line for line in lines if not line.startswith("make "))
+    kept = "\n".join(line for line in lines if not line.startswith("make "))
+    return re.sub(r"\btl run\b", "tl run --runner direct", kept)
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Where ``tl`` is a fork, and one server stands for those of all runs."""
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    with ExitStack() as stack:
-        stack.callback(server.kill)
-        address = ("--host", "127.0.0.1", "--port", str(server.port))
-        server.start("server", "start", *address)
-        server.wait_until_up()
-        words = {
-            **{k: v for k, v in server.environment.items() if not k.startswith("TL_")},
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        folder = stack.enter_context(forking_tl(words))
+def environment() -> Iterator[dict[str, str]]:
+    """Where ``tl`` is a fork."""
+    words = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("TL_")},
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    with forking_tl(words) as folder:
         yield words | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @every_page(EXECUTED)
 def test_a_page_works_from_top_to_bottom_and_shows_what_comes_out(
     page: Path, environment: dict[str, str], folder: Path, tmp_path: Path

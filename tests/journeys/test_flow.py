@@ -2,21 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import StateType, TaskRun
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
-from flows import announcing
-from flows.batch_predict import batch_predict
-from flows.transfer_learning import transfer_learning
+from tests.command_line import Tl, in_this_process
+from tests.prefect_server import flow_server
 from tests.runs.made import without_times
 from tl_pipeline.config.encoder_specs import backbone_of
 from tl_pipeline.config.specs import HeadSpec, RunSpec
@@ -25,6 +19,9 @@ from tl_pipeline.evaluation import drift
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import TaskRun
 
 # Prefect's test server leaves sockets and streams to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -37,16 +34,21 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
     """One Prefect server with a database of its own for this file."""
-    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with (
-        prefect_test_harness(server_startup_timeout=90),
-        temporary_settings(quiet),
-    ):
+    with flow_server():
         yield
 
 
-def task_runs(flow_run_id) -> dict[str, TaskRun]:
+@pytest.fixture
+def tl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
+    """Type ``tl`` in an empty folder."""
+    return in_this_process(tmp_path, monkeypatch)
+
+
+def task_runs(flow_run_id) -> "dict[str, TaskRun]":
     """Those of a flow that has ended, once the server has heard of all they did."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     with get_client(sync_client=True) as client:
         until = time.monotonic() + 60
@@ -64,6 +66,8 @@ def task_runs(flow_run_id) -> dict[str, TaskRun]:
 
 def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
     """Each task says in its state whether it ran, and why."""
+    from flows.transfer_learning import transfer_learning
+
     given = {
         "dataset": str(folder),
         "heads": ["logistic:C=0.1"],
@@ -84,10 +88,61 @@ def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
     assert second.result().best == first.result().best
 
 
+def test_what_is_typed_is_the_flow(folder: Path, tl: Tl):
+    """``tl run`` shows what came out; ``tl predict`` finds the model."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    done = tl("run", folder, "--head", "logistic:C=0.1", "--no-controls")
+    assert done.returncode == 0, done.stderr
+    with get_client(sync_client=True) as client:
+        (last,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert last.state is not None
+    assert last.state.name == "Completed"
+    ran = task_runs(last.id)
+    assert ran["train logistic on lenet5/c5 LETTERS"].state.message.startswith("ran: ")
+    assert "photos: test accuracy" in done.stdout
+
+
+def test_doctor_finds_this_machine_fit(tl: Tl):
+    """Here, where Prefect's server is imported already."""
+    done = tl("doctor", "--json")
+    checks = {row["check"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 0, [c for c in checks.values() if not c["ok"]]
+    assert checks["fastapi"]["ok"]
+    assert "operators work together" in checks["torch and torchvision"]["found"]
+    assert "can start its server" in checks["prefect server"]["found"]
+
+
+def test_new_images_are_predicted_once_by_a_flow(
+    folder: Path, tl: Tl, tmp_path: Path, crops: Callable[[str, int], Image.Image]
+):
+    from flows.batch_predict import batch_predict
+
+    run = ("--head", "logistic:C=1", "--no-controls", "--runner", "direct")
+    assert tl("run", folder, *run).returncode == 0
+    (tmp_path / "incoming").mkdir()
+    for number in range(100, 104):
+        crops("flower", number).save(tmp_path / "incoming" / f"{number}.jpg")
+    first = batch_predict("photos", "incoming")
+    second = batch_predict("photos", "incoming")
+    assert (first.new, second.new) == (4, 0)
+    assert [step.cached for step in second.steps] == [True, True, True]
+    schema = batch_predict.parameters.properties
+    assert r"\.parquet" in schema["output"]["anyOf"][0]["pattern"]
+    with pytest.raises(Exception, match="output"):
+        batch_predict("photos", "incoming", output="said.xlsx")
+
+
 def test_what_a_run_came_to_stands_in_artifacts_and_an_event(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Of each run; the champion is announced by the run that changed it alone."""
+    from prefect.client.orchestration import get_client
+
+    from flows import announcing
+    from flows.transfer_learning import transfer_learning
+
     events: list[tuple[str, dict[str, str], dict[str, Any]]] = []
     monkeypatch.setattr(
         announcing,
@@ -132,6 +187,11 @@ def test_what_a_run_came_to_stands_in_artifacts_and_an_event(
 def test_a_batch_that_drifted_is_stored_told_and_a_failed_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    from prefect.client.schemas.objects import StateType
+
+    from flows import announcing
+    from flows.batch_predict import batch_predict
+
     monkeypatch.setattr(drift, "FEWEST", 8)
     events: list[tuple[str, dict[str, str], dict[str, Any]]] = []
     monkeypatch.setattr(
@@ -174,6 +234,8 @@ def test_a_batch_that_drifted_is_stored_told_and_a_failed_run(
 
 def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
     """The same wiring, whoever calls the stages; joint and averaged ones too."""
+    from flows.transfer_learning import transfer_learning
+
     backbones = ["lenet5", ["lenet5", "lenet5:layer=f6"]]
     flow = transfer_learning(
         str(folder),
@@ -195,6 +257,8 @@ def test_flow_and_direct_call_agree(folder: Path, tmp_path: Path):
 
 def test_a_flow_tunes_in_a_task_and_keeps_the_choice(folder: Path, tmp_path: Path):
     """What nightly runs do."""
+    from flows.transfer_learning import transfer_learning
+
     given = {
         "dataset": str(folder),
         "backbones": ["squeezenet1_0:weights=random:0,side=48,precision=fp32"],
@@ -216,6 +280,8 @@ def test_a_flow_tunes_in_a_task_and_keeps_the_choice(folder: Path, tmp_path: Pat
 
 def test_failure_is_the_first_error_itself(tmp_path: Path):
     """Not a Prefect wrapper, and the state tells the message."""
+    from flows.transfer_learning import transfer_learning
+
     store = str(tmp_path / "store")
     with pytest.raises(UnknownName, match="unknown dataset 'digts'"):
         transfer_learning("digts", store=store, catalog="data_catalog.yaml")
@@ -227,6 +293,8 @@ def test_failure_is_the_first_error_itself(tmp_path: Path):
 
 
 def test_parameters_name_the_choices_in_their_schema():
+    from flows.transfer_learning import transfer_learning
+
     schema = transfer_learning.parameters.properties
     assert "squeezenet1_0" in schema["backbones"]["items"]["anyOf"][0]["pattern"]
     assert "logistic" in schema["heads"]["items"]["pattern"]

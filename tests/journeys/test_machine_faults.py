@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import launch
 from tl_pipeline.cli import main
 from tl_pipeline.config.specs import RunSpec
 from tl_pipeline.errors import InvalidSpec, ServerError, StoreError
@@ -23,6 +21,10 @@ PARAMETERS = {"runner": "threads", "address": None, "dataset": "digits"}
 def test_a_server_that_does_not_answer_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import launch
+
     monkeypatch.setattr(launch, "_PATIENCE", 0)
     there = temporary_settings({PREFECT_API_URL: NOBODY})
     with there, pytest.raises(ServerError) as refused:
@@ -35,11 +37,17 @@ def test_a_server_that_does_not_answer_is_one_message(
 
 @pytest.mark.parametrize("cron", ["banana", "* * *", "61 2 * * *"])
 def test_a_schedule_that_is_none_is_refused_before_anything_is_served(cron: str):
+    from flows import launch
+
     with pytest.raises(InvalidSpec, match=r"give five fields \(minute, hour"):
         launch.serve("served", cron, PARAMETERS)
 
 
 def test_serving_without_a_server_is_refused():
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import launch
+
     nowhere = temporary_settings({PREFECT_API_URL: None})
     with nowhere, pytest.raises(ServerError, match="no schedule would ever fire"):
         launch.serve("served", "0 2 * * *", PARAMETERS)

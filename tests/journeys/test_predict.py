@@ -1,24 +1,14 @@
-"""``tl predict`` of a folder or dataset, as somebody types it, and as a flow."""
+"""``tl predict`` of a folder or dataset, as somebody types it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pytest
 from PIL import Image
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
-from flows.batch_predict import batch_predict
 from tests.command_line import Tl, in_this_process
-
-# Prefect's test server leaves sockets and streams to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::ResourceWarning",
-    "ignore::DeprecationWarning",
-)
 
 
 @pytest.fixture
@@ -94,26 +84,3 @@ def test_a_dataset_without_labels_is_for_predict_alone(tl: Tl, tmp_path: Path):
     assert [(row["class"], row["all"]) for row in shown["classes"]] == [
         ("unlabelled", 4)
     ]
-
-
-@pytest.fixture
-def server() -> Iterator[None]:
-    """A Prefect server with a database of its own."""
-    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with (
-        prefect_test_harness(server_startup_timeout=90),
-        temporary_settings(quiet),
-    ):
-        yield
-
-
-@pytest.mark.usefixtures("tl", "server")
-def test_the_flow_says_what_it_did_and_refuses_wrong_parameters():
-    first = batch_predict("photos", "incoming")
-    second = batch_predict("photos", "incoming")
-    assert (first.new, second.new) == (4, 0)
-    assert [step.cached for step in second.steps] == [True, True, True]
-    schema = batch_predict.parameters.properties
-    assert r"\.parquet" in schema["output"]["anyOf"][0]["pattern"]
-    with pytest.raises(Exception, match="output"):
-        batch_predict("photos", "incoming", output="said.xlsx")

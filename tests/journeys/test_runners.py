@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
-from flows import clusters
-from flows.transfer_learning import transfer_learning
 from tests.command_line import in_this_process
 from tests.conftest import REPOSITORY
 from tests.exhaustive import more
 from tests.object_store import ObjectStore
+from tests.prefect_server import flow_server
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.pipeline import wiring
@@ -57,8 +54,7 @@ def runner(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
     """One Prefect server with a database of its own for this file."""
-    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with prefect_test_harness(server_startup_timeout=90), temporary_settings(quiet):
+    with flow_server():
         yield
 
 
@@ -67,7 +63,7 @@ def photos(
     tmp_path_factory: pytest.TempPathFactory,
     crops: Callable[[str, int], Image.Image],
 ) -> Path:
-    """240 small photos of two classes."""
+    """Small photos of two classes."""
     root = tmp_path_factory.mktemp("photos")
     for label in ("china", "flower"):
         (root / label).mkdir()
@@ -109,6 +105,8 @@ class Table:
 def spread_out(
     photos: Path, store: Path | str, runner: str, address: str | None = None
 ) -> Table:
+    from flows.transfer_learning import transfer_learning
+
     record = transfer_learning(
         str(photos),
         heads=["logistic:C=0.1"],
@@ -301,6 +299,8 @@ def test_a_partition_that_kills_every_worker_ends_the_run_with_advice():
 def test_a_runner_that_is_not_installed_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ):
+    from flows import clusters
+
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InvalidSpec, match=r"pip install 'tl-pipeline\[dask\]'"):
         clusters.check("dask", None)
@@ -308,6 +308,8 @@ def test_a_runner_that_is_not_installed_says_what_to_install(
 
 
 def test_an_address_without_a_cluster_is_refused():
+    from flows import clusters
+
     with pytest.raises(InvalidSpec, match="runner dask or ray"):
         clusters.check("threads", "tcp://localhost:8786")
 
@@ -316,6 +318,8 @@ def test_an_address_without_a_cluster_is_refused():
 def test_no_cluster_at_the_address_ends_with_exit_code_2(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    from flows import clusters
+
     pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
     monkeypatch.setattr(clusters, "_PATIENCE", "1s")
     tl = in_this_process(tmp_path, monkeypatch)
@@ -326,6 +330,8 @@ def test_no_cluster_at_the_address_ends_with_exit_code_2(
 
 
 def test_a_cluster_without_workers_is_refused_and_not_waited_for():
+    from flows import clusters
+
     pytest.importorskip("prefect_dask", reason="pip install 'tl-pipeline[dask]'")
     from distributed import LocalCluster
 
@@ -355,6 +361,8 @@ def test_a_cluster_without_workers_is_refused_and_not_waited_for():
 def test_a_partition_on_ray_takes_a_machine_s_gpus_or_some_cores(
     nodes: list[dict], expected: dict
 ):
+    from flows import clusters
+
     there = [{"Alive": True, "Resources": has} for has in nodes]
     gone = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 9.0}}
     assert clusters.share([*there, gone], local=False) == expected
