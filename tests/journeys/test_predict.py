@@ -36,7 +36,7 @@ def test_a_folder_is_predicted_and_files_are_answered(tl: Tl, tmp_path: Path):
     (tmp_path / "incoming" / "bad.jpg").unlink()
     planned = tl("predict", "photos", "incoming", "--plan").stdout
     assert "4 of 4 images are not predicted yet" in planned
-    assert "3 of 3 stages would run" in planned
+    assert "4 of 5 stages would run" in planned
     done = tl("predict", "photos", "incoming", "--output", "said.jsonl")
     assert "incoming: 4 of 4 images predicted now, by photos version 1" in done.stdout
     lines = (tmp_path / "said.jsonl").read_text().splitlines()
