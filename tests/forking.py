@@ -1,10 +1,12 @@
 """``tl`` for tests that type it many times: its imports are done once.
 
 A process that has imported everything forks for each command. The fork has the words,
-the folder, the environment and the three streams of whoever typed it, and ends as any
-process does. That the imports succeed in a new process is left to test_cli.py.
+the folder, the environment and the three streams of whoever typed it. That the imports
+succeed in a new process is left to test_cli.py.
 """
 
+import atexit
+import gc
 import json
 import os
 import shlex
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -73,6 +76,7 @@ def _listen(address: str) -> None:
     for name in _IMPORTED:
         import_module(name)
     assert threading.active_count() == 1, "a fork has none but the first thread"
+    gc.freeze()  # else each fork searches all that was imported, which copies it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(f"{address}.new")
@@ -84,15 +88,21 @@ def _listen(address: str) -> None:
             line = door.accept()[0]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _become(line)
-    code: object = 1
+    code = 1
     try:
         main.main()
         code = 0
     except SystemExit as ended:
-        code = ended.code or 0
-        raise
-    finally:
-        line.send(str(code).encode())
+        code = int(ended.code or 0)
+    except BaseException:  # noqa: BLE001 - as Python shows it
+        traceback.print_exc()
+    line.send(str(code).encode())
+    # As any process ends, but for taking apart all that was imported.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _become(line: socket.socket) -> None:
