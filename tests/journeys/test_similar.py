@@ -50,6 +50,13 @@ def test_the_images_most_like_a_new_one_and_a_stored_one(
     assert lines[3:] == ["contact sheet: again.html"]
     assert "flower" in (tmp_path / "again.html").read_text()
 
+    moved = folder.rename(tmp_path / "moved")
+    tl("similar", new.name, "-k", "3", "--html", "gone.html")
+    page = (tmp_path / "gone.html").read_text()
+    assert len(re.findall('<img src="data:image/webp;base64', page)) == 1
+    assert page.count("no picture: data_catalog.yaml: no such file.") == 3
+    moved.rename(folder)
+
     (tmp_path / "text.jpg").write_text("no image")
     for words, said in (
         (["none.jpg"], "InvalidSpec: none.jpg is no file, nor the id or uri of"),

@@ -24,7 +24,7 @@ def contact_sheet(
     encoder: str,
     catalog_file: Path | None = None,
 ) -> str:
-    """The page as text.
+    """The page as text; an image that nothing tells how to read has no picture.
 
     Args:
         store: where the images of ``found`` are.
@@ -34,7 +34,6 @@ def contact_sheet(
         catalog_file: the data catalogue, which tells where pictures are.
 
     Raises:
-        CatalogError, UnknownName: nothing tells where a dataset is.
         RefusedImage: ``asked`` is a file, and no image.
     """
     stored = [*found, *([] if isinstance(asked, Path) else [asked])]
@@ -61,9 +60,19 @@ def _thumbnails(
     record = records.latest(store, dataset) or records.latest_batch(store, dataset)
     if record is None:
         raise StoreError(f"the record of the last run on {dataset} cannot be read")
-    where = _dataset(record, catalog_file)
-    ids = [row["image_id"] for row in rows if row["dataset"] == dataset]
-    return Thumbnails(store, record.manifest, where).of(ids)
+    own = [row for row in rows if row["dataset"] == dataset]
+    try:
+        where = _dataset(record, catalog_file)
+    except (CatalogError, UnknownName) as error:
+        about = ("image_id", "uri", "label", "split")
+        return {
+            row["image_id"]: Thumbnail(
+                **{name: row[name] or "" for name in about}, missing=str(error)
+            )
+            for row in own
+        }
+    made = Thumbnails(store, record.manifest, where)
+    return made.of(row["image_id"] for row in own)
 
 
 def _dataset(record: Record, catalog_file: Path | None) -> DatasetSpec:

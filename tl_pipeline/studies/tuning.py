@@ -158,8 +158,7 @@ def tune(
         return Tuned(ranking.rank(study, within, sample), [], out)
     early = ranking.rank(study, within, first)
     best = early.rows[: -(-len(early.rows) // _GO_ON)]
-    ahead = {row.key for at, row in enumerate(best) if row.tied or at < _FEW}
-    ahead.add(stays)
+    ahead = {row.key for at, row in enumerate(best) if row.tied or at < _FEW} | {stays}
     dropped = [row.encoder for row in early.rows if row.key not in ahead]
     on = [encoder for encoder in within if encoder.key in ahead]
     return Tuned(ranking.rank(study, on, sample), dropped, out)
