@@ -64,10 +64,13 @@ def _thumbnails(
     try:
         where = _dataset(record, catalog_file)
     except (CatalogError, UnknownName) as error:
-        about = ("image_id", "uri", "label", "split")
         return {
             row["image_id"]: Thumbnail(
-                **{name: row[name] or "" for name in about}, missing=str(error)
+                image_id=row["image_id"],
+                uri=row["uri"],
+                label=row["label"] or "",
+                split=row["split"],
+                missing=str(error),
             )
             for row in own
         }
