@@ -153,6 +153,19 @@ def test_copies_under_two_labels_are_not_near_duplicates(
     assert len(find(vectors, labels).pairs) == 0
 
 
+def test_copies_under_two_labels_hide_no_others(
+    images: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Ten images in a hundred have one: chance is measured at the others."""
+    usual = find(*images).ratio
+    vectors, labels = planted(*images, [*range(5, 415, 20)], noise=0.01)
+    labels[CLASSES * EACH :] = (labels[CLASSES * EACH :] + 1) % CLASSES
+    size = len(labels)
+    found = find(*planted(vectors, labels, [3, 100, 250]))
+    assert found.pairs.tolist() == [[3, size], [100, size + 1], [250, size + 2]]
+    assert found.ratio == pytest.approx(usual, abs=0.05)
+
+
 @pytest.mark.parametrize("rows", [2, 3, 5])
 def test_a_handful_of_images_is_no_fault(
     images: tuple[np.ndarray, np.ndarray], rows: int

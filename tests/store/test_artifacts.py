@@ -105,7 +105,7 @@ LITERAL = {
 GOLDEN = {
     "ingest": "e29e4c5545675ba9b30f1989cf0f7cdc",
     "train": "4c81582e35fc4335bb8bc2d071233d9f",
-    "audit": "c23b811bc094b07bf4730fb585afbd0f",
+    "audit": "3ca1e443acef0e59d67ec041495fef5e",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
     "evaluate": "07ecc45e71798d828fac04ae497d7c44",
     "average": "82d94351012fa80b95380c65215b206d",
@@ -117,7 +117,7 @@ GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
 GOLDEN_DIGITS = {
     "ingest": "8d00331bdba87d3240497a42f3fd403b",
     "embed": "c74cb216b643d03dce405c6aff463a95",
-    "audit": "817b2fd7c0a6602f37a266fefffdade8",
+    "audit": "97df395aaeb34d1cb5f54440e0f43693",
     "train": "06d9a696dec24699c98b3165462e2d2c",
     "evaluate": "90ddd801ea2ce6cc6ab3f6746c70efe9",
 }

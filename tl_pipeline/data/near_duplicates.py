@@ -84,12 +84,14 @@ def find(
     points, classes = whiten(vectors)[order], classes[order]
     ends = np.append(np.flatnonzero(np.diff(classes)) + 1, len(classes)).tolist()
     bounds = list(zip([0, *ends], ends, strict=False))
-    used = ratio or calibrate(points, classes)
     around = [_surroundings(points, start, end) for start, end in bounds]
-    limits = _by_chance(around) if ratio is None else np.full(len(points), np.inf)
+    limits = np.full(len(points), np.inf, np.float32)
+    if not ratio:
+        limits = _by_chance(around)
+        ratio = calibrate(points, classes, limits)
     nearest = np.concatenate([one.nearest for one in around])
-    limits, left = _limited_by_foreign(points, classes, nearest, limits, used)
-    return _joined(points, bounds, limits, left, order, used)
+    limits, left = _limited_by_foreign(points, classes, nearest, limits, ratio)
+    return _joined(points, bounds, limits, left, order, ratio)
 
 
 def _joined(
@@ -168,13 +170,15 @@ def whiten(vectors: np.ndarray) -> np.ndarray:
     return points / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
-def calibrate(points: np.ndarray, classes: np.ndarray) -> float:
+def calibrate(points: np.ndarray, classes: np.ndarray, by_chance: np.ndarray) -> float:
     """The ratio that unrelated images undercut in one of a hundred cases, at most 0.6.
 
     By how much nearer an image of another class can be by chance is seen where nothing
     is a duplicate: at the nearest image of another class against the nearest of a
-    third. Two classes leave no third; for them it is 0.5. ``points`` are sorted by
-    ``classes``, numbers from 0.
+    third. Images nearer to another class than unrelated ones come ``by_chance`` (n,)
+    are copies under two labels, and tell nothing. Two classes leave no third; for them,
+    and where all are copies, it is 0.5. ``points`` are sorted by ``classes``, numbers
+    from 0.
     """
     if classes.max(initial=0) < 2:
         return _OF_TWO_CLASSES
@@ -185,9 +189,13 @@ def calibrate(points: np.ndarray, classes: np.ndarray) -> float:
         # of each row the nearest of each class
         similar = np.maximum.reduceat(points[rows] @ points.T, starts, axis=1)
         similar[np.arange(len(rows)), classes[rows]] = -1
-        third, second = np.partition(similar, -2, axis=1)[:, -2:].T
-        ratios.append((1 - second) / np.maximum(1 - third, np.finfo(np.float32).tiny))
-    return float(min(_MOST, np.quantile(np.concatenate(ratios), _CHANCE)))
+        third, second = 1 - np.partition(similar, -2, axis=1)[:, -2:].T
+        unrelated = second >= by_chance[rows]
+        ratios.append((second / np.maximum(third, _TINY))[unrelated])
+    found = np.concatenate(ratios)
+    if not len(found):
+        return _OF_TWO_CLASSES
+    return float(min(_MOST, np.quantile(found, _CHANCE)))
 
 
 # Points of one class: the first, and the first behind them.
