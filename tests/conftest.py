@@ -1,7 +1,6 @@
 """What several tests need: a store, small folders of real images, the shared data."""
 
 import gc
-import itertools
 import os
 import shutil
 import threading
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from tests.object_store import ObjectStore
 
 REPOSITORY = Path(__file__).parents[1]
-_numbers = itertools.count()
 
 # Files of half a minute and more, the longest first: of two processes that take file
 # after file none is left alone with one of these at the end.
@@ -172,7 +170,7 @@ def object_server(
 @pytest.fixture
 def url(object_server: "ObjectStore") -> str:
     """A place for a store, in a bucket of its own."""
-    return object_server.bucket(f"bucket-{next(_numbers)}") + "/some/store"
+    return object_server.bucket("bucket") + "/some/store"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """An S3 server for tests: moto's, in a thread, which can be told to misbehave."""
 
+import itertools
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,9 @@ def _application() -> Any:
     return DomainDispatcherApplication(create_backend_app)
 
 
+_numbers = itertools.count()
+
+
 @dataclass
 class ObjectStore:
     """The server: what was asked of it, and its buckets.
@@ -47,7 +51,8 @@ class ObjectStore:
     app: Any = field(default_factory=_application)
 
     def bucket(self, name: str) -> str:
-        """Make a bucket; its URL."""
+        """Make a bucket of its own, whose name begins with ``name``; its URL."""
+        name = f"{name}-{next(_numbers)}"
         request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
         with urllib.request.urlopen(request):
             return f"s3://{name}"
