@@ -85,6 +85,22 @@ def test_novelty_is_the_rank_among_test_images(
         assert row["novelty"] == pytest.approx((1 + farther) / (1 + len(near)))
 
 
+def test_test_images_that_are_gone_are_compared_with_again_once_they_are_back(
+    made: Store, tmp_path: Path, crops: Crops
+):
+    (evaluations,) = made.root.glob("evaluations")
+    away = evaluations.rename(tmp_path / "evaluations")
+    entry = photos(tmp_path / "first", crops, ImageOps.invert)
+    first = predicted(made, entry)
+    assert (first.new, first.drift) == (40, [])
+    assert first.steps[-1].reason == (
+        "test images of the model, or their embeddings, are gone"
+    )
+    away.rename(evaluations)
+    second = predicted(made, photos(tmp_path / "second", crops, ImageOps.flip))
+    assert (second.new, len(second.drift)) == (40, 4)
+
+
 def test_what_is_ignored_or_too_few_is_not_compared(
     made: Store, tmp_path: Path, crops: Crops, monkeypatch: pytest.MonkeyPatch
 ):

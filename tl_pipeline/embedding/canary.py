@@ -54,15 +54,17 @@ class Recomputed:
         limit = _LIMIT[encoder.precision]
         if moved <= limit:
             return
-        before = folder.made_by() or "a version that did not note it"
+        before, here = folder.made_by() or "a version that did not note it", machine()
+        cause = f"Stored by {before}; now {here}. Go back to that"
+        if before == here:
+            cause = f"Versions are the same ({here}). See whether parts were changed"
         raise StoreError(
             f"{encoder.label}: the network gives other embeddings than are stored: "
             f"{len(length)} images that were embedded before came out "
             f"{100 * moved:.2g} % of their length away in the median, and "
             f"{encoder.precision} allows {100 * limit:g} %. In one table old and new "
-            f"ones would differ for no reason in the images. Stored by {before}; now "
-            f"{machine()}. Go back to that, or embed all images anew: remove "
-            f"{folder.path}"
+            f"ones would differ for no reason in the images. {cause}, or embed all "
+            f"images anew: remove {folder.path}"
         )
 
 

@@ -70,6 +70,8 @@ class Compare:
     def _compared(self) -> tuple[Sequence[Drift], str]:
         store = self.at.store
         usual = tables.read(REFERENCE, store.path(self.reference))
+        if not usual.num_rows:
+            return (), "test images of the model, or their embeddings, are gone"
         if usual.num_rows < drift.FEWEST:
             return (), f"{usual.num_rows:,} test images are too few to compare with"
         made = Artifact("predictions", str(self.predictions), "")
