@@ -3,6 +3,7 @@
 ``.venv/bin/python benchmarks/together.py`` embeds 1,000 photos with mobilenet_v3_small,
 squeezenet1_0 and lenet5 at once, and each alone; 3 rounds in turn, medians. Loading is
 not counted. Below it, the sum of decoding alone and of the three forward passes alone.
+Then four pools of one network's layer at once against one of them.
 """
 
 import argparse
@@ -34,7 +35,18 @@ WISHES = (
     "squeezenet1_0:weights=random:0,precision=bf16",
     "lenet5",
 )
+POOLS = tuple(
+    f"squeezenet1_0:weights=random:0,precision=bf16,pool={pool}"
+    for pool in ("gap", "grid2", "grid3", "avg+max")
+)
 BATCH = 32
+
+
+def resolved(wishes: Sequence[str]) -> list[Encoder]:
+    """The encoders that ``wishes`` describe."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(Path(folder) / "store")
+        return [resolution.resolve(EncoderSpec.parse(wish), store) for wish in wishes]
 
 
 def read(uri: str) -> bytes:
@@ -81,6 +93,21 @@ def limit(wanted: Sequence[Encoder], images: Sequence[tuple[str, str]]) -> float
     return total
 
 
+def compare_pools(images: Sequence[tuple[str, str]]) -> None:
+    """Measure and record four pools at once beside one, 7 rounds in turn."""
+    four = resolved(POOLS)
+    pairs = [(embedded(four[:1], images), embedded(four, images)) for _ in range(7)]
+    one, together = (float(np.median(taken)) for taken in zip(*pairs, strict=True))
+    ratio = float(np.median([whole / part for part, whole in pairs]))
+    record(
+        "Four pools of one layer beside one",
+        f"`python benchmarks/together.py`, {len(images):,} photos, 7 rounds in turn, "
+        f"medians; {machine(('torch',))}; {processor()}.\n\n"
+        f"`gap` alone {one:.2f} s, `gap`, `grid2`, `grid3` and `avg+max` of one pass "
+        f"{together:.2f} s: {ratio:.2f} times as long.",
+    )
+
+
 def main() -> None:
     """Measure and record."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -89,9 +116,7 @@ def main() -> None:
     asked = arguments.parse_args()
     place = photos(asked.folder, asked.photos)
     images = [(image_id(file.read_bytes()), str(file)) for file in files(place)]
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(Path(folder) / "store")
-        wanted = [resolution.resolve(EncoderSpec.parse(wish), store) for wish in WISHES]
+    wanted = resolved(WISHES)
     seconds: dict[str, list[float]] = {}
     for _ in range(3):
         seconds.setdefault("together", []).append(embedded(wanted, images))
@@ -110,6 +135,7 @@ def main() -> None:
         f"Together takes {found['together'] / found['limit']:.2f} of it; one after the "
         f"other takes {alone / found['together']:.2f} times as long as together.",
     )
+    compare_pools(images)
 
 
 if __name__ == "__main__":
