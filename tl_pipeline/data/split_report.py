@@ -9,6 +9,8 @@ from tl_pipeline.score import Score
 
 # A class that trains on fewer images than this is tiny.
 FEW = 3
+# Whoever has that share of the best head's gain over the majority has a large part.
+LARGE_PART = 0.5
 
 
 class _Frozen(BaseModel):
@@ -107,6 +109,28 @@ class Leakage(_Frozen):
         return self.excess > 0 and (low is None or high is None or low > high)
 
 
+class Shortcut(_Frozen):
+    """What a classifier that sees no image makes of the attributes of files.
+
+    ``accuracy`` is its accuracy on test, ``majority`` that of the most frequent class
+    of the images to learn from. ``attribute`` decides most; None where none decides.
+    """
+
+    accuracy: Score
+    majority: float
+    attribute: str | None
+
+    def taken(self, best: Score) -> float:
+        """The share of what ``best`` has over the majority that it has, too."""
+        gained = best.value - self.majority
+        return (self.accuracy.value - self.majority) / gained if gained > 0 else 0.0
+
+    def strong(self, best: Score) -> bool:
+        """Whether it has ``LARGE_PART`` of that, and not by chance."""
+        certain = (self.accuracy.low or 0.0) > self.majority
+        return certain and self.taken(best) >= LARGE_PART
+
+
 class SplitReport(_Frozen):
     """The split of one run's manifest; ``split_counts.describe`` makes it.
 
@@ -122,6 +146,7 @@ class SplitReport(_Frozen):
     groups_across: Mapping[str, int] = {}
     near_duplicates: NearDuplicateFindings | None = None
     leakage: Leakage | None = None
+    shortcut: Shortcut | None = None
 
     def shares(self) -> Iterator[tuple[str, str, int, float]]:
         """(label, split, images, their share of the split's) for every pair."""

@@ -32,7 +32,7 @@ from tl_pipeline.report.reliability import reliability
 from tl_pipeline.report.tested import PredictedTest
 from tl_pipeline.report.thumbnails import Thumbnail, Thumbnails
 from tl_pipeline.runs import summary
-from tl_pipeline.runs.records import RunRecord, Tuning
+from tl_pipeline.runs.records import Result, RunRecord, Tuning
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.tables import CURVE
@@ -89,6 +89,7 @@ def render(
         **_history(store, record),
         split=record.split_report,
         **_split(record.split_report),
+        shortcut=record.split_report and _shortcut(record.split_report, record.best),
         split_names=SPLITS,
         class_table=class_table.table(
             store, record.best.evaluation, predicted, record.split_report
@@ -195,6 +196,12 @@ def _tuning(tuning: Tuning) -> dict[str, Any]:
         "tuning_left_out": [short[label] for label in tuning.unaffordable],
         "costs": cost_picture.picture(tuning),
     }
+
+
+def _shortcut(report: SplitReport, best: Result) -> tuple[str, bool] | None:
+    """What files tell without their images, and whether that is much."""
+    found = report.shortcut
+    return found and (split_findings.shortcut(found), found.strong(best.test))
 
 
 def _split(report: SplitReport | None) -> dict[str, Any]:

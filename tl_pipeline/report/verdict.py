@@ -83,6 +83,11 @@ def _following(record: RunRecord, tested: PredictedTest, noun: str) -> list[str]
     split = record.split_report
     if split and (leaks := split_findings.open_leaks(split)):
         found.append(f"close the leak first ({leaks[0]}); until then test flatters")
+    if split and split.shortcut and split.shortcut.strong(record.best.test):
+        found.append(
+            "save all images in one way: much of the accuracy is there without a look "
+            "at them (see Splits), and new ones may differ"
+        )
     if record.gain and (record.gain.low or 0.0) <= 0:
         found.append(
             "try another network: this one is no better on test than the same one "

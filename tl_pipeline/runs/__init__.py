@@ -4,4 +4,12 @@ In: keys and evaluations. Out: steps with reasons, and the record that query, re
 and the next plan read.
 """
 
-__all__ = ["controls", "finetunings", "planning", "records", "results", "summary"]
+__all__ = [
+    "controls",
+    "finetunings",
+    "planning",
+    "records",
+    "results",
+    "shortcuts",
+    "summary",
+]

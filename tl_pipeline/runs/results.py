@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from tl_pipeline.data import split_counts
-from tl_pipeline.data.split_report import NearDuplicateFindings, SplitReport
+from tl_pipeline.data.split_report import (
+    NearDuplicateFindings,
+    Shortcut,
+    SplitReport,
+)
 from tl_pipeline.data.splits import FOLDS, VALIDATION
 from tl_pipeline.encoders import labels
 from tl_pipeline.evaluation.choice import UNKNOWN, Cost
-from tl_pipeline.runs import records
+from tl_pipeline.runs import records, shortcuts
 from tl_pipeline.runs.controls import Controls
-from tl_pipeline.runs.records import Result
+from tl_pipeline.runs.records import Result, RunRecord
 from tl_pipeline.score import Score
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
@@ -73,7 +77,24 @@ def split_report(store: Store, manifest: Artifact, dataset: str) -> SplitReport:
         images(manifest),
         tables.read(DUPLICATES, store.path(manifest)),
         images(before) if before else None,
-    ).model_copy(update={"near_duplicates": near_duplicates(store, manifest)})
+    ).model_copy(
+        update={
+            "near_duplicates": near_duplicates(store, manifest),
+            "shortcut": _shortcut(store, manifest, last),
+        }
+    )
+
+
+def _shortcut(
+    store: Store, manifest: Artifact, last: RunRecord | None
+) -> Shortcut | None:
+    """What files tell of their labels; as the last run found it, if that knew them."""
+    known = last.split_report if last and last.manifest == manifest.key else None
+    if known and known.shortcut:
+        return known.shortcut
+    return shortcuts.look(
+        tables.read(MANIFEST, store.path(manifest), shortcuts.COLUMNS)
+    )
 
 
 def near_duplicates(store: Store, manifest: Artifact) -> NearDuplicateFindings | None:

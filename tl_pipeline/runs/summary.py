@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from tl_pipeline.data import split_findings
 from tl_pipeline.data.split_report import SplitReport
 from tl_pipeline.runs.records import BatchRecord, RunRecord
+from tl_pipeline.score import Score
 
 # From so many candidates on it is said what the best of them by test is worth.
 _MANY_TESTED = 20
@@ -44,7 +45,7 @@ def of_run(record: RunRecord) -> Iterator[Sentence]:
             yield Sentence(record.decisions.shortage, "warning")
     yield from _refused(record)
     if record.split_report:
-        yield from _of_split(record.split_report)
+        yield from _of_split(record.split_report, best.test)
     if said := looks(record):
         yield Sentence(said, "warning")
     rank = "champion" if entry.champion else "not champion"
@@ -109,8 +110,8 @@ def _refused(record: RunRecord | BatchRecord) -> Iterator[Sentence]:
         )
 
 
-def _of_split(report: SplitReport) -> Iterator[Sentence]:
-    """Sizes and changes, leaks, the control of the split."""
+def _of_split(report: SplitReport, best: Score) -> Iterator[Sentence]:
+    """Sizes and changes, leaks, the control of the split, and a shortcut."""
     yield Sentence(f"split: {split_findings.summary(report)}")
     if leaks := split_findings.open_leaks(report):
         yield Sentence(f"leaks: {'; '.join(leaks)}", "warning")
@@ -119,3 +120,7 @@ def _of_split(report: SplitReport) -> Iterator[Sentence]:
     if report.leakage:
         tone = "warning" if report.leakage.certain else "plain"
         yield Sentence(split_findings.leakage(report.leakage), tone)
+    if report.shortcut and report.shortcut.strong(best):
+        yield Sentence(
+            f"shortcut: {split_findings.shortcut(report.shortcut)}", "warning"
+        )
