@@ -85,6 +85,7 @@ def test_digits_rank_letters_first_and_a_second_call_embeds_nothing(
     assert best["probe"]["value"] > 0.9
     assert second["behind"]["high"] < 0
     assert (best["tied"], second["tied"]) == (True, False)
+    assert (best["published"], second["published"]) == ("89.9 top-1 letters", "")
     assert (found["images"], found["sampled"], found["probed"]) == (1797, 600, 600)
     for row in found["rows"]:
         cost = row["cost"]
@@ -99,7 +100,7 @@ def test_digits_rank_letters_first_and_a_second_call_embeds_nothing(
     assert again.returncode == 0, again.stderr
     assert parts(Store.open(tmp_path / "tl_store")) == kept
     lines = again.stdout.splitlines()
-    assert lines[0].split()[:3] == ["rank", "encoder", "LogME"]
+    assert lines[0].split()[:4] == ["rank", "encoder", "LogME", "published"]
     assert lines[1].count("(remembered)") == lines[2].count("(remembered)") == 1
     assert "600 of 1,079 training images sampled" in again.stdout
     assert found["finetuning"]["validation"] == 359

@@ -7,7 +7,7 @@ from cyclopts import App
 from tl_pipeline.cli.request import Json
 
 if TYPE_CHECKING:
-    from tl_pipeline.encoders.backbones import Backbone, Published
+    from tl_pipeline.encoders.backbones import Backbone
 
 _MOST_AXES = 3  # of an output that some pooling makes a vector
 _POOLS = (
@@ -88,9 +88,10 @@ def show(name: str, /, *, json: Json = False) -> None:
     ]
     console.print_rows(tree, ["layer", "kind", "output"])
     console.out.print(f"\n{_POOLS}\n")
-    for weights in _published(row):
+    for weights in backbones.published(row):
         disk = f"on disk: {weights.file}" if weights.file.exists() else "not on disk"
-        console.out.print(f"{_scored(weights)}, {weights.megabytes:.0f} MB, {disk}")
+        said = f"{weights.name} {weights.scored}".strip()
+        console.out.print(f"{said}, {weights.megabytes:.0f} MB, {disk}")
         console.out.print(f"  licence: {weights.licence}")
 
 
@@ -125,7 +126,7 @@ def _line(row: "Backbone", *, with_width: bool) -> dict[str, Any]:
     """One network as a row of the table."""
     from tl_pipeline.encoders import backbones
 
-    published = _published(row)
+    published = backbones.published(row)
     usual = next(weights for weights in published if weights.name == row.weights)
     named = backbones.named_weights(row, row.weights)
     present = [weights.name for weights in published if weights.file.exists()]
@@ -136,7 +137,7 @@ def _line(row: "Backbone", *, with_width: bool) -> dict[str, Any]:
         "input": named.preprocess.crop,
         "M_params": round(usual.parameters / 1e6, 1),
         "MB": usual.megabytes,
-        "weights": "; ".join(map(_scored, published)),
+        "weights": "; ".join(f"{one.name} {one.scored}".strip() for one in published),
         "on_disk": ", ".join(present) or "no",
     }
 
@@ -170,7 +171,7 @@ def _described(row: "Backbone") -> dict[str, Any]:
                 "on_disk": weights.file.exists(),
                 "file": str(weights.file),
             }
-            for weights in _published(row)
+            for weights in backbones.published(row)
         ],
     }
 
@@ -190,16 +191,3 @@ def _layers(row: "Backbone") -> list[dict[str, Any]]:
         }
         for (name, layer), width in zip(row.layers.items(), widths, strict=True)
     ]
-
-
-def _published(row: "Backbone") -> "list[Published]":
-    from tl_pipeline.encoders.backbones import PROVIDERS
-
-    provider = PROVIDERS.get(row.origin)
-    return provider.published(row) if provider else []
-
-
-def _scored(weights: "Published") -> str:
-    """``IMAGENET1K_V2 80.9 top-1 ImageNet-1K``."""
-    score = "" if weights.score is None else f" {weights.score:.1f} {weights.measure}"
-    return f"{weights.name}{score}"

@@ -200,7 +200,12 @@ def _shortened(found: "Ranking", short: Mapping[str, str]) -> "Ranking":
 
 
 def _table(found: "Ranking") -> list[dict[str, Any]]:
-    return [_row(place, row) for place, row in enumerate(found.rows, start=1)]
+    """A row for each; published scores only where they differ."""
+    rows = [_row(place, row) for place, row in enumerate(found.rows, start=1)]
+    if len({row["published"] for row in rows}) == 1:
+        for row in rows:
+            del row["published"]
+    return rows
 
 
 def _row(place: int, row: "Ranked") -> dict[str, Any]:
@@ -219,6 +224,7 @@ def _row(place: int, row: "Ranked") -> dict[str, Any]:
         "rank": place,
         "encoder": row.encoder,
         "LogME": f"{row.logme.score:.3f}",
+        "published": row.published,
         "probe [95 % interval]": accuracy.percent,
         "points to the best": f"{_points(row)}{tie}" if row.behind else "",
         "ms/image": each,

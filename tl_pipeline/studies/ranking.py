@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from tl_pipeline.data.sampling import Drawable, stratified
 from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.embedding.process import cores, memory
+from tl_pipeline.encoders import backbones
 from tl_pipeline.encoders.encoder import Encoder, sharing
 from tl_pipeline.errors import DatasetError, InvalidSpec
 from tl_pipeline.evaluation.intervals import paired_difference, share
@@ -70,6 +71,8 @@ class Ranked:
     """One encoder; ``behind`` is its accuracy minus that of the best, None for that.
 
     ``bytes_per_image`` is what an embedding takes in the store, without its id.
+    ``published`` is the score that named weights are published with, "" where none is:
+    an order of networks that needs no images.
     """
 
     encoder: str
@@ -80,6 +83,7 @@ class Ranked:
     probe: Score
     behind: Score | None
     cost: Cost
+    published: str = ""
 
     @property
     def tied(self) -> bool:
@@ -361,6 +365,12 @@ def _sorted(
             if one is best
             else paired_difference(one.right, best.right, cut.units, seed),
             cost=one.cost,
+            published=_published(one.encoder),
         )
         for one in order
     )
+
+
+def _published(encoder: Encoder) -> str:
+    named = backbones.published(backbones.find_backbone(encoder.backbone))
+    return next((w.scored for w in named if w.name == encoder.weights.name), "")

@@ -59,6 +59,7 @@ __all__ = [
     "kind",
     "named_weights",
     "outputs",
+    "published",
 ]
 
 PROVIDERS: dict[str, Provider] = {
@@ -113,6 +114,12 @@ def find_backbone(name: str) -> Backbone:
         if found is not None:
             return found
     raise UnknownName("backbone", name, [*BACKBONES, *BY_PREFIX, precomputed.CHOICE])
+
+
+def published(backbone: Backbone) -> list[Published]:
+    """What is said of its named weights; nothing of what has no provider."""
+    provider = PROVIDERS.get(backbone.origin)
+    return provider.published(backbone) if provider else []
 
 
 def kind(backbone: Backbone) -> Kind:

@@ -116,6 +116,11 @@ class Published:
     measure: str
     licence: str
 
+    @property
+    def scored(self) -> str:
+        """``80.9 top-1 ImageNet-1K``, or "" where nobody tells a score."""
+        return "" if self.score is None else f"{self.score:.1f} {self.measure}"
+
 
 class Kind(Protocol):
     """A kind of network: a module with these names.
