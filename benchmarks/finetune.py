@@ -30,7 +30,8 @@ from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.data.identity import image_id
 from tl_pipeline.encoders import resolution
-from tl_pipeline.finetuning import activations, pixels, training
+from tl_pipeline.finetuning import activations, computing, pixels, training
+from tl_pipeline.finetuning.images import Images
 from tl_pipeline.finetuning.network import Classifier, LinearHead
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.store.artifacts import Store
@@ -117,24 +118,18 @@ def ours(
             prefix = network.divided()
             assert prefix is not None
             at = {reference: number for number, reference in enumerate(references)}
-            values = activations.kept(
+            values = activations.keep(
                 Path(place),
                 references,
                 lambda some: rows[[at[one] for one in some]],
                 rows.shape[1:],
                 prefix,
-                training.precision(asked),
-            )
+                computing.precision(asked),
+            ).opened()
         once = time.perf_counter() - started
-        found = training.train(
-            network,
-            asked,
-            training.Images(values, targets, numbers),
-            {},
-            mirror=False,
-            seed=0,
-            checkpoint=Path(place) / "checkpoint.pt",
-        )
+        file = Path(place) / "checkpoint.pt"
+        options = training.Options(asked, mirror=False, seed=0, checkpoint=file)
+        found = training.train(network, options, Images(values, targets, numbers), {})
         return len(files) / min(point.seconds for point in found.curve[1:]), once
 
 
@@ -145,7 +140,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--only", choices=["step", "tail"])
     asked = parser.parse_args()
-    kind = training.precision(FinetuneSpec())
+    kind = computing.precision(FinetuneSpec())
     typed = f"`python benchmarks/finetune.py --rounds {asked.rounds}"
     with tempfile.TemporaryDirectory() as place:
         folder = small(Path(place), asked.images)
@@ -177,7 +172,7 @@ def tails(files: list[Path], rounds: int, typed: str) -> None:
             )
             for _ in range(rounds)
         ]
-        kind = training.precision(FinetuneSpec.parse(how))
+        kind = computing.precision(FinetuneSpec.parse(how))
         once = statistics.median(seconds for (_, seconds), _ in found)
         said.append(
             f"{str(kind).removeprefix('torch.')}, the frozen blocks once: {once:.1f} s"

@@ -15,8 +15,9 @@ from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.encoders import resolution
 from tl_pipeline.errors import MachineError
 from tl_pipeline.finetuning import activations, pixels
+from tl_pipeline.finetuning.images import Images
 from tl_pipeline.finetuning.network import Classifier, LinearHead
-from tl_pipeline.finetuning.training import Images, train
+from tl_pipeline.finetuning.training import Options, train
 from tl_pipeline.store.artifacts import Store
 
 NUMBER = 48
@@ -49,9 +50,8 @@ def decoder(found: np.ndarray) -> Callable[[Sequence[tuple[str, str]]], np.ndarr
 def kept(folder: Path, found: np.ndarray, prefix: nn.Module) -> torch.Tensor:
     """What ``prefix`` gives in float32."""
     decode = decoder(found)
-    return activations.kept(
-        folder, REFERENCES, decode, found.shape[1:], prefix, torch.float32
-    )
+    arguments = (REFERENCES, decode, found.shape[1:], prefix, torch.float32)
+    return activations.keep(folder, *arguments).opened()
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,8 @@ def test_a_network_is_the_two_halves_one_after_the_other(
 
 def losses(net: Classifier, images: Images, how: str, file: Path) -> list[float]:
     """Those of the learning curve."""
-    held = {"validation": images}
-    found = train(
-        net,
-        FinetuneSpec.parse(how),
-        images,
-        held,
-        mirror=False,
-        seed=3,
-        checkpoint=file,
-    )
+    options = Options(FinetuneSpec.parse(how), mirror=False, seed=3, checkpoint=file)
+    found = train(net, options, images, {"validation": images})
     return [point.loss for point in found.curve]
 
 
@@ -156,14 +148,14 @@ def test_a_file_is_whole_or_absent(store: Store, tmp_path: Path):
     place.mkdir()
     arguments = (found.shape[1:], prefix, torch.float32)
     with pytest.raises(KeyboardInterrupt):
-        activations.kept(place, REFERENCES, broken, *arguments)
+        activations.keep(place, REFERENCES, broken, *arguments)
     assert not list(place.glob("[!.]*"))
     first = kept(place, found, prefix)
     with torch.no_grad():
         expected = prefix(torch.from_numpy(found).float() / 255)
     torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
-    again = activations.kept(place, REFERENCES, broken, *arguments)
-    assert torch.equal(again, first)
+    again = activations.keep(place, REFERENCES, broken, *arguments)
+    assert torch.equal(again.opened(), first)
 
 
 def test_a_disk_without_room(

@@ -1,73 +1,137 @@
 """Several processes that train together learn what one learns."""
 
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed
-from torch.multiprocessing.spawn import spawn
+from torch import distributed, nn
 
 from tl_pipeline.config.encoder_specs import EncoderSpec
 from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.encoders import resolution
-from tl_pipeline.finetuning.network import Classifier, LinearHead
-from tl_pipeline.finetuning.training import Images, train
+from tl_pipeline.errors import InvalidSpec, MachineError
+from tl_pipeline.finetuning import processes
+from tl_pipeline.finetuning.images import Images
+from tl_pipeline.finetuning.network import Classifier, LinearHead, classifier
+from tl_pipeline.finetuning.processes import Inputs
+from tl_pipeline.finetuning.training import Options, Point
 from tl_pipeline.store.artifacts import Store
 
-PROCESSES = 2
-# Five steps in an epoch; 13 images of a batch cannot be shared out alike.
-NUMBER = 4 * 13 + 8
-HOW = "all,epochs=1,batch_size=13,lr=0.01,precision=fp32,mixup=0.2,warmup=0"
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available(), reason="torch without processes"
+)
+# Six steps in two epochs; 11 images of a batch cannot be shared out alike.
+NUMBER = 22 + 22 + 11
+HOW = "all,epochs=2,batch_size=22,lr=0.01,precision=fp32,mixup=0.2,warmup=0,ema=0.9"
+Build = Callable[[], Classifier]
 
 
-def learned(place: Path) -> dict[str, torch.Tensor]:
-    """The weights of LeNet-5 after five steps, and its losses."""
-    encoder = resolution.resolve(EncoderSpec.parse("lenet5"), Store.open(place / "st"))
+def values() -> torch.Tensor:
+    """Noise, uint8 (n, 1, 32, 32)."""
     chance = np.random.default_rng(0)
-    zeros, ones = np.zeros(120, "f4"), np.ones(120, "f4")
+    return torch.from_numpy(chance.integers(0, 256, (NUMBER, 1, 32, 32), np.uint8))
+
+
+def first_head() -> LinearHead:
+    chance = np.random.default_rng(0)
     weight = chance.normal(0, 0.1, (4, 120)).astype("f4")
-    head = LinearHead(weight, np.zeros(4, "f4"), zeros, ones)
+    zeros, ones = np.zeros(120, "f4"), np.ones(120, "f4")
+    return LinearHead(weight, np.zeros(4, "f4"), zeros, ones)
+
+
+@pytest.fixture
+def build(store: Store) -> Build:
+    """LeNet-5 with a head that knows nothing, in any process."""
+    encoder = resolution.resolve(EncoderSpec.parse("lenet5"), store)
     how = FinetuneSpec.parse(HOW)
-    network = Classifier(encoder, head, how)
-    pixels = chance.integers(0, 256, (NUMBER, 1, 32, 32)).astype(np.uint8)
-    images = Images(torch.from_numpy(pixels), np.arange(NUMBER) % 4, np.arange(NUMBER))
-    found = train(
-        network,
-        how,
-        images,
-        {"validation": images},
-        mirror=True,
-        seed=1,
-        checkpoint=place / "checkpoint.pt",
+    return partial(classifier, encoder, first_head(), how, divided=False)
+
+
+def learned(
+    build: Build, how: str, file: Path, number: int
+) -> tuple[dict[str, torch.Tensor], list[Point], int]:
+    """Weights and curve after training in ``number`` processes; images learned from."""
+    network, seen = build(), list[int]()
+    targets, rows = np.arange(NUMBER) % 4, np.arange(NUMBER)
+    teacher = np.random.default_rng(1).dirichlet(np.ones(4), NUMBER).astype("f4")
+    images = Images(values(), targets, rows, None, teacher)
+    inputs = Inputs(build, values, images, {"validation": images})
+    options = Options(FinetuneSpec.parse(how), mirror=True, seed=1, checkpoint=file)
+    curves = list[list[Point]]()
+    found = processes.train(
+        network, inputs, options, seen.append, lambda c: curves.append(list(c)), number
     )
-    losses = torch.tensor([[p.loss, p.accuracy] for p in found.curve])
-    return {**network.state_dict(), "losses": losses}
+    assert len(curves[-1]) == len(found.curve)
+    return dict(network.state_dict()), found.curve, sum(seen)
 
 
-def one_of_several(process: int, place: Path) -> None:
-    """What each process does; each has a folder to write to."""
-    meeting = f"file://{place / 'meeting'}"
-    distributed.init_process_group(
-        "gloo", init_method=meeting, rank=process, world_size=PROCESSES
-    )
-    own = place / str(process)
-    own.mkdir()
-    torch.save(learned(own), own / "weights.pt")
-    distributed.destroy_process_group()
+def killed(build: Build, passes: int) -> Classifier:
+    """A network whose second process is killed after so many passes forward."""
+    network, left = build(), iter(range(passes))
+
+    def count(*_: object) -> None:
+        second = distributed.is_initialized() and distributed.get_rank() == 1
+        if second and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    network.head.register_forward_hook(count)
+    return network
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="torch without processes")
-def test_two_processes_learn_what_one_learns(tmp_path: Path):
-    """After five steps of the same batches; the first alone keeps a checkpoint."""
-    spawn(one_of_several, (tmp_path,), nprocs=PROCESSES)
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    expected = learned(alone)
-    for process in range(PROCESSES):
-        found = torch.load(tmp_path / str(process) / "weights.pt")
-        assert found.keys() == expected.keys()
-        for name, values in expected.items():
-            torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-5)
-    assert (tmp_path / "0" / "checkpoint.pt").exists()
-    assert not (tmp_path / "1" / "checkpoint.pt").exists()
+def diverging(build: Build) -> Classifier:
+    network = build()
+    with torch.no_grad():
+        network.head.weight.mul_(float("inf"))
+    return network
+
+
+def test_two_processes_learn_what_one_learns(build: Build, tmp_path: Path):
+    """After six steps of the same batches. One is killed: run again it ends the same.
+
+    It ends the training with a message, and the other with it.
+    """
+    one, curve, seen = learned(build, HOW, tmp_path / "one.pt", 1)
+    two, found, also = learned(build, HOW, tmp_path / "two.pt", 2)
+    assert seen == also == 2 * NUMBER
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-5)
+    assert [(p.epoch, p.split) for p in found[:2]] == [(1, "train"), (1, "validation")]
+    for point, other in zip(found, curve, strict=True):
+        assert point.loss == pytest.approx(other.loss, rel=1e-5)
+        assert point.accuracy == other.accuracy
+
+    file = tmp_path / "checkpoint.pt"
+    told = r"process 2 of 2 that train together was ended by SIGKILL.* Run again"
+    with pytest.raises(MachineError, match=told):
+        learned(partial(killed, build, 5), HOW, file, 2)
+    assert torch.load(file, weights_only=True)["epochs"] == 1
+    again, resumed, _ = learned(build, HOW, file, 2)
+    for name, weights in two.items():
+        assert torch.equal(again[name], weights), name
+    assert [p.loss for p in resumed] == [p.loss for p in found]
+
+
+@pytest.mark.exhaustive  # a process that ends is in the test above
+def test_what_ends_a_process_on_purpose_is_told_as_it_is(build: Build, tmp_path: Path):
+    """As of one process: that it diverged, and the cure."""
+    with pytest.raises(InvalidSpec, match=r"diverged in epoch 1 .* longer warmup"):
+        learned(partial(diverging, build), HOW, tmp_path / "c.pt", 2)
+
+
+def test_what_needs_whole_batches_learns_in_one_process(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """And it is said, with what would let it use all."""
+    network = build()
+    network.dropout = nn.Dropout(0.5)
+    images = Images(values(), np.arange(NUMBER) % 4, np.arange(NUMBER))
+    options = Options(FinetuneSpec.parse(HOW), True, 1, tmp_path / "c.pt")
+    inputs = Inputs(build, values, images, {})
+    processes.train(network, inputs, options, lambda _: None, lambda _: None, 2)
+    said = capsys.readouterr()
+    assert "one GPU of 2 is used; all are with norm=frozen" in said.out + said.err

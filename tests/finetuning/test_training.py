@@ -18,14 +18,11 @@ from tl_pipeline.config.finetune_specs import FinetuneSpec
 from tl_pipeline.encoders import resolution
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.finetuning.averaging import calibrated_loss
+from tl_pipeline.finetuning.images import Images
 from tl_pipeline.finetuning.network import Classifier, LinearHead
-from tl_pipeline.finetuning.training import (
-    Images,
-    Trained,
-    calibrated_loss,
-    rate,
-    train,
-)
+from tl_pipeline.finetuning.optimising import optimiser, rate
+from tl_pipeline.finetuning.training import Options, Trained, train
 from tl_pipeline.store.artifacts import Store
 
 ROWS = 240
@@ -73,17 +70,8 @@ def trained(
     held: Images | None = None,
 ) -> Trained:
     """``net`` after training, not mirrored."""
-    return train(
-        net,
-        how,
-        images,
-        {"validation": images},
-        mirror=False,
-        seed=1,
-        checkpoint=file,
-        done=done,
-        held=held,
-    )
+    options = Options(how, mirror=False, seed=1, checkpoint=file, held=held)
+    return train(net, options, images, {"validation": images}, done)
 
 
 def test_all_blocks_learn(encoder: Encoder, digits: Images, tmp_path: Path):
@@ -115,10 +103,8 @@ def test_what_does_not_learn_stays(
 
 def test_a_lower_block_learns_by_smaller_steps(encoder: Encoder):
     """The k-th block below the head at learning_rate x decay^k."""
-    from tl_pipeline.finetuning.training import _optimiser
-
     how = FinetuneSpec(decay=0.5, weight_decay=0.2)
-    groups = _optimiser(
+    groups = optimiser(
         network(encoder, how), how, torch.device("cpu"), 0.1
     ).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
@@ -173,6 +159,18 @@ def test_a_broken_training_ends_with_the_same_weights(
     for name, values in whole.state_dict().items():
         assert torch.equal(values, again.state_dict()[name]), name
     assert [(p.split, p.loss) for p in found] == [(p.split, p.loss) for p in curve]
+
+
+def test_the_average_begins_with_the_weights_that_were_loaded(
+    encoder: Encoder, digits: Images, tmp_path: Path
+):
+    """Eight steps of at most 1e-5 each leave it near them, and not at them."""
+    how = FinetuneSpec.parse("all,epochs=1,batch_size=32,lr=1e-5,ema=0.99")
+    net = network(encoder, how)
+    before = net.weights()
+    trained(net, how, digits, tmp_path / "c.pt")
+    for name, values in net.weights().items():
+        assert 0 < (values - before[name]).abs().max() <= 8e-5, name
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", *more("resnet18")])

@@ -20,10 +20,12 @@ from tests.command_line import Tl, in_this_process
 from tests.conftest import REPOSITORY
 from tests.exhaustive import more
 from tl_pipeline.finetuning import pixels
+from tl_pipeline.pipeline import teachers
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
+from tl_pipeline.store.keys import digest
 from tl_pipeline.store.tables import MANIFEST, SEEN
 
 TUNED = "all,epochs=3,learning_rate=0.002,batch_size=16"
@@ -206,8 +208,116 @@ def test_prediction_says_what_evaluation_said(tl: Tl, place: Path):
         assert confidence == pytest.approx(row["confidence"], abs=1e-5)
 
 
-def test_labels_without_a_meaning_stay_at_chance(tmp_path: Path, monkeypatch):
-    """A network learns them by heart; validation, which it never saw, tells."""
+def test_a_model_that_was_fine_tuned_teaches_another_network(tl: Tl, place: Path):
+    """Who judges is taught by the network that saw train alone; the other by the model.
+
+    The plan knows both keys before.
+    """
+    asked = (*KNOWS_NOTHING, "--search", "validation", "--choose", "best")
+    assert tl("run", "scenes", *asked).returncode == 0
+    before = last(place)
+    assert before.best.head == "softmax(finetuned=true)"
+    version = before.registered.version
+    how = f"all,epochs=1,distil_from=model:scenes@{version}"
+    typed = ("scenes", "--backbone", "lenet5:layer=f6", "--finetune", how)
+    said = json.loads(tl("plan", *typed, *HEAD, "--json").stdout)
+    planned = [s["keys"]["finetuned"] for s in said if s["stage"] == "finetune"]
+    assert tl("run", *typed, *MORE).returncode == 0
+    record, store = last(place), Store.open(place / "tl_store")
+    steps = [step for step in record.steps if step.stage == "finetune"]
+    assert [step.keys["finetuned"] for step in steps] == planned
+    assert f"; taught by model:scenes@{version}; " in steps[0].reason
+    embedded = [step for step in record.steps if step.stage == "embed"]
+    assert [s.units for s in embedded if TUNED in s.subject] == [0, 0]
+
+    tuned = [s.keys["finetuned"] for s in before.steps if s.stage == "finetune"]
+    key = next(s.keys["model"] for s in before.steps if s.stage == "register")
+    model = json.loads((store.root / "models" / key / "model.json").read_text())
+    search = next(
+        step.keys["search"]
+        for step in before.steps
+        if step.stage == "adopt" and step.keys["fitted"] == model["head"]
+    )
+    judged = provenance(store, "searches", search)["inputs"]["encoder"]
+    assert [
+        provenance(store, "finetuned", key)["inputs"]["teacher"] for key in planned
+    ] == [
+        digest([teachers.VERSION, judged, [("finetuned", tuned[0])]]),
+        digest([teachers.VERSION, model["encoder_key"], [("heads", model["head"])]]),
+    ]
+
+
+def test_a_backbone_teaches_by_its_best_head(tl: Tl, place: Path):
+    """Fitted anew on what each student learns from; it is no student itself."""
+    how = "head,epochs=1,distil_from=lenet5:layer=f6"
+    typed = ("--backbone", "lenet5", "--backbone", "lenet5:layer=f6", "--finetune", how)
+    assert tl("run", "scenes", *typed, *MORE).returncode == 0
+    record, store = last(place), Store.open(place / "tl_store")
+    steps = [step for step in record.steps if step.stage == "finetune"]
+    assert {step.subject.partition(",")[0] for step in steps} == {"lenet5/c5 LETTERS"}
+    (search,) = (
+        step.keys["search"]
+        for step in record.steps
+        if step.subject == "logistic on lenet5/f6 LETTERS" and step.stage == "train"
+    )
+    teacher = provenance(store, "searches", search)["inputs"]["encoder"]
+    rows = [
+        provenance(store, "finetuned", step.keys["finetuned"])["inputs"]
+        for step in steps
+    ]
+    expected = digest([teachers.VERSION, teacher, [("searches", search)]])
+    assert [one["teacher"] for one in rows] == [expected] * 2
+    fitted = [
+        json.loads(file.read_text())["inputs"]
+        for file in (store.root / "heads").glob("*/provenance.json")
+    ]
+    learned = {one["training rows"] for one in fitted if one["encoder"] == teacher}
+    assert learned == {one["training rows"] for one in rows}
+    assert tl("run", "scenes", *typed, *MORE).returncode == 0
+    assert not [s for s in last(place).steps if not s.cached and s.stage == "finetune"]
+
+
+def provenance(store: Store, kind: str, key: str) -> dict[str, Any]:
+    return store.provenance(Artifact(kind, key, key))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--finetune all,distil_from=resnet18", "unknown teacher (distil_from)"),
+        ("--finetune all,distil_from=model:dogs@2", "unknown model 'dogs'"),
+        ("--finetune all,distil_from=model:scenes@9", "version of model 'scenes' '9'"),
+        (
+            "--finetune all,distil_from=lenet5",
+            "none learns from itself; name a student",
+        ),
+        ("--finetune all,wise=true,distil_from=lenet5", "give wise or distil_from"),
+    ],
+)
+def test_a_teacher_that_cannot_be(tl: Tl, words: str, said: str):
+    """One message, exit code 2, before anything is made."""
+    done = tl("run", "scenes", *words.split(), *MORE)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
+
+
+def test_a_teacher_of_other_classes(tl: Tl, place: Path):
+    """It is said once the images are listed, and nothing is embedded."""
+    (place / "photos" / "flower").rename(place / "photos" / "tree")
+    how = "all,distil_from=model:scenes@champion"
+    done = tl("plan", "scenes", "--finetune", how, *HEAD)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "it knows china, flower, and not tree of scenes" in done.stderr
+
+
+@pytest.mark.parametrize("teacher", ["", ",distil_from=lenet5:layer=f6"])
+def test_labels_without_a_meaning_stay_at_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+):
+    """A network learns them by heart; validation, which it never saw, tells.
+
+    A teacher that had seen validation would tell the student.
+    """
     chance = np.random.default_rng(0)
     for number in range(120):
         label = tmp_path / "photos" / "ab"[number % 2]
@@ -217,7 +327,9 @@ def test_labels_without_a_meaning_stay_at_chance(tmp_path: Path, monkeypatch):
     (tmp_path / "data_catalog.yaml").write_text(ENTRY)
     tl = in_this_process(tmp_path, monkeypatch)
     how = "all,epochs=12,batch_size=8,lr=0.003,augment=none,warmup=0,refit=false"
-    done = tl("run", "scenes", "--finetune", how, *MORE)
+    more = ("--backbone", "lenet5:layer=f6") if teacher else ()
+    typed = ("--backbone", "lenet5", *more, "--finetune", how + teacher)
+    done = tl("run", "scenes", *typed, *MORE)
     assert done.returncode == 0, done.stderr
     record = last(tmp_path)
     own = next(r for r in record.results if r.head == "softmax(finetuned=true)")

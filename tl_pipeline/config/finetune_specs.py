@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tl_pipeline.config.encoder_specs import SIDES
 from tl_pipeline.config.short_forms import Spec, checked, text_of
@@ -30,6 +30,10 @@ class FinetuneSpec(Spec):
     weights, which is then what is kept; 0: none. With ``wise`` the weights are mixed
     with those before training, as images that were left out for that say (WiSE-FT;
     Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models").
+
+    ``distil_from`` names a teacher: the best head on a backbone of the run, or
+    ``model:NAME@VERSION``. What it says of the images is learned as the labels are
+    (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
 
     With ``refit`` it is done once more with the validation images among those to learn
     from; thresholds and comparisons come from the first network, which never saw them.
@@ -94,12 +98,25 @@ class FinetuneSpec(Spec):
     side: Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])] | None = Field(
         default=None, description="of the inputs in pixels; the encoder's own"
     )
+    distil_from: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="a teacher: a backbone of the run, or model:NAME@VERSION",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="of products; auto: bf16 where it is faster"
     )
     refit: bool = Field(
         default=True, description="train once more with validation images"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.wise and self.distil_from:
+            raise ValueError(
+                "wise chooses by images that nobody learned from, and a teacher "
+                "learned from them; give wise or distil_from"
+            )
+        return self
 
     @property
     def augmented(self) -> bool:

@@ -4,4 +4,14 @@ In: an encoder, a head to start from, images with labels, a ``FinetuneSpec``. Ou
 weights of the network, the head that was trained with them, and a learning curve.
 """
 
-__all__ = ["activations", "blocks", "mirroring", "network", "pixels", "training"]
+__all__ = [
+    "activations",
+    "blocks",
+    "computing",
+    "images",
+    "mirroring",
+    "network",
+    "pixels",
+    "processes",
+    "training",
+]

@@ -4,9 +4,11 @@ Imports torch. The file is no part of the store's artifacts: it is whole or abse
 can be computed again.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +17,29 @@ from torch import nn
 from tl_pipeline.data.reading import ImageRef
 from tl_pipeline.embedding.devices import devices
 from tl_pipeline.finetuning import pixels
-from tl_pipeline.finetuning.training import autocast, sharing
+from tl_pipeline.finetuning.computing import autocast, sharing
 from tl_pipeline.progress import notice
 from tl_pipeline.store.files import publish
 
 _BATCH, _DECODED = 64, 512  # images at a time
 
 
-def kept(
+class Activations(NamedTuple):
+    """A file of what frozen blocks gave, as it lies there: channels last."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def opened(self) -> torch.Tensor:
+        """What they gave for each image, (n, ...), channels first; it is mapped."""
+        size = math.prod(self.shape)
+        mapped = torch.from_file(str(self.file), size=size, dtype=self.dtype)
+        values = mapped.view(self.shape)
+        return values.permute(0, 3, 1, 2) if values.ndim == 4 else values
+
+
+def keep(
     folder: Path,
     images: Sequence[ImageRef],
     decode: Callable[[Sequence[ImageRef]], np.ndarray],
@@ -30,12 +47,12 @@ def kept(
     prefix: nn.Module,
     kind: torch.dtype,
     done: Callable[[int], None] = lambda number: None,  # noqa: ARG005
-) -> torch.Tensor:
-    """What ``prefix`` gives for each of ``images``: (n, ...), in their order.
+) -> Activations:
+    """Keep in ``folder`` what ``prefix`` gives for ``images``, unless it is there.
 
-    It is computed in ``kind`` and kept as it comes. A file in ``folder`` that is there
-    is taken to be of these images. ``decode`` gives the pixels of images, uint8 (n,
-    *``image``); ``done`` is told of images that were computed.
+    In their order, computed in ``kind`` and kept as it comes. A file in ``folder`` that
+    is there is taken to be of these images. ``decode`` gives the pixels of images,
+    uint8 (n, *``image``); ``done`` is told of images that were computed.
 
     Raises:
         MachineError: the disk has no room for it.
@@ -70,15 +87,9 @@ def kept(
                     handle.write(values.view(torch.uint8).numpy().data)
                     done(len(values))
         publish(beside, file)
-    number = int(np.prod(shape))
-    mapped = torch.from_file(str(file), size=number, dtype=sample.dtype)
-    return _channels_first(mapped.view(shape))
+    return Activations(file, shape, sample.dtype)
 
 
 def _channels_last(values: torch.Tensor) -> torch.Tensor:
     """Maps as convolutions read them fastest."""
     return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
-
-
-def _channels_first(values: torch.Tensor) -> torch.Tensor:
-    return values.permute(0, 3, 1, 2) if values.ndim == 4 else values

@@ -39,6 +39,11 @@ class Draws:
     matrices: torch.Tensor | None
     factors: torch.Tensor | None
 
+    def part(self, some: slice) -> "Draws":
+        """Of some of the images."""
+        both = (self.matrices, self.factors)
+        return Draws(*(None if one is None else one[some] for one in both))
+
     def chunk(self, number: int) -> "list[Draws]":
         """Of the images in ``number`` parts, as torch divides them."""
         return [

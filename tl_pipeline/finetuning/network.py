@@ -97,6 +97,11 @@ class Classifier(nn.Module):
         self.normalise, self.extractor.body = nn.Identity(), found[1]
         return prefix
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether its frozen blocks were taken off."""
+        return self.extractor.body is not self._body[0]
+
     def train(self, mode: bool = True) -> "Classifier":
         """See ``nn.Module``; what does not learn, and frozen statistics, stay."""
         super().train(mode)
@@ -143,6 +148,16 @@ class Classifier(nn.Module):
             for values in (self.head.weight, self.head.bias, self.mean, self.scale)
         )
         return LinearHead(weight, bias, mean, scale)
+
+
+def classifier(
+    encoder: Encoder, head: LinearHead, how: FinetuneSpec, *, divided: bool
+) -> Classifier:
+    """A ``Classifier`` before it learns, ``divided`` or whole."""
+    found = Classifier(encoder, head, how)
+    if divided:
+        found.divided()
+    return found
 
 
 class _Normalise(nn.Module):

@@ -21,26 +21,28 @@ from tl_pipeline.store.files import publish
 _AT_A_TIME = 64
 
 
-def kept(
-    file: Path, images: Sequence[ImageRef], read: Read, how: Preprocess
-) -> np.ndarray:
-    """As ``decoded``, in ``file``; if that is there it is taken to be of ``images``.
+def keep(file: Path, images: Sequence[ImageRef], read: Read, how: Preprocess) -> None:
+    """Put the pixels of ``images`` into ``file``, for ``opened``, unless it is there.
 
-    It is whole or absent.
+    It is whole or absent; if it is there it is taken to be of ``images``.
 
     Raises:
         DatasetError: see ``decoded``.
         MachineError: the disk has no room for it.
     """
-    if not file.exists():
-        shape = _shape(len(images), how)
-        said = f"the pixels of {len(images):,} images"
-        check_room(file.parent, math.prod(shape), said)
-        beside = file.with_name(f".{file.name}")
-        rows = np.lib.format.open_memmap(beside, "w+", np.uint8, shape)
-        _fill(rows, images, read, how)
-        rows.flush()
-        publish(beside, file)
+    if file.exists():
+        return
+    shape = _shape(len(images), how)
+    check_room(file.parent, math.prod(shape), f"the pixels of {len(images):,} images")
+    beside = file.with_name(f".{file.name}")
+    rows = np.lib.format.open_memmap(beside, "w+", np.uint8, shape)
+    _fill(rows, images, read, how)
+    rows.flush()
+    publish(beside, file)
+
+
+def opened(file: Path) -> np.ndarray:
+    """As ``decoded``, of the images of a ``file`` that ``keep`` wrote; it is mapped."""
     return np.load(file, mmap_mode="c").transpose(0, 3, 1, 2)
 
 

@@ -69,6 +69,12 @@ def fitted(store: Store, made: Artifact) -> Artifact:
     return Artifact("heads", key, key)
 
 
+def config_of(store: Store, made: Artifact) -> HeadConfig:
+    """The configuration that was chosen."""
+    about = json.loads((store.path(made) / CHOSEN).read_text())
+    return HeadConfig.model_validate(about["head"])
+
+
 def label_of(store: Store, made: Artifact) -> str:
     """The configuration that was chosen, as people read it."""
     return json.loads((store.path(made) / CHOSEN).read_text())["label"]

@@ -21,19 +21,22 @@ from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import decisions
 from tl_pipeline.heads import HEADS
 from tl_pipeline.inputs.images import Preprocess
+from tl_pipeline.pipeline import teachers
 from tl_pipeline.pipeline.choices import roles
+from tl_pipeline.pipeline.finetuned import OWN_HEAD, check_unseen
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Stage
-from tl_pipeline.pipeline.stages.adopt import CONFIG, Adopt
+from tl_pipeline.pipeline.stages.adopt import Adopt
 from tl_pipeline.pipeline.stages.audit import Audit
 from tl_pipeline.pipeline.stages.average import Average
 from tl_pipeline.pipeline.stages.embed import Embed, EmbeddingsOf, Executor
 from tl_pipeline.pipeline.stages.evaluate import Evaluate
-from tl_pipeline.pipeline.stages.finetune import Finetune, Finetuned, check_unseen
+from tl_pipeline.pipeline.stages.finetune import Finetune, Finetuned
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.register import Best, Register
 from tl_pipeline.pipeline.stages.shuffle import Shuffle
 from tl_pipeline.pipeline.stages.train import Train
+from tl_pipeline.pipeline.teachers import ModelTeacher, Teacher
 from tl_pipeline.pipeline.work import FineTuning, Work, prepare, source
 from tl_pipeline.registry import logged_run
 from tl_pipeline.runs import controls, finetunings, records, results
@@ -91,6 +94,9 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     """Every head on every encoder, then the best; in the order of the README."""
     at, spec, dataset = work.at, work.spec, work.dataset
     ingested = manifest = work.ingested or perform(Ingest(at, dataset, work.verify))
+    for wanted in work.finetune:
+        if isinstance(wanted.teacher, ModelTeacher):
+            teachers.check_classes(wanted.teacher, ingested)
     embedded = perform(
         Embed(at, dataset, ingested, work.encoders, spec.part_rows, executor)
     )
@@ -105,9 +111,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     for wanted in work.finetune:
         before = frozen.get(wanted.encoder.key, [])
         expected = _expected(work, wanted, manifest, before)
-        tuned = _finetuned(
-            work, wanted, perform, ingested, manifest, embedded, expected
-        )
+        tuned = _finetuned(work, wanted, perform, ingested, manifest, expected, scored)
         scored.add_tuned(manifest, tuned, wanted.heads)
         finetuned.append(
             FinetunedPair(
@@ -163,14 +167,15 @@ def _finetuned(
     perform: Perform,
     ingested: Manifest,
     manifest: Manifest,
-    embedded: EmbeddingsOf,
     expected: Expectation | None,
+    scored: "_Scored",
 ) -> _Tuned:
     """Fine-tune one encoder in one way, and embed all images with what comes of it."""
     at, how = work.at, wanted.how
-    frozen = concat.embeddings_of(embedded, wanted.encoder)
+    frozen = concat.embeddings_of(scored.embedded, wanted.encoder)
 
-    def tuned(*sides: str) -> Finetuned:
+    def tuned(*splits: str) -> Finetuned:
+        judges = [one for one in (VALIDATION, TEST) if one not in splits]
         stage = Finetune(
             at,
             work.dataset,
@@ -179,8 +184,9 @@ def _finetuned(
             wanted.encoder,
             how,
             work.spec.seed,
-            sides,
+            splits,
             expected,
+            _teacher(work, wanted, manifest, frozen, scored, judges),
         )
         return perform(stage)
 
@@ -196,6 +202,29 @@ def _finetuned(
     return _Tuned(
         judged, found[judged.encoder.key], final, found[final.encoder.key], search
     )
+
+
+def _teacher(
+    work: Work,
+    wanted: FineTuning,
+    manifest: Manifest,
+    frozen: Artifact,
+    scored: "_Scored",
+    judges: Sequence[str],
+) -> Teacher | None:
+    """Who teaches a network that the images of the splits ``judges`` will score.
+
+    ``frozen`` are its embeddings before it learns.
+    """
+    teacher = wanted.teacher
+    if teacher is None:
+        return None
+    if isinstance(teacher, ModelTeacher):
+        images = manifest.encoded(frozen)
+        ids = [one for split in judges for one in images.held_out(split).ids]
+        return teachers.of_model(work.at.store, teacher, scored.embedded, ids)
+    embeddings = concat.embeddings_of(scored.embedded, teacher)
+    return Teacher(teacher.label, embeddings, tuple(scored.searches[teacher.key]))
 
 
 def _expected(
@@ -220,8 +249,10 @@ class _Scored:
     def __init__(self, work: Work, perform: Perform, embedded: EmbeddingsOf) -> None:
         self._work = work
         self._perform = perform
-        self._embedded = embedded
+        self.embedded = embedded
         self.evaluations: list[Artifact] = []
+        # Of candidates on the encoders of the run as they are, by key of the encoder.
+        self.searches: dict[str, list[Artifact]] = {}
         self.subjects: list[Subject] = []
         # None of averaged heads
         self.encoders: list[AnyEncoder | None] = []
@@ -240,13 +271,15 @@ class _Scored:
     def add(self, manifest: Manifest, encoder: AnyEncoder, head: HeadSpec) -> None:
         """Train ``head`` on the embeddings of ``encoder``, and evaluate it."""
         at, spec = self._work.at, self._work.spec
-        embeddings = concat.embeddings_of(self._embedded, encoder)
+        embeddings = concat.embeddings_of(self.embedded, encoder)
         images = manifest.encoded(embeddings)
         scored = roles(images, spec.search).scored.ids + images.held_out(TEST).ids
         check_unseen(at.store, encoder, scored)
         trained = self._perform(
             Train(at, manifest, embeddings, encoder, head, spec.search, spec.seed)
         )
+        if not (manifest.control or HEADS[head.name].control):
+            self.searches.setdefault(encoder.key, []).append(trained)
         self._evaluate(manifest, embeddings, trained, encoder, head, spec.search)
 
     def add_tuned(
@@ -267,7 +300,7 @@ class _Scored:
                 seed,
             )
         )
-        head = HeadSpec(name=CONFIG.name, params=dict(CONFIG.params))
+        head = HeadSpec(name=OWN_HEAD.name, params=dict(OWN_HEAD.params))
         self._evaluate(manifest, tuned.embeddings, own, encoder, head, search)
         for head in heads:
             chosen = self._perform(

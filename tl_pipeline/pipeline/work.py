@@ -1,6 +1,5 @@
 """A run with every name resolved, before anything is computed or written."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,9 @@ from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.heads.search import candidates
 from tl_pipeline.inputs.images import AS_IS
+from tl_pipeline.pipeline import teachers
 from tl_pipeline.pipeline.manifest import Manifest
+from tl_pipeline.pipeline.teachers import ModelTeacher
 from tl_pipeline.registry import connection
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import Step, Workspace
@@ -43,11 +44,15 @@ _CHOICES: dict[Modality, str] = {
 
 @dataclass(frozen=True)
 class FineTuning:
-    """An encoder, a way to fine-tune it, and the heads to train on what comes of it."""
+    """An encoder, a way to fine-tune it, and the heads to train on what comes of it.
+
+    ``teacher`` is another encoder, whose best head teaches, or a model.
+    """
 
     encoder: Encoder
     how: FinetuneSpec
     heads: Sequence[HeadSpec]
+    teacher: AnyEncoder | ModelTeacher | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,10 @@ class Work:
     def encoders(self) -> tuple[Encoder, ...]:
         """What is embedded: each encoder once, in the order of ``heads``."""
         used = [encoder for encoder, _ in self.heads]
-        used += [wanted.encoder for wanted in self.finetune]
+        for wanted in self.finetune:
+            used.append(wanted.encoder)
+            if isinstance(wanted.teacher, ModelTeacher):
+                used += wanted.teacher.encoders
         used += [self.duplicate_encoder] if self.duplicate_encoder else []
         return concat.unique_members(used)
 
@@ -119,14 +127,15 @@ def prepare(
     wanted = _complete(spec)
     check_weights(dataset, wanted)
     duplicate_spec = _duplicate_spec(spec, dataset)
-    to_tune = _to_tune(spec)
+    to_tune = _to_tune(spec, store)
     duplicates = [duplicate_spec] if duplicate_spec else []
-    asked = [*spec.backbones, *(wish for wish, _ in to_tune), *duplicates]
+    asked = [*spec.backbones, *(wish for wish, *_ in to_tune), *duplicates]
     check_modality(dataset, asked)
     found = resolve(asked, store, how=dataset.pixels, verify=verify, download=download)
     check_places(found[: len(asked) - len(duplicates)], wanted)
-    finetune = _finetune(to_tune, found[len(spec.backbones) :], wanted)
-    spec, encoders = _each_once(spec, found[: len(spec.backbones)])
+    own, tuned = found[: len(spec.backbones)], found[len(spec.backbones) :]
+    finetune = _finetune(to_tune, tuned, own, wanted)
+    spec, encoders = _each_once(spec, own)
     work = [(encoder, list(wanted)) for encoder in encoders]
     if spec.ensemble:
         _check_ensemble(spec.ensemble, work)
@@ -235,51 +244,90 @@ def _each_once(
     return spec.model_copy(update={"backbones": backbones}), encoders
 
 
-def _to_tune(spec: RunSpec) -> list[tuple[EncoderSpec, FinetuneSpec]]:
+def _to_tune(
+    spec: RunSpec, store: Store
+) -> list[tuple[EncoderSpec, FinetuneSpec, int | ModelTeacher | None]]:
     """Each encoder with each way to fine-tune it, at the side that this one has.
 
+    And its teacher: the number of a backbone of ``spec``, or a model. None learns from
+    itself.
+
     Raises:
+        UnknownName: there is no such teacher.
         InvalidSpec: one of them cannot be fine-tuned.
     """
-    found = []
-    for wish, how in itertools.product(spec.backbones, spec.finetune):
-        if not isinstance(wish, EncoderSpec):
-            raise InvalidSpec(
-                f"--finetune is of one network, and {wish.short()} are several; name "
-                "each as a --backbone of its own"
-            )
-        origin = backbones.find_backbone(wish.backbone).origin
-        if origin not in backbones.PROVIDERS:
-            raise InvalidSpec(
-                f"{wish.backbone} cannot be fine-tuned: it comes whole, or takes no "
-                "images. Networks that can: those of torchvision and timm, and lenet5"
-            )
-        if how.side is not None:
-            sized = {"side": how.side, "resize": None, "crop": None}
-            found.append((wish.model_copy(update=sized), how))
-        else:
-            found.append((wish, how))
-    return found
+    ways = [_with_teacher(how, spec, store) for how in spec.finetune]
+    return [
+        (_student(wish, how), how, teacher)
+        for at, wish in enumerate(spec.backbones)
+        for how, teacher in ways
+        if at != teacher
+    ]
+
+
+def _with_teacher(
+    how: FinetuneSpec, spec: RunSpec, store: Store
+) -> tuple[FinetuneSpec, int | ModelTeacher | None]:
+    """``how``, which names the version of a model that teaches; and the teacher."""
+    if how.distil_from is None:
+        return how, None
+    if how.distil_from.startswith(teachers.MODEL):
+        model = teachers.find_model(how.distil_from, store)
+        return how.model_copy(update={"distil_from": model.label}), model
+    at = teachers.find_backbone(how.distil_from, spec.backbones, store)
+    if len(spec.backbones) == 1:
+        raise InvalidSpec(
+            f"distil_from={how.distil_from} is the only backbone of this run, and none "
+            "learns from itself; name a student as another --backbone"
+        )
+    return how, at
+
+
+def _student(wish: BackboneSpec, how: FinetuneSpec) -> EncoderSpec:
+    """The encoder that is fine-tuned.
+
+    Raises:
+        InvalidSpec: it cannot be.
+    """
+    if not isinstance(wish, EncoderSpec):
+        raise InvalidSpec(
+            f"--finetune is of one network, and {wish.short()} are several; name "
+            "each as a --backbone of its own"
+        )
+    origin = backbones.find_backbone(wish.backbone).origin
+    if origin not in backbones.PROVIDERS:
+        raise InvalidSpec(
+            f"{wish.backbone} cannot be fine-tuned: it comes whole, or takes no "
+            "images. Networks that can: those of torchvision and timm, and lenet5"
+        )
+    if how.side is None:
+        return wish
+    sized = {"side": how.side, "resize": None, "crop": None}
+    return wish.model_copy(update=sized)
 
 
 def _finetune(
-    to_tune: Sequence[tuple[EncoderSpec, FinetuneSpec]],
-    found: Sequence[AnyEncoder],
+    to_tune: Sequence[tuple[EncoderSpec, FinetuneSpec, int | ModelTeacher | None]],
+    tuned: Sequence[AnyEncoder],
+    own: Sequence[AnyEncoder],
     wanted: Sequence[HeadSpec],
 ) -> list[FineTuning]:
-    """What is ``to_tune``, each by its encoder, the first of ``found``.
+    """What is ``to_tune``, each by its encoder, the first of ``tuned``.
+
+    ``own`` are the encoders of the backbones of the run.
 
     Raises:
         InvalidSpec: a network has fewer blocks than are to learn.
     """
     made = []
-    for (_, how), encoder in zip(to_tune, found, strict=False):
+    for (_, how, teacher), encoder in zip(to_tune, tuned, strict=False):
         assert isinstance(encoder, Encoder)  # noqa: S101 - of one network
         if isinstance(how.blocks, int) and how.blocks:
             from tl_pipeline.finetuning import network  # noqa: PLC0415 - torch
 
             network.check_blocks(encoder, how)
-        made.append(FineTuning(encoder, how, wanted))
+        found = own[teacher] if isinstance(teacher, int) else teacher
+        made.append(FineTuning(encoder, how, wanted, found))
     return made
 
 

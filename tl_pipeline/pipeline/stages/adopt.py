@@ -5,7 +5,6 @@ that never saw them. Writes ``searches/<key>/`` as train does, with one configur
 and ``heads/<key>/``. Nothing is fitted.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from tl_pipeline import heads
-from tl_pipeline.config.specs import HeadConfig
 from tl_pipeline.data.splits import VALIDATION
 from tl_pipeline.encoders import concat
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.pipeline import choices
+from tl_pipeline.pipeline.finetuned import OWN_HEAD, own_head
 from tl_pipeline.pipeline.manifest import Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.store import tables
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 # Bump when the same inputs must give another head.
 VERSION = 1
-CONFIG = HeadConfig(name="softmax", params={"finetuned": True})
-# Files of ``finetuned/<key>/``: see ``finetune``.
-_ABOUT, _HEAD = "finetuned.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Adopt(Unit[Artifact]):
         store = self.at.store
         found = concat.load(store, self.embeddings, self._held.ids)
         rows = self._held.aligned(found.image_ids)
-        judge = self._head(self.judged, self.embeddings.key)
+        judge = own_head(store, self.judged, self.embeddings.key, self.seed)
         said = Predictions(
             pa.array(rows.ids),
             pa.array(rows.labels.tolist()),
@@ -111,35 +107,16 @@ class Adopt(Unit[Artifact]):
         held["probabilities"] = said.column()
         tables.write(HELD_OUT, pa.table(held), folder)
         tables.write(SEARCH, tables.from_rows(SEARCH, [self._row(said)]), folder)
-        final = self._head(self.final, self.encoder.key)
+        final = own_head(store, self.final, self.encoder.key, self.seed)
         inputs = {"encoder": self.encoder.key, "finetuned": self.final.key}
         document = key_document("adopt", VERSION, {}, inputs)
         head = store.build("heads", document, partial(_save, final, document))
-        choices.write(folder, CONFIG, final.classes, head.key)
+        choices.write(folder, OWN_HEAD, final.classes, head.key)
         return self.key
 
     @cached_property
     def _held(self) -> Rows:
         return self.manifest.encoded(self.embeddings).held_out(VALIDATION)
-
-    def _head(self, made: Artifact, encoder_key: str) -> "FittedHead":
-        """The head that was trained with the network of ``made``."""
-        from safetensors.numpy import load_file  # noqa: PLC0415 - a plan reads no head
-
-        from tl_pipeline.heads.fitted import FittedHead  # noqa: PLC0415
-        from tl_pipeline.heads.neural.predictor import NeuralPredictor  # noqa: PLC0415
-        from tl_pipeline.heads.predictors import Preparation  # noqa: PLC0415
-
-        folder = self.at.store.path(made)
-        classes = json.loads((folder / _ABOUT).read_text())["classes"]
-        tensors = {
-            {"weight": "0.weight", "bias": "0.bias"}.get(name, name): values
-            for name, values in load_file(folder / _HEAD).items()
-        }
-        predictor = NeuralPredictor.of_tensors(tensors, len(classes), {})
-        return FittedHead(
-            CONFIG, self.seed, encoder_key, classes, Preparation(), predictor
-        )
 
     def _row(self, said: Predictions) -> dict[str, object]:
         from tl_pipeline.heads.cross_validation import FoldPredictions  # noqa: PLC0415
@@ -152,8 +129,8 @@ class Adopt(Unit[Artifact]):
         return {
             "search": self.key,
             "encoder": self.encoder.label,
-            "family": CONFIG.name,
-            "head": heads.label(CONFIG),
+            "family": OWN_HEAD.name,
+            "head": heads.label(OWN_HEAD),
             "round": 0,
             "images": len(rows),
             "folds": 1,
