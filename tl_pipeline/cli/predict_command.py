@@ -16,6 +16,8 @@ from tl_pipeline.cli.request import (
 from tl_pipeline.errors import InvalidSpec
 
 if TYPE_CHECKING:
+    from tl_pipeline.registry.model import Model
+    from tl_pipeline.registry.occlusion import Occluded
     from tl_pipeline.store.artifacts import Store
 
 
@@ -26,6 +28,7 @@ def predict(
     *,
     alias: str = "champion",
     output: Path | None = None,
+    html: Path | None = None,
     plan: Annotated[bool, Parameter(negative="")] = False,
     verify: Annotated[bool, Parameter(negative="")] = False,
     store: StoreOption = "tl_store",
@@ -45,6 +48,8 @@ def predict(
         alias: which of its versions, or the number of one.
         output: of a dataset or folder: also write all predictions of its images to
             this file, .parquet, .csv or .jsonl.
+        html: of files: also write a page that shows which places of each image its
+            label rests on; 50 forward passes an image.
         plan: of a dataset or folder: only say what would be done, and why.
         verify: of a dataset or folder: read every input again instead of trusting
             size and time.
@@ -62,8 +67,13 @@ def predict(
             raise InvalidSpec(
                 "--output, --plan and --verify are of a dataset or folder, not of files"
             )
-        _files(opened, model, [Path(name) for name in inputs], alias, as_json=json)
+        files = [Path(name) for name in inputs]
+        _files(opened, model, files, alias, html, as_json=json)
         return
+    if html:
+        raise InvalidSpec(
+            f"--html is of files, not of a dataset or folder: name some of {inputs[0]}"
+        )
     from tl_pipeline import progress
     from tl_pipeline.cli import console
     from tl_pipeline.pipeline import batch
@@ -116,7 +126,13 @@ def _is_dataset(inputs: list[str], file: Path | None) -> bool:
 
 
 def _files(
-    store: "Store", name: str, files: list[Path], alias: str, *, as_json: bool
+    store: "Store",
+    name: str,
+    files: list[Path],
+    alias: str,
+    html: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Classify ``files`` in memory; exit with 3 if one was refused."""
     from dataclasses import asdict
@@ -126,6 +142,9 @@ def _files(
 
     model = index.load_model(store, name, alias)
     rows = [asdict(found) for found in prediction.predict(model, files)]
+    if html:
+        good = [row["file"] for row in rows if not row["refused"]]
+        _show_places(html, f"{name} ({alias})", model, good)
     columns = ["file", "label", "confidence", "labels", "accepted", "refused"]
     point = model.operating_point
     if point is None:  # of an older version
@@ -135,3 +154,29 @@ def _files(
         console.err.print(point.shortage)
     if any(row["refused"] for row in rows):
         sys.exit(3)
+
+
+def _show_places(file: Path, name: str, model: "Model", images: list[Path]) -> None:
+    """Write to ``file`` which places of ``images`` the predictions rest on.
+
+    Raises:
+        InvalidSpec: the model takes no images, or ``file`` cannot be written.
+    """
+    from tl_pipeline import progress
+    from tl_pipeline.cli import console
+    from tl_pipeline.registry.occlusion import occlude
+    from tl_pipeline.report.occlusion_page import occlusion_page
+
+    found: list[tuple[Path, Occluded]] = []
+    with (
+        console.LiveProgress() as live,
+        progress.reporting(live),
+        progress.track("occlude", len(images)) as track,
+    ):
+        for image in images:
+            found.append((image, occlude(model, image)))
+            track.advance()
+    try:
+        file.write_text(occlusion_page(name, found), encoding="utf-8")
+    except OSError as error:
+        raise InvalidSpec(f"cannot write {file}: {error.strerror}") from None

@@ -12,6 +12,7 @@ __all__ = [
     "model",
     "model_folder",
     "nearest",
+    "occlusion",
     "prediction",
     "rebuilding",
     "registration",

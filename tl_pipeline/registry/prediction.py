@@ -64,6 +64,23 @@ class Predictor:
             found += _batch(self._model, self._networks, some)
         return found
 
+    def probabilities(self, prepared: Sequence[Mapping[Input, Any]]) -> np.ndarray:
+        """Calibrated, of inputs as networks are fed with them: float32 (n, n_classes).
+
+        Raises:
+            InvalidSpec: one has an embedding that cannot be kept.
+        """
+        found: list[np.ndarray] = []
+        for start in range(0, len(prepared), self._size):
+            some = prepared[start : start + self._size]
+            vectors, beyond = _embedded(self._networks, some)
+            if beyond:
+                raise InvalidSpec(next(iter(beyond.values())))
+            names = [str(number) for number in range(len(some))]
+            said = probabilities(self._model, vectors, names)
+            found.append(decide(self._model, said).probabilities)
+        return np.concatenate(found)
+
 
 def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
     """Classify ``files``; the networks of ``model`` stay loaded for the next call."""

@@ -111,11 +111,11 @@ def fitted(size: tuple[int, int], side: int = SIDE) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def data_uri(image: Image.Image) -> str:
-    """``image`` as a WebP of at most ``SIDE`` pixels; smaller ones are not enlarged."""
-    if max(image.size) > SIDE:
+def data_uri(image: Image.Image, side: int = SIDE) -> str:
+    """``image`` as a WebP of at most ``side`` pixels; smaller ones are not enlarged."""
+    if max(image.size) > side:
         image = image.resize(
-            fitted(image.size), Image.Resampling.LANCZOS, reducing_gap=3
+            fitted(image.size, side), Image.Resampling.LANCZOS, reducing_gap=3
         )
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_QUALITY, method=2)
