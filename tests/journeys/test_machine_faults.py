@@ -57,6 +57,7 @@ def test_serving_without_a_server_is_refused():
     ("number", "cure"),
     [
         (errno.ENOSPC, "Free some space, or put --store on another disk"),
+        (errno.EFBIG, "Allow larger files (ulimit -f)"),
         (errno.EROFS, "The disk is read-only: put --store on another"),
         (errno.EACCES, "Ask for permission to it"),
     ],

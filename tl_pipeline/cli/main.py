@@ -60,12 +60,14 @@ app.command(sql_command.sql)
 app.command(similar_command.similar)
 app.command(store_commands.app)
 app.command(run_commands.app)
+app.command(run_commands.why)
 
 NOTHING = Request()
 # What the machine may refuse, and what to do then.
 _CURES = {
     errno.ENOSPC: "Free some space, or put --store on another disk",
     errno.EDQUOT: "Free some of your quota, or put --store on another disk",
+    errno.EFBIG: "Allow larger files (ulimit -f)",
     errno.EROFS: "The disk is read-only: put --store on another",
     errno.EACCES: "Ask for permission to it, or put --store where you may write",
     errno.EPERM: "Ask for permission to it, or put --store where you may write",

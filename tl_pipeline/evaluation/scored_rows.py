@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tl_pipeline.evaluation.scoring import Scored
 
 
+_NO_IDS = pa.array([], pa.string())
+
+
 class StoredEvaluation(NamedTuple):
     """What the evaluation of one head tells of it.
 
@@ -48,7 +51,7 @@ class Compared(NamedTuple):
 
     ``truth`` (n,) are the labels, those of the first, as numbers of ``names``;
     ``first`` and ``second`` (n,) what each predicts. ``units`` are equal for images of
-    one group.
+    one group. ``image_ids`` (n,) are theirs.
     """
 
     truth: np.ndarray
@@ -56,6 +59,7 @@ class Compared(NamedTuple):
     second: np.ndarray
     units: np.ndarray
     names: Sequence[str] = ()
+    image_ids: pa.Array = _NO_IDS
 
     @property
     def right(self) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +212,8 @@ def compared(
     told = told.dictionary_encode()
     truth, one, other = told.indices.to_numpy().reshape(3, -1)
     units, names = coded.indices.to_numpy(), told.dictionary.to_pylist()
-    return Compared(truth, one, other, units, names)
+    ids = mine["image_id"].combine_chunks()
+    return Compared(truth, one, other, units, names, ids)
 
 
 def _judged(store: Store, evaluation: Artifact, *, on_test: bool) -> pa.Table:

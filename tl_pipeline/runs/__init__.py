@@ -6,7 +6,9 @@ and the next plan read.
 
 __all__ = [
     "controls",
+    "differences",
     "finetunings",
+    "origins",
     "planning",
     "records",
     "results",

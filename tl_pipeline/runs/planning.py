@@ -1,6 +1,6 @@
 """What a stage would do and why: the vocabulary that stages, plan and flow share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -126,6 +126,16 @@ def field_changes(before: Any, now: Any, path: str = "") -> list[str]:
             )
         ]
     return [] if before == now else [f"{path}: {_short(before)} -> {_short(now)}"]
+
+
+def flat(params: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of ``params``, each under the names that lead to it."""
+    for name, value in params.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            yield from flat(value, where)
+        else:
+            yield where, value
 
 
 def _short(value: Any) -> str:

@@ -299,9 +299,19 @@ def every(store: Store) -> list[RunRecord]:
 
     A record that cannot be read is skipped, and that is said in one line.
     """
-    store.mirror.fetch_folder(store.root / "runs")
-    files = sorted((store.root / "runs").glob("*/*.json"), key=lambda file: file.name)
-    return [record for file in files if (record := _read(file, RunRecord))]
+    return _every(store, RunRecord)
+
+
+def every_batch(store: Store) -> list[BatchRecord]:
+    """The same of all finished batches."""
+    return _every(store, BatchRecord)
+
+
+def _every(store: Store, kind: type[RecordT]) -> list[RecordT]:
+    folder = store.root / kind.folder
+    store.mirror.fetch_folder(folder)
+    files = sorted(folder.glob("*/*.json"), key=lambda file: file.name)
+    return [record for file in files if (record := _read(file, kind))]
 
 
 def _read(file: Path, kind: type[RecordT]) -> RecordT | None:
