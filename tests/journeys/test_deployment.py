@@ -5,9 +5,13 @@ starts; this is the test that would notice.
 """
 
 import json
+import re
+import subprocess
+import threading
 import time
 import urllib.error
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,11 +35,51 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def deployed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Server:
+def told(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list]:
+    """What a webhook is told, once the alerts are set up by the words of the docs."""
+    bodies: list[dict[str, str]] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            bodies.append(json.loads(self.rfile.read(length)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_request(self, *_: object, **__: object) -> None:
+            pass
+
+    listening = HTTPServer(("127.0.0.1", 0), Webhook)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    guide = (REPOSITORY / "docs" / "engineer.md").read_text()
+    (words,) = re.findall(r"```sh\n(ALERTS=.*?)```", guide, re.DOTALL)
+    url = f"http://127.0.0.1:{listening.server_port}/hook"
+    words = re.sub(r"ALERTS=\S+", f"ALERTS={url}", words)
+    words = words.replace("alerts.yaml >", f"{REPOSITORY}/alerts.yaml >")
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", words],
+        env=server.environment,
+        cwd=tmp_path_factory.mktemp("alerts"),
+        check=True,
+        timeout=240,
+    )
+    yield bodies
+    listening.shutdown()
+    listening.server_close()
+
+
+@pytest.fixture(scope="module")
+def deployed(
+    server: Server,
+    told: list,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Server:
     """The deployment of prefect.yaml, due every minute besides its own cron.
 
-    More often, the next run would begin before the first has ended.
+    More often, the next run would begin before the first has ended. That one has a
+    champion to tell of.
     """
+    del told
     store = tmp_path_factory.mktemp("store") / "tl_store"
     server.ask("work_pools/", {"name": "local", "type": "process"})
     deploy = server.call(
@@ -85,6 +129,23 @@ def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
     tasks = deployed.ask("task_runs/filter", asked)
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
     assert "train logistic on lenet5/c5 LETTERS" in {task["name"] for task in tasks}
+
+
+def test_a_new_champion_and_a_failed_run_are_told_to_a_webhook(
+    deployed: Server, told: list[dict[str, str]]
+):
+    """After the scheduled run, which has registered the first model."""
+    begin(deployed, "transfer-learning/nightly", dataset="digts")
+    until = time.monotonic() + 240
+    while len(told) < 2:
+        assert time.monotonic() < until, told
+        time.sleep(0.5)
+    champion, failed = (one["text"] for one in told)
+    assert (
+        champion == "champion of digits is version 1: the first model of this dataset"
+    )
+    assert failed.startswith("run digts of transfer-learning: Failed: ")
+    assert "UnknownName: unknown dataset 'digts'. Did you mean 'digits'?" in failed
 
 
 @pytest.mark.exhaustive  # the flow alone: test_predict.py
@@ -158,7 +219,8 @@ def test_the_automation_that_finds_dead_runs_is_accepted(deployed: Server):
     asked = YAML(typ="safe").load(REPOSITORY / "automations.yaml")
     for one in asked["automations"]:
         deployed.ask("automations/", one)
-    (found,) = deployed.ask("automations/filter", {})
+    known = {one["name"]: one for one in deployed.ask("automations/filter", {})}
+    found = known["tl crash dead runs"]
     assert found["enabled"]
     assert found["trigger"]["within"] == 120
     assert [action["state"] for action in found["actions"]] == ["CRASHED"]
