@@ -86,11 +86,10 @@ def test_images_of_a_group_are_one_for_the_interval():
 @pytest.mark.parametrize(
     "columns",
     [
-        {"width": pa.array([None] * 120, pa.int32())},
         {"split": ["train"] * 120},
         {"split": ["test"] * 120},
     ],
-    ids=["texts", "no test", "nothing to learn from"],
+    ids=["no test", "nothing to learn from"],
 )
 def test_nothing_is_said_where_nothing_can_be_known(columns: dict):
     assert shortcuts.look(images(**columns)) is None

@@ -92,9 +92,10 @@ def _shortcut(
     known = last.split_report if last and last.manifest == manifest.key else None
     if known and known.shortcut:
         return known.shortcut
-    return shortcuts.look(
-        tables.read(MANIFEST, store.path(manifest), shortcuts.COLUMNS)
-    )
+    folder = store.path(manifest)
+    if tables.read(MANIFEST, folder, ("width",))["width"].null_count:
+        return None  # texts, or vectors
+    return shortcuts.look(tables.read(MANIFEST, folder, shortcuts.COLUMNS))
 
 
 def near_duplicates(store: Store, manifest: Artifact) -> NearDuplicateFindings | None:

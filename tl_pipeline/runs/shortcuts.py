@@ -31,13 +31,13 @@ def look(images: pa.Table) -> Shortcut | None:
 
     ``images`` has ``COLUMNS`` of the manifest. A decision tree learns from
     ``ATTRIBUTES`` of train and validation. None where there is nothing to learn from or
-    to judge by, or inputs have no width.
+    to judge by.
     """
     from sklearn.tree import DecisionTreeClassifier  # noqa: PLC0415 - half a second
 
     learned = images.filter(pc.is_in(images["split"], pa.array([TRAIN, VALIDATION])))
     judged = images.filter(pc.equal(images["split"], TEST))
-    if not (learned.num_rows and judged.num_rows) or images["width"].null_count:
+    if not (learned.num_rows and judged.num_rows):
         return None
     labels, truth = (np.array(part["label"].to_pylist()) for part in (learned, judged))
     names, counts = np.unique(labels, return_counts=True)
