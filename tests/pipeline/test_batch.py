@@ -20,6 +20,7 @@ from tl_pipeline.pipeline import batch, wiring
 from tl_pipeline.pipeline.stages import predict as stage
 from tl_pipeline.registry import index, nearest, prediction, registration
 from tl_pipeline.runs.records import BatchRecord, RunRecord
+from tl_pipeline.store import unit_vectors
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
 
@@ -176,7 +177,8 @@ def test_the_nearest_training_image_is_that_of_all_cosines(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """In many small chunks, too; one that was learned from is its own nearest."""
-    monkeypatch.setattr(nearest, "VALUES", 1_000)
+    monkeypatch.setattr(stage, "_VALUES", 1_000)
+    monkeypatch.setattr(unit_vectors, "_CELLS", 100)
     trained(folder, store, backbone=backbone)
     sides = "SELECT image_id, uri FROM images WHERE split <> 'test'"
     learned = query.ask(store, sides).to_pylist()

@@ -81,36 +81,116 @@ def test_an_image_is_found_by_its_id(store: Store):
     assert rows[1:3].tolist() == [-1, -1]
 
 
+def files(store: Store) -> dict[str, int]:
+    """Name -> inode."""
+    place = store.root / "memo" / "unit_vectors"
+    return {file.name: file.stat().st_ino for file in place.iterdir()}
+
+
+def counted(found: unit_vectors.UnitVectors) -> dict[str, list[float]]:
+    """The vectors by id."""
+    rows = zip(found.ids.to_pylist(), found.vectors.tolist(), strict=True)
+    return {name: vector for name, vector in rows if name}
+
+
 def test_parts_that_came_went_or_changed_are_followed(
     store: Store, folder: EmbeddingFolder
 ):
     """A part of the same images by another machine has the same name."""
     before = unit_vectors.opened(store, KEY)
+    first, known = files(store), counted(before)
     folder.add(ids(300, 302), np.eye(2, 5, dtype=np.float32))
     after = unit_vectors.opened(store, KEY)
-    assert (len(before.ids), len(after.ids)) == (299, 301)
+    assert (len(counted(before)), len(counted(after))) == (299, 301)
     folder.add(ids(300, 302), np.eye(2, 5, 3, dtype=np.float32))
     again = unit_vectors.opened(store, KEY)
-    (row,) = again.find(ids(301, 302))
-    assert again.vectors[row].tolist() == [0, 0, 0, 0, 1]
+    new = {ids(300, 301)[0]: [0, 0, 0, 1, 0], ids(301, 302)[0]: [0, 0, 0, 0, 1]}
+    assert counted(again) == known | new
     next(folder.path.glob("part-*")).unlink()
-    assert len(unit_vectors.opened(store, KEY).ids) < 301
-    assert len(list((store.root / "memo" / "unit_vectors").iterdir())) == 2
+    left = counted(unit_vectors.opened(store, KEY))
+    assert left.keys() == folder.embedded() - {ids(5, 6)[0]}
+    assert left.items() <= counted(again).items()
+    values = [name for name in first if name.endswith(".f32")]
+    assert {name: files(store)[name] for name in values} == {
+        name: first[name] for name in values
+    }
+    assert len(files(store)) == 2
+    assert counted(before) == known  # what is mapped stays as it was
+
+
+def test_rows_of_no_part_do_not_pile_up(store: Store, folder: EmbeddingFolder):
+    """As after ``tl store compact``."""
+    unit_vectors.opened(store, KEY)
+    first = files(store)
+    loaded = folder.load(folder.embedded())
+    for part in folder.path.glob("part-*"):
+        part.unlink()
+    folder.add(loaded.image_ids, loaded.vectors)
+    found = unit_vectors.opened(store, KEY)
+    assert (len(found.vectors), len(counted(found))) == (300, 299)
+    assert len(files(store)) == 2
+    assert files(store).keys() & first.keys() == {f"{KEY}.arrow"}
 
 
 def test_of_an_image_in_two_parts_one_row_counts(store: Store, folder: EmbeddingFolder):
+    """That of the larger part; the other counts once that is gone."""
+    before = counted(unit_vectors.opened(store, KEY))
     folder.add(ids(0, 150), np.ones((150, 5), np.float32))
-    found = unit_vectors.opened(store, KEY)
-    assert len(found.ids) == len(set(found.ids.to_pylist())) == 300
+    ones = dict.fromkeys(ids(0, 150), pytest.approx([0.2**0.5] * 5))
+    assert counted(unit_vectors.opened(store, KEY)) == before | ones
+    (larger,) = [p for p, rows in folder.parts().whole.items() if len(rows) == 150]
+    larger.unlink()
+    assert counted(unit_vectors.opened(store, KEY)) == before
 
 
+@pytest.mark.parametrize("ending", ["arrow", "f32"])
+@pytest.mark.parametrize("left", [None, 50])
 @pytest.mark.usefixtures("folder")
-def test_what_was_left_half_written_is_not_believed(store: Store):
-    made = unit_vectors.opened(store, KEY)
-    place = store.root / "memo" / "unit_vectors"
-    next(place.glob("*.ids")).unlink()
-    again = unit_vectors.opened(store, KEY)
-    assert again.vectors.tolist() == made.vectors.tolist()
+def test_what_is_not_whole_is_not_believed(store: Store, ending: str, left: int | None):
+    made = counted(unit_vectors.opened(store, KEY))
+    (file,) = (store.root / "memo" / "unit_vectors").glob(f"*.{ending}")
+    if left is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:left])
+    assert counted(unit_vectors.opened(store, KEY)) == made
+
+
+def test_what_a_killed_writer_appended_is_not_believed(
+    store: Store, folder: EmbeddingFolder
+):
+    made = counted(unit_vectors.opened(store, KEY))
+    (values,) = (store.root / "memo" / "unit_vectors").glob("*.f32")
+    with values.open("ab") as file:
+        file.write(b"x" * 33)
+    folder.add(ids(300, 301), np.eye(1, 5, dtype=np.float32))
+    found = unit_vectors.opened(store, KEY)
+    assert counted(found) == made | {ids(300, 301)[0]: [1, 0, 0, 0, 0]}
+    assert values.stat().st_size == 301 * 5 * 4
+
+
+def test_under_several_encoders_the_mean_of_cosines_counts(
+    store: Store, folder: EmbeddingFolder
+):
+    other = EmbeddingFolder(store, "f" * 32)
+    values = np.random.default_rng(2).normal(size=(200, 3)).astype(np.float32)
+    other.add(ids(250, 300) + ids(0, 150), values)
+    every = [unit_vectors.opened(store, key) for key in (KEY, "f" * 32)]
+    joint = unit_vectors.side_by_side(every, ids(2, 300))
+    shared = [*ids(2, 5), *ids(6, 150), *ids(250, 300)]
+    assert joint.ids.to_pylist() == shared
+
+    def cosines(part: EmbeddingFolder) -> np.ndarray:
+        vectors = part.load(shared).vectors.astype(float)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors @ vectors[:4].T
+
+    mean = (cosines(folder) + cosines(other)) / 2
+    found = joint.nearest(joint.vectors[:4], 3)
+    for near, said in zip(found, mean.T, strict=True):
+        best = np.argsort(-said, kind="stable")[:3]
+        assert [name for name, _ in near] == [shared[row] for row in best]
+        assert [cosine for _, cosine in near] == pytest.approx(said[best], abs=1e-6)
 
 
 @pytest.mark.usefixtures("folder")
@@ -118,7 +198,7 @@ def test_a_store_that_cannot_be_written_to_has_them_for_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert len(unit_vectors.opened(store, KEY).ids) == 299
+    assert len(counted(unit_vectors.opened(store, KEY))) == 299
     assert not (store.root / "memo" / "unit_vectors").exists()
 
 

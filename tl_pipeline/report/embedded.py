@@ -48,10 +48,11 @@ class BestEmbeddings:
         ids = self.load(image_ids).image_ids
         if not ids:
             return {}
-        folders = {key: EmbeddingFolder(self.store, key) for key in self._keys}
-        vectors = {key: folder.load(ids).vectors for key, folder in folders.items()}
-        training = nearest.by_part(folders[self._keys[0]], among)
-        found = nearest.nearest(self.store, vectors, training)
+        vectors = {
+            key: EmbeddingFolder(self.store, key).load(ids).vectors
+            for key in self._keys
+        }
+        found = nearest.nearest(self.store, vectors, among)
         return {
             image_id: Neighbour(name, cosine)
             for image_id, name, cosine in zip(

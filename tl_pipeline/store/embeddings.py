@@ -225,27 +225,17 @@ class EmbeddingFolder:
         ids = set(wanted)
         return self._while_merged(lambda: self._load(ids))
 
-    def blocks(self) -> Iterator[tuple[list[str], np.ndarray]]:
-        """The ids and vectors (n, width) of all images, part by part, each image once.
+    def blocks(self, part: Path) -> Iterator[np.ndarray]:
+        """The vectors (n, width) of a part in the order of its rows, some at a time.
 
         All pages that are read are checked, whatever was found before.
 
         Raises:
             DamagedArtifact: see ``load``.
-            FileNotFoundError: a part was merged with others meanwhile.
+            FileNotFoundError: it was merged with others meanwhile.
         """
-        parts = duplicate_rows.largest_first(self._parts.scan().whole)
-        twice = duplicate_rows.find(parts)
-        for file in parts:
-            start, again = 0, twice.get(file)
-            for ids, vectors in self._blocks(file):
-                if again is None:
-                    yield ids, vectors
-                    continue
-                end = start + len(ids)
-                keep = np.setdiff1d(np.arange(start, end), again) - start
-                yield [ids[row] for row in keep], vectors[keep]
-                start = end
+        for _, vectors in self._blocks(part):
+            yield vectors
 
     def _while_merged(self, read: Callable[[], _Read]) -> _Read:
         """What ``read`` gives, again where a part was merged after it was listed."""

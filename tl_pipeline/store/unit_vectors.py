@@ -1,8 +1,9 @@
 """The embeddings of an encoder as unit vectors in a file that is mapped, not read.
 
-``memo/unit_vectors/<key>-<state>`` is disposable: it is made of the parts when it is
-first asked for. The state tells the parts from any others, so that one of other parts
-is not found; beside the values lie the ids of their rows.
+``memo/unit_vectors/<key>-*.f32`` is disposable: it is made of the parts when it is
+first asked for, and the rows of new parts are appended. ``<key>.arrow`` names it, the
+ids of its rows, and the parts that it was made of by name, size and times: it is
+believed only where those are the parts that are there.
 """
 
 # pyarrow.compute is filled when it is imported.
@@ -10,23 +11,27 @@ is not found; beside the values lie the ids of their rows.
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tl_pipeline.errors import DamagedArtifact
+from tl_pipeline.store import duplicate_rows
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.embeddings import EmbeddingFolder
-from tl_pipeline.store.files import publish
+from tl_pipeline.store.files import write_atomically
 from tl_pipeline.store.part_files import PART
 
-_CELLS = 1 << 22  # of cosines at a time
+_CELLS = 1 << 22  # of cosines at a time, and four times as many values
 _QUERIES = 256  # at a time
 # How far apart the rounding of sums may put equal cosines.
 _ROUNDING = 1e-5
@@ -35,13 +40,16 @@ Near = list[tuple[str, float]]
 
 
 class UnitVectors:
-    """The unit vectors of n images, ``vectors`` (n, width), and their ``ids``.
+    """The unit vectors of images, a row of ``vectors`` (n, width) each, and their ids.
 
-    An embedding that is zero has no direction and is left out. ``state`` tells the
-    parts that they were made of from any others.
+    ``ids`` is null where a row does not count: its part is gone, another row has the
+    image, or the embedding is zero and has no direction. ``state`` tells the parts that
+    they were made of from any others.
     """
 
-    def __init__(self, ids: pa.Array, vectors: np.ndarray, state: str) -> None:
+    def __init__(
+        self, ids: pa.Array, vectors: "np.ndarray | SideBySide", state: str = ""
+    ) -> None:
         self.ids, self.vectors, self.state = ids, vectors, state
 
     def find(self, image_ids: Sequence[str]) -> np.ndarray:
@@ -66,11 +74,13 @@ class UnitVectors:
         Args:
             queries: (q, width), of any length; one without a direction is like none.
             k: how many; fewer where there are no more.
-            among: the rows that count, bool (n,); None is all.
+            among: the rows that may be found, bool (n,); None is all that count.
 
         Returns:
             (image id, cosine) of each, for each query.
         """
+        if among is None and self.ids.null_count:
+            among = self.ids.is_valid().to_numpy(zero_copy_only=False)
         found: list[Near] = []
         for start in range(0, len(queries), _QUERIES):
             some = unit(queries[start : start + _QUERIES])
@@ -84,7 +94,8 @@ class UnitVectors:
         """The rows that may be among the k nearest of each of ``queries``."""
         best = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         least = np.full(len(queries), -2, np.float32)
-        step = max(1, _CELLS // max(1, len(queries)))
+        width = max(1, self.vectors.shape[1])
+        step = max(1, min(_CELLS // max(1, len(queries)), 4 * _CELLS // width))
         for start in range(0, len(self.vectors), step):
             block = self.vectors[start : start + step]
             # of one query as a matrix times a vector, which is faster
@@ -120,6 +131,35 @@ class UnitVectors:
         return pairs[:k]
 
 
+class SideBySide:
+    """The unit vectors of the same images under several encoders, as one longer each.
+
+    A cosine is the mean of those under each. Rows are read when they are asked for.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """``blocks`` are unit vectors, and which of their rows count."""
+        self._blocks = blocks
+        width = sum(vectors.shape[1] for vectors, _ in blocks)
+        self.shape = (len(blocks[0][1]), width)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: "slice | np.ndarray") -> np.ndarray:
+        found = [vectors[which[rows]] for vectors, which in self._blocks]
+        return np.hstack(found) / np.float32(np.sqrt(len(found)))
+
+
+def side_by_side(every: Sequence[UnitVectors], image_ids: Sequence[str]) -> UnitVectors:
+    """Those of ``image_ids`` that all of ``every`` have."""
+    places = [one.find(image_ids) for one in every]
+    there = np.all([place >= 0 for place in places], axis=0)
+    ids = pa.array(image_ids, pa.string()).filter(pa.array(there))
+    blocks = [(o.vectors, at[there]) for o, at in zip(every, places, strict=True)]
+    return UnitVectors(ids, SideBySide(blocks))
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """``vectors`` (n, width) with the length 1 as float32; zero where none has one."""
     vectors = np.asarray(vectors, np.float32)
@@ -135,7 +175,8 @@ def opened(
 ) -> UnitVectors:
     """The unit vectors of all that is embedded by an encoder; made if they are not.
 
-    They are those that were opened ``before`` if the parts are still the same.
+    They are those that were opened ``before`` if the parts are still the same. Of a
+    store that cannot be written to, they are made in a temporary folder.
 
     Raises:
         DamagedArtifact: a part cannot be read; it has been set aside.
@@ -143,97 +184,187 @@ def opened(
     folder = EmbeddingFolder(store, encoder_key)
     if store.mirror.url:
         folder.gather()
-    for _ in range(_TRIES):
-        state = _state(folder.path)
-        if before and before.state == state:
+    with contextlib.suppress(FileNotFoundError):
+        versions = _versions(folder.path)
+        if before and before.state == _state(versions):
             return before
-        with _place(store) as place:
-            file = place / f"{encoder_key}-{state}"
-            with contextlib.suppress(FileNotFoundError):
-                return _mapped(file, state)
-            with contextlib.suppress(FileNotFoundError):
-                _write(folder, file)
-                if _state(folder.path) == state:  # else parts were merged meanwhile
-                    remove(store, encoder_key, but=state)
-                    return _mapped(file, state)
-    raise DamagedArtifact(f"{folder.path}: parts vanish while they are read")
+        return _mapped(_folder(store), encoder_key, versions)
+    if os.access(store.root, os.W_OK):
+        _folder(store).mkdir(parents=True, exist_ok=True)
+        with store.lock(f"unit-vectors-{encoder_key}"):
+            return _made(folder, _folder(store))
+    with tempfile.TemporaryDirectory(prefix="tl-unit-vectors-") as place:
+        return _made(folder, Path(place))  # what is mapped outlives its name
 
 
-def remove(store: Store, encoder_key: str, but: str | None = None) -> None:
-    """Delete the unit vectors of an encoder, other than those of the state ``but``."""
-    for file in _folder(store).glob(f"*{encoder_key}-*"):
-        if but is None or but not in file.name:
-            file.unlink(missing_ok=True)
+def remove(store: Store, encoder_key: str) -> None:
+    """Delete the unit vectors of an encoder."""
+    for file in _folder(store).glob(f"*{encoder_key}*"):
+        file.unlink(missing_ok=True)
+
+
+# Of a part: its name, size and times, which tell it from another of its name.
+_Version = tuple[str, int, int, int]
+
+
+@dataclass
+class _Made:
+    """What was written: ``values`` names the file, ``rows`` has those of each part.
+
+    ``directionless`` are rows of the file whose embedding is zero, ``state`` tells the
+    parts that were there.
+    """
+
+    values: str
+    state: str = ""
+    width: int = 0
+    rows: dict[_Version, int] = field(default_factory=dict)
+    directionless: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return sum(self.rows.values())
+
+    @property
+    def bytes(self) -> int:
+        return self.length * self.width * 4
 
 
 def _folder(store: Store) -> Path:
     return store.root / "memo" / "unit_vectors"
 
 
-@contextlib.contextmanager
-def _place(store: Store) -> Iterator[Path]:
-    """Where unit vectors lie; a temporary folder if the store cannot be written to.
-
-    What was mapped stays readable when its name is gone.
-    """
-    if os.access(store.root, os.W_OK):
-        _folder(store).mkdir(parents=True, exist_ok=True)
-        yield _folder(store)
-    else:
-        with tempfile.TemporaryDirectory(prefix="tl-unit-vectors-") as folder:
-            yield Path(folder)
-
-
-def _state(folder: Path) -> str:
-    """What tells the parts in ``folder`` from any others."""
+def _versions(folder: Path) -> list[_Version]:
     files = sorted(folder.glob(f"{PART}-*.parquet"))
-    told = [
+    return [
         (f.name, (s := f.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files
     ]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 
 
-def _mapped(file: Path, state: str) -> UnitVectors:
-    """What ``_write`` wrote.
+def _state(versions: Sequence[_Version]) -> str:
+    """What tells these parts from any others."""
+    return hashlib.sha256(repr(list(versions)).encode()).hexdigest()[:32]
+
+
+def _mapped(place: Path, key: str, versions: Sequence[_Version]) -> UnitVectors:
+    """What was made of these very parts.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: there is nothing, or it was made of others.
     """
-    with pa.memory_map(str(file.with_suffix(".ids"))) as mapped:
-        ids = pa.ipc.open_file(mapped).read_all()["image_id"].combine_chunks()
-    if not len(ids):
-        return UnitVectors(ids, np.empty((0, 0), np.float32), state)
-    values = np.memmap(file.with_suffix(".f32"), np.float32, "r")
-    return UnitVectors(ids, np.asarray(values).reshape(len(ids), -1), state)
+    made, ids = _read(place, key)
+    state, shape = _state(versions), (made.length, made.width)
+    if made.state != state:
+        raise FileNotFoundError
+    if not made.length:
+        return UnitVectors(ids, np.empty(shape, np.float32), state)
+    values = np.memmap(place / made.values, np.float32, "r", shape=shape)
+    return UnitVectors(ids, np.asarray(values), state)
 
 
-def _write(folder: EmbeddingFolder, file: Path) -> None:
-    """Write the vectors of ``folder``, row by row, and then their ids."""
-    ids: list[str] = []
-    with _published(file.with_suffix(".f32")) as beside, beside.open("wb") as values:
-        for some, vectors in folder.blocks():
-            units = unit(vectors)
-            directed = units.any(axis=1)
-            if not directed.all():
-                units = units[directed]
-                ids += [some[row] for row in np.flatnonzero(directed)]
-            else:
-                ids += some
-            units.tofile(values)
-    table = pa.table({"image_id": pa.array(ids, pa.string())})
-    with (
-        _published(file.with_suffix(".ids")) as beside,
-        pa.ipc.new_file(str(beside), table.schema) as writer,
-    ):
-        writer.write_table(table)
+def _read(place: Path, key: str) -> tuple[_Made, pa.Array]:
+    """What ``_publish`` wrote, and the ids of all rows.
 
-
-@contextlib.contextmanager
-def _published(file: Path) -> Iterator[Path]:
-    """Where to write ``file``, which is there once that went well."""
-    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    Raises:
+        FileNotFoundError: there is nothing, or a file is not whole.
+    """
     try:
-        yield beside
-        publish(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+        with pa.memory_map(str(place / f"{key}.arrow")) as mapped:
+            table = pa.ipc.open_file(mapped).read_all()
+        told = json.loads((table.schema.metadata or {})[b"made"])
+        rows = {tuple(version): count for *version, count in told.pop("rows")}
+        made = _Made(rows=rows, **told)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileNotFoundError from error
+    if (place / made.values).stat().st_size < made.bytes:
+        raise FileNotFoundError
+    return made, table["image_id"].combine_chunks()
+
+
+def _made(folder: EmbeddingFolder, place: Path) -> UnitVectors:
+    """Make the unit vectors of ``folder`` what its parts are, in ``place``."""
+    key = folder.encoder_key
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            versions = _versions(folder.path)
+            _follow(folder, place, versions)
+            if _versions(folder.path) == versions:  # else parts were merged meanwhile
+                return _mapped(place, key, versions)
+    raise DamagedArtifact(f"{folder.path}: parts vanish while they are read")
+
+
+def _follow(folder: EmbeddingFolder, place: Path, versions: Sequence[_Version]) -> None:
+    """Append the rows of new parts, or begin anew where most rows would be of none.
+
+    Raises:
+        DamagedArtifact: a part cannot be read; it has been set aside.
+        FileNotFoundError: a part was merged with others meanwhile.
+    """
+    key = folder.encoder_key
+    parts = folder.parts().whole
+    files = ((version, folder.path / version[0]) for version in versions)
+    there = {version: parts[file] for version, file in files if file in parts}
+    made = _Made(f"{key}-{uuid.uuid4().hex}.f32")
+    with contextlib.suppress(FileNotFoundError):
+        before, _ = _read(place, key)
+        kept = sum(rows for version, rows in before.rows.items() if version in there)
+        made = before if 2 * kept >= before.length else made
+    with (place / made.values).open("ab") as values:
+        values.truncate(made.bytes)  # of more, which a kill left
+        for version in there:
+            if version not in made.rows:
+                _append(folder, version, made, values)
+        values.flush()
+        os.fsync(values.fileno())
+    made.state = _state(versions)
+    _publish(place / f"{key}.arrow", made, there)
+    for file in place.glob(f"*{key}*"):
+        if file.name not in (made.values, f"{key}.arrow"):
+            file.unlink(missing_ok=True)
+
+
+def _append(
+    folder: EmbeddingFolder, version: _Version, made: _Made, values: IO[bytes]
+) -> None:
+    """Append the rows of a part."""
+    start = made.length
+    made.rows[version] = 0
+    for vectors in folder.blocks(folder.path / version[0]):
+        units = unit(vectors)
+        first = start + made.rows[version]
+        made.directionless += (np.flatnonzero(~units.any(axis=1)) + first).tolist()
+        made.rows[version] += len(units)
+        made.width = units.shape[1]
+        values.write(units.data)
+
+
+def _publish(file: Path, made: _Made, there: Mapping[_Version, pa.Table]) -> None:
+    """Write to ``file`` what was ``made``, and the ids of all rows.
+
+    ``there`` has the ids of each part that counts.
+    """
+    twice = duplicate_rows.find({Path(version[0]): there[version] for version in there})
+    every = [pa.array([], pa.string())]
+    for version, rows in made.rows.items():
+        if version in there:
+            ids = there[version]["image_id"].combine_chunks()
+            every.append(_without(ids, twice.get(Path(version[0]), ())))
+        else:
+            every.append(pa.nulls(rows, pa.string()))
+    ids = _without(pa.concat_arrays(every), made.directionless)
+    rows = [[*version, rows] for version, rows in made.rows.items()]
+    told = json.dumps(vars(made) | {"rows": rows})
+    table = pa.table({"image_id": ids}).replace_schema_metadata({"made": told})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_atomically(file, sink.getvalue().to_pybytes())
+
+
+def _without(ids: pa.Array, rows: Sequence[int] | np.ndarray) -> pa.Array:
+    """``ids``, null in these ``rows``."""
+    if not len(rows):
+        return ids
+    left = np.ones(len(ids), bool)
+    left[rows] = False
+    return pc.if_else(pa.array(left), ids, None)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # Bump when the same inputs must give other rows.
 VERSION = 1
 TOP = 5  # labels whose probabilities are kept
+_VALUES = 1 << 24  # float32 of one encoder in memory at a time
 # Tables of so few rows are always taken in, and those of so many never.
 _SMALL, _LARGE = 4_096, 1_048_576
 
@@ -207,7 +208,7 @@ class Predict(Unit[Predicted]):
         """How many images are predicted at a time."""
         one = self._new["image_id"][:1].to_pylist()
         widths = [block.shape[1] for block in self._vectors(one).values()]
-        return max(1, nearest.VALUES // max(classes, *widths))
+        return max(1, _VALUES // max(classes, *widths))
 
     @cached_property
     def _earlier(self) -> list[Artifact]:
