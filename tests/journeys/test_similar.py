@@ -1,11 +1,14 @@
 """``tl similar``: a table, a contact sheet, and one message for each fault."""
 
+import html
 import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import tl_pipeline
 from tests.command_line import in_this_process
 
 
@@ -41,6 +44,11 @@ def test_the_images_most_like_a_new_one_and_a_stored_one(
     assert [float(one) for one in shown] == pytest.approx(said, abs=1e-3)
     assert "http" not in page
 
+    shown = tl_pipeline.open("tl_store").similar(new.name, k=3)
+    assert shown.frame["uri"].tolist() == [row["uri"] for row in rows]
+    (inside,) = re.findall('<iframe srcdoc="([^"]*)"', shown._repr_html_())
+    assert html.unescape(inside) == page
+
     again = tl("similar", "photos/flower/004.jpg", "-k", "2", "--html", "again.html")
     lines = again.stdout.splitlines()
     assert [line.split() for line in lines[1:3]] == [
@@ -70,3 +78,37 @@ def test_the_images_most_like_a_new_one_and_a_stored_one(
         assert (fault.returncode, fault.stdout) == (2, "")
         assert fault.stderr.startswith(said)
         assert len(fault.stderr.splitlines()) == 1
+
+
+def test_new_files_are_embedded_as_a_run_would(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tl = in_this_process(tmp_path, monkeypatch)
+    tl(
+        "run",
+        "photos",
+        "--head",
+        "ridge:alpha=1",
+        "--no-controls",
+        "--runner",
+        "direct",
+    )
+    files = [str(folder / "flower" / name) for name in ("004.jpg", "000.jpg")]
+    done = tl("embed", *files, "-o", "new.parquet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    stored = tl_pipeline.open(tmp_path / "tl_store").embeddings("photos")
+    by_uri = dict(zip(stored.uris, stored.vectors, strict=True))
+    rows = pq.read_table(tmp_path / "new.parquet").to_pylist()
+    assert [row["file"] for row in rows] == files
+    for row in rows:
+        known = by_uri[str(Path(row["file"]).resolve())]
+        assert row["embedding"] == pytest.approx(known.tolist(), abs=1e-5)
+    tl("embed", files[0], "-o", "new.jsonl")
+    (line,) = (tmp_path / "new.jsonl").read_text().splitlines()
+    assert json.loads(line)["embedding"] == pytest.approx(rows[0]["embedding"])
+    for words, said in (
+        (["none.jpg", "-o", "x.csv"], "InvalidSpec: none.jpg: "),
+        ([files[0], "-o", "x.npy"], "InvalidSpec: in which format is x.npy"),
+    ):
+        fault = tl("embed", *words)
+        assert (fault.returncode, fault.stderr.startswith(said)) == (2, True)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from tests.query.made import EVALUATION, FIRST, ask, image_id, manifest, scores
 from tests.runs.made import record
 from tl_pipeline import query
-from tl_pipeline.cli.sql_command import Format, sql
+from tl_pipeline.cli import sql_shell
+from tl_pipeline.cli.row_formats import Format
+from tl_pipeline.cli.sql_command import sql
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.runs import records
 from tl_pipeline.store.artifacts import Store
@@ -195,3 +198,49 @@ def test_an_output_that_cannot_be_is_refused(
     with pytest.raises(InvalidSpec, match=said):
         sql("SELECT 1", store=str(built.root), output=tmp_path / name)
     assert files(built) == before
+
+
+def test_on_a_terminal_one_query_after_another_is_answered(
+    built: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """A query may have several lines; a fault, or Ctrl-C, ends none but itself."""
+    typed = iter(["SELECT count(*) AS n", "FROM images;", "FROM nowhere;", "FROM", 0])
+    typed = [*typed, "", "SELECT 7 AS seven;"]
+    prompts: list[str] = []
+
+    def line(prompt: str) -> str:
+        prompts.append(prompt)
+        if not typed:
+            raise EOFError
+        if (said := typed.pop(0)) == 0:
+            raise KeyboardInterrupt
+        return str(said)
+
+    monkeypatch.setattr("builtins.input", line)
+    monkeypatch.setattr(sql_shell, "HISTORY", tmp_path / "history")
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    sql(store=str(built.root), form="jsonl")
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == '{"n": 2}'
+    assert said[2].startswith("InvalidSpec: Catalog Error: Table with name nowhere")
+    assert said[-3:] == ["", '{"seven": 7}', ""]
+    assert prompts == ["tl> ", "... ", "tl> ", "tl> ", "... ", "tl> ", "tl> ", "tl> "]
+    assert (tmp_path / "history").exists()
+
+
+def test_views_columns_and_macros_are_completed(built: Store):
+    names = sql_shell.words(ask(built, "FROM help()"))
+
+    def completed(text: str) -> list[str]:
+        found = (sql_shell.match(names, text, number) for number in range(len(names)))
+        return [name for name in found if name]
+
+    assert completed("predictions") == ["predictions", "predictions_history"]
+    assert completed("classify") == ["classify_knn("]
+    assert completed("near_i") == ["near_id"]
+    assert completed("sel") == ["SELECT"]
+    assert completed("nothing of the kind") == []

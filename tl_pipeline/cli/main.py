@@ -15,6 +15,7 @@ from cyclopts import App
 from tl_pipeline.cli import (
     backbone_commands,
     catalog_commands,
+    embed_command,
     export_command,
     few_shot_command,
     head_command,
@@ -58,6 +59,7 @@ app.command(predict_command.predict)
 app.command(export_command.export)
 app.command(sql_command.sql)
 app.command(similar_command.similar)
+app.command(embed_command.embed)
 app.command(store_commands.app)
 app.command(run_commands.app)
 app.command(run_commands.why)

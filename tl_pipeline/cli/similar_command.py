@@ -37,19 +37,13 @@ def similar(
     from tl_pipeline.query import Reader
     from tl_pipeline.store.artifacts import Store
 
-    opened = Store.open(store)
-    reader = Reader(opened)
-    found = reader.neighbours([image], k, encoder).to_dict("records")
+    near = Reader(Store.open(store)).similar(image, k, encoder, catalog)
     if html:
-        from tl_pipeline.report.contact_sheet import contact_sheet
-
-        asked = reader.stored([image]).get(image) or Path(image)
-        name = reader.encoder(encoder)
-        page = contact_sheet(opened, asked, found, name, catalog)
         try:
-            html.write_text(page, encoding="utf-8")
+            html.write_text(near.html(), encoding="utf-8")
         except OSError as error:
             raise InvalidSpec(f"cannot write {html}: {error.strerror}") from None
+    found = near.frame.to_dict("records")
     for row in found:
         row["similarity"] = round(row["similarity"], 4)
     columns = ["similarity", "label", "split", "dataset", "uri"]

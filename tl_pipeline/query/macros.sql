@@ -4,6 +4,8 @@
 -- are replaced by names of the store.
 -- A parameter is meant where a name stands alone, a column where its table stands before.
 -- No macro has a WITH clause: DuckDB 1.4 does not find those that newer versions stored.
+-- Those named _rows compare embeddings, in any DuckDB; in a connection of ours functions
+-- that map unit vectors take their place (neighbours.py). help() leaves them out.
 -- None chooses between arrays by CASE or coalesce, which DuckDB before 2.0 cannot.
 
 CREATE MACRO dataset_named(name) AS coalesce(
@@ -47,20 +49,22 @@ COMMENT ON MACRO TABLE centroids_of IS
 'The mean embedding of each class, of the images of all splits.
 Example: SELECT label, images, centroid[1:3] AS first FROM centroids_of(''{dataset}'', ''{encoder}'')';
 
+CREATE MACRO nearest_rows(vector, k, encoder) AS TABLE
+SELECT s.image_id, s.similarity
+FROM (
+    SELECT e.image_id,
+        list_cosine_similarity(e.embedding::FLOAT[], vector::FLOAT[]) AS similarity
+    FROM embeddings_of(encoder) AS e
+) AS s
+SEMI JOIN images AS m ON m.image_id = s.image_id
+WHERE NOT isnan(s.similarity)
+ORDER BY s.similarity DESC, s.image_id
+LIMIT k;
+COMMENT ON MACRO TABLE nearest_rows IS 'What nearest_to finds.';
+
 CREATE MACRO nearest_to(vector, k, encoder) AS TABLE
 SELECT i.dataset, n.image_id, i.uri, i.label, i.split, n.similarity
-FROM (
-    SELECT s.image_id, s.similarity
-    FROM (
-        SELECT e.image_id,
-            list_cosine_similarity(e.embedding::FLOAT[], vector::FLOAT[]) AS similarity
-        FROM embeddings_of(encoder) AS e
-    ) AS s
-    SEMI JOIN images AS m ON m.image_id = s.image_id
-    WHERE NOT isnan(s.similarity)
-    ORDER BY s.similarity DESC, s.image_id
-    LIMIT k
-) AS n
+FROM nearest_rows(vector, k, encoder) AS n
 JOIN images AS i ON i.image_id = n.image_id
 ORDER BY n.similarity DESC, n.image_id, i.dataset;
 COMMENT ON MACRO TABLE nearest_to IS
@@ -68,25 +72,27 @@ COMMENT ON MACRO TABLE nearest_to IS
 dataset that has the image.
 Example: FROM nearest_to((SELECT embedding FROM embeddings_of(''{encoder}'') WHERE image_id = ''{image}''), 3, ''{encoder}'')';
 
+CREATE MACRO neighbour_rows(image_id, k, encoder) AS TABLE
+SELECT s.image_id, s.similarity
+FROM (
+    SELECT e.image_id, array_cosine_similarity(e.embedding, (
+        SELECT v.embedding FROM embeddings_of(encoder) AS v
+        JOIN (SELECT image_id AS wanted) AS a ON v.image_id = a.wanted
+    )) AS similarity
+    FROM embeddings_of(encoder) AS e
+) AS s
+SEMI JOIN images AS m ON m.image_id = s.image_id
+WHERE s.image_id <> (SELECT image_id) AND coalesce(
+    NOT isnan(s.similarity),
+    error('no embedding of image ' || (SELECT image_id) || ' by this encoder')
+)
+ORDER BY s.similarity DESC, s.image_id
+LIMIT k;
+COMMENT ON MACRO TABLE neighbour_rows IS 'What neighbours finds.';
+
 CREATE MACRO neighbours(image_id, k, encoder) AS TABLE
 SELECT i.dataset, n.image_id, i.uri, i.label, i.split, n.similarity
-FROM (
-    SELECT s.image_id, s.similarity
-    FROM (
-        SELECT e.image_id, array_cosine_similarity(e.embedding, (
-            SELECT v.embedding FROM embeddings_of(encoder) AS v
-            JOIN (SELECT image_id AS wanted) AS a ON v.image_id = a.wanted
-        )) AS similarity
-        FROM embeddings_of(encoder) AS e
-    ) AS s
-    SEMI JOIN images AS m ON m.image_id = s.image_id
-    WHERE s.image_id <> (SELECT image_id) AND coalesce(
-        NOT isnan(s.similarity),
-        error('no embedding of image ' || (SELECT image_id) || ' by this encoder')
-    )
-    ORDER BY s.similarity DESC, s.image_id
-    LIMIT k
-) AS n
+FROM neighbour_rows((SELECT image_id), k, encoder) AS n
 JOIN images AS i ON i.image_id = n.image_id
 ORDER BY n.similarity DESC, n.image_id, i.dataset;
 COMMENT ON MACRO TABLE neighbours IS
@@ -94,29 +100,36 @@ COMMENT ON MACRO TABLE neighbours IS
 for each dataset that has the image.
 Example: FROM neighbours(''{image}'', 3, ''{encoder}'')';
 
+CREATE MACRO knn_rows(dataset, k, encoder) AS TABLE
+SELECT n.image_id, n.near.image_id AS near_id, n.near.similarity AS similarity
+FROM (
+    SELECT p.image_id, unnest(max(p.near, k)) AS near
+    FROM (
+        SELECT q.image_id, {
+            'similarity': array_cosine_similarity(q.embedding, r.embedding),
+            'image_id': r.image_id
+        } AS near
+        FROM labelled_embeddings(dataset, encoder) AS q
+        JOIN labelled_embeddings(dataset, encoder) AS r
+            ON q.split = 'test' AND r.split <> 'test'
+    ) AS p
+    WHERE NOT isnan(p.near.similarity)
+    GROUP BY p.image_id
+) AS n;
+COMMENT ON MACRO TABLE knn_rows IS
+'The k images of train and validation that are nearest to each of test.';
+
 CREATE MACRO classify_knn(dataset, k, encoder) AS TABLE
 SELECT i.image_id, i.uri, i.label, v.vote AS predicted, v.votes,
     i.label = v.vote AS correct
 FROM (
-    SELECT n.image_id, n.near.label AS vote, count(*) AS votes
-    FROM (
-        SELECT p.image_id, unnest(max(p.near, k)) AS near
-        FROM (
-            SELECT q.image_id, {
-                'similarity': array_cosine_similarity(q.embedding, r.embedding),
-                'image_id': r.image_id, 'label': r.label
-            } AS near
-            FROM labelled_embeddings(dataset, encoder) AS q
-            JOIN labelled_embeddings(dataset, encoder) AS r
-                ON q.split = 'test' AND r.split <> 'test'
-        ) AS p
-        WHERE NOT isnan(p.near.similarity)
-        GROUP BY p.image_id
-    ) AS n
-    GROUP BY n.image_id, n.near.label
+    SELECT n.image_id, r.label AS vote, count(*) AS votes
+    FROM knn_rows(dataset, k, encoder) AS n
+    JOIN images AS r ON r.image_id = n.near_id AND r.dataset = dataset_named(dataset)
+    GROUP BY n.image_id, r.label
     QUALIFY row_number() OVER (
         PARTITION BY n.image_id
-        ORDER BY count(*) DESC, sum(n.near.similarity) DESC, n.near.label
+        ORDER BY count(*) DESC, sum(n.similarity) DESC, r.label
     ) = 1
 ) AS v
 JOIN images AS i ON i.image_id = v.image_id AND i.dataset = dataset_named(dataset)
@@ -137,16 +150,24 @@ COMMENT ON MACRO TABLE outliers IS
 'The k images that are least like the mean of their class (cosine, -1 to 1).
 Example: FROM outliers(''{dataset}'', 3, ''{encoder}'')';
 
-CREATE MACRO duplicates(dataset, similarity, encoder) AS TABLE
-SELECT p.* FROM (
-    SELECT a.image_id, a.uri, a.label, a.split, b.image_id AS near_id,
-        b.uri AS near_uri, b.label AS near_label, b.split AS near_split,
+CREATE MACRO pair_rows(dataset, similarity, encoder) AS TABLE
+SELECT p.image_id, p.near_id, p.cosine
+FROM (
+    SELECT a.image_id, b.image_id AS near_id,
         array_cosine_similarity(a.embedding, b.embedding) AS cosine
     FROM labelled_embeddings(dataset, encoder) AS a
     JOIN labelled_embeddings(dataset, encoder) AS b ON a.image_id < b.image_id
 ) AS p
-WHERE p.cosine >= similarity AND NOT isnan(p.cosine)
-ORDER BY p.cosine DESC, p.image_id, p.near_id;
+WHERE p.cosine >= similarity AND NOT isnan(p.cosine);
+COMMENT ON MACRO TABLE pair_rows IS 'What duplicates finds.';
+
+CREATE MACRO duplicates(dataset, similarity, encoder) AS TABLE
+SELECT a.image_id, a.uri, a.label, a.split, b.image_id AS near_id, b.uri AS near_uri,
+    b.label AS near_label, b.split AS near_split, p.cosine
+FROM pair_rows(dataset, similarity, encoder) AS p
+JOIN images AS a ON a.image_id = p.image_id AND a.dataset = dataset_named(dataset)
+JOIN images AS b ON b.image_id = p.near_id AND b.dataset = a.dataset
+ORDER BY p.cosine DESC, a.image_id, b.image_id;
 COMMENT ON MACRO TABLE duplicates IS
 'Pairs of images of a dataset whose cosine is at least similarity; it compares all with
 all. The views duplicates and near_duplicates list what runs found.
@@ -288,6 +309,7 @@ FROM (
     FROM duckdb_functions() AS f
     WHERE f.function_type IN ('macro', 'table_macro') AND NOT f.internal
         AND f.database_name = current_database() AND f.function_name <> 'help'
+        AND NOT suffix(f.function_name, '_rows')
 ) AS h
 ORDER BY h.kind DESC, h.name;
 COMMENT ON MACRO TABLE help IS

@@ -1,7 +1,7 @@
 """The nearest images, by unit vectors that are mapped: what SQL and Python ask.
 
-In a connection of ours they take the place of the macros ``neighbours`` and
-``nearest_to``, which read the parts in any other DuckDB and give the same rows.
+In a connection of ours they take the place of the macros named ``_rows``, which read
+the parts in any other DuckDB and give the same rows.
 """
 
 import re
@@ -10,6 +10,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tl_pipeline.errors import InvalidSpec, TransferLearningError, UnknownName
 from tl_pipeline.query import macros
@@ -17,16 +19,16 @@ from tl_pipeline.store import unit_vectors
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.unit_vectors import Near, UnitVectors
 
-ASKED = re.compile(r"\b(?:neighbours|nearest_to)\s*\(", re.IGNORECASE)
+ASKED = re.compile(
+    r"\b(?:neighbours|nearest_to|classify_knn|duplicates|\w+_rows)\s*\(", re.IGNORECASE
+)
+Column = pa.ChunkedArray
 _ROWS: Any = "STRUCT(image_id VARCHAR, similarity FLOAT)[]"
+_PAIRS: Any = "STRUCT(image_id VARCHAR, near_id VARCHAR, {} FLOAT)[]"
 _MACRO = """
-CREATE TEMP MACRO {name}({what}, k, encoder) AS TABLE
-SELECT i.dataset, n.near.image_id, i.uri, i.label, i.split, n.near.similarity
-FROM (
-    SELECT unnest({name}_rows({what}::{kind}, k::BIGINT, encoder::VARCHAR)) AS near
-) AS n
-JOIN images AS i ON i.image_id = n.near.image_id
-ORDER BY n.near.similarity DESC, n.near.image_id, i.dataset
+CREATE TEMP MACRO {name}({what}, {number}, encoder) AS TABLE
+SELECT unnest(mapped_{name}({what}::{kind}, {number}::{scalar}, encoder::VARCHAR),
+    recursive := true)
 """
 
 
@@ -36,10 +38,11 @@ class Neighbours:
     def __init__(self, store: Store, connection: duckdb.DuckDBPyConnection) -> None:
         """``connection`` is one to the SQL catalogue."""
         rows = connection.sql("FROM encoders").to_arrow_table().to_pylist()
-        images = connection.sql("SELECT image_id FROM images").to_arrow_table()
+        asked = "SELECT dataset, image_id, split = 'test' AS test FROM images"
+        images = connection.sql(asked).to_arrow_table()
         self.fault: TransferLearningError | None = None
         self._store, self._encoders = store, macros.named(rows)
-        self._images = images["image_id"].combine_chunks()
+        self._images = images.combine_chunks()
         self._opened: dict[str, tuple[UnitVectors, np.ndarray]] = {}
 
     def encoder(self, name: str | None) -> Mapping[str, Any]:
@@ -70,7 +73,7 @@ class Neighbours:
         before, among = self._opened.get(key, (None, np.empty(0, bool)))
         found = unit_vectors.opened(self._store, key, before)
         if found is not before:
-            among = found.among(self._images)
+            among = found.among(self._images["image_id"])
             self._opened[key] = found, among
         return found, among
 
@@ -114,28 +117,88 @@ class Neighbours:
                 raise InvalidSpec(f"no embedding of image {image_id} by this encoder")
         return self.nearest_to(found.vectors[rows], k, encoder, image_ids)
 
+    def knn(self, dataset: str, k: int, encoder: str | None = None) -> pa.Table:
+        """The ``k`` images nearest to each of test, of train and validation.
+
+        ``image_id, near_id, similarity`` of images of ``dataset``.
+        """
+        found, _ = self.vectors(encoder)
+        images = self._images.filter(pc.equal(self._images["dataset"], dataset))
+        test = images.filter(images["test"])["image_id"]
+        among = found.among(images.filter(pc.invert(images["test"]))["image_id"])
+        rows = np.flatnonzero(found.among(test))
+        near = found.nearest(found.vectors[rows], k, among)
+        asked = found.ids.take(pa.array(rows)).to_pylist()
+        pairs = [(o, *one) for o, some in zip(asked, near, strict=True) for one in some]
+        return _table(pairs, ("image_id", "near_id", "similarity"))
+
+    def pairs(self, dataset: str, least: float, encoder: str | None = None) -> pa.Table:
+        """The pairs of images of ``dataset`` whose cosine is at least ``least``.
+
+        ``image_id, near_id, cosine``, the lesser id first.
+        """
+        found, _ = self.vectors(encoder)
+        images = self._images.filter(pc.equal(self._images["dataset"], dataset))
+        pairs = found.pairs(least, found.among(images["image_id"]))
+        return _table(pairs, ("image_id", "near_id", "cosine"))
+
     def put_into(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let ``connection`` find neighbours by ``self``; a fault is kept in it."""
 
-        def to_vector(vector: Sequence[float], k: int, encoder: str) -> Any:
+        def to_vector(vector: Sequence[float], k: int, encoder: str) -> pa.Table:
             rows = np.array(vector, np.float32)[None]
-            return self._rows(lambda: self.nearest_to(rows, k, encoder))
+            (near,) = self.nearest_to(rows, k, encoder)
+            return _table(near, ("image_id", "similarity"))
 
-        def to_image(image_id: str, k: int, encoder: str) -> Any:
-            return self._rows(lambda: self.neighbours([image_id], k, encoder))
+        def to_image(image_id: str, k: int, encoder: str) -> pa.Table:
+            (near,) = self.neighbours([image_id], k, encoder)
+            return _table(near, ("image_id", "similarity"))
 
-        for name, what, kind, function in (
-            ("nearest_to", "vector", "FLOAT[]", to_vector),
-            ("neighbours", "image_id", "VARCHAR", to_image),
+        names, k = ("dataset", "VARCHAR"), ("k", "BIGINT")
+        for name, function, (what, kind), (number, scalar), rows in (
+            ("nearest_rows", to_vector, ("vector", "FLOAT[]"), k, _ROWS),
+            ("neighbour_rows", to_image, ("image_id", "VARCHAR"), k, _ROWS),
+            ("knn_rows", self.knn, names, k, _PAIRS.format("similarity")),
+            (
+                "pair_rows",
+                self.pairs,
+                names,
+                ("similarity", "DOUBLE"),
+                _PAIRS.format("cosine"),
+            ),
         ):
-            taken: Any = [kind, "BIGINT", "VARCHAR"]
-            connection.create_function(f"{name}_rows", function, taken, _ROWS)
-            connection.execute(_MACRO.format(name=name, what=what, kind=kind))
+            connection.create_function(
+                f"mapped_{name}",
+                self._by_column(function),
+                [kind, scalar, "VARCHAR"],
+                rows,
+                type="arrow",  # pyright: ignore[reportArgumentType]
+            )
+            told = {"what": what, "kind": kind, "number": number, "scalar": scalar}
+            connection.execute(_MACRO.format(name=name, **told))
 
-    def _rows(self, find: Callable[[], list[Near]]) -> list[dict[str, Any]]:
-        try:
-            (near,) = find()
-        except TransferLearningError as fault:
-            self.fault = fault
-            raise
-        return [dict(zip(("image_id", "similarity"), one, strict=True)) for one in near]
+    def _by_column(self, find: Callable[..., pa.Table]) -> Callable[..., pa.Array]:
+        """``find`` for columns of its arguments: the rows of each as a list."""
+
+        def found(what: Column, number: Column, encoder: Column) -> pa.Array:
+            asked = (column.to_pylist() for column in (what, number, encoder))
+            try:
+                tables = [find(*one) for one in zip(*asked, strict=True)]
+            except TransferLearningError as fault:
+                self.fault = fault
+                raise
+            ends = np.cumsum([0, *map(len, tables)])
+            rows = pa.concat_tables(tables)
+            columns = [column.combine_chunks() for column in rows.columns]
+            structs = pa.StructArray.from_arrays(columns, rows.column_names)
+            return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
+
+        return found
+
+
+def _table(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pa.Table:
+    """``rows`` of image ids, and of a cosine, which is the last."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    kinds = [pa.string()] * (len(names) - 1) + [pa.float32()]
+    arrays = [pa.array(c, kind) for c, kind in zip(columns, kinds, strict=True)]
+    return pa.table(arrays, names)

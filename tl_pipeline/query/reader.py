@@ -1,6 +1,7 @@
 """A store as an analyst reads it in Python: frames, and arrays for what is large."""
 
-from collections.abc import Iterator, Sequence
+import html
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,27 @@ class LabelledEmbeddings:
             "label": self.labels,
             "split": self.split,
         }
+
+
+class Similar:
+    """The stored images most like one: ``frame``, as ``Reader.neighbours`` gives it.
+
+    A notebook shows their pictures.
+    """
+
+    def __init__(self, frame: "pd.DataFrame", page: Callable[[], str]) -> None:
+        self.frame, self._page = frame, page
+
+    def html(self) -> str:
+        """A page of the pictures, which are read for it; it needs no other file."""
+        return self._page()
+
+    def __repr__(self) -> str:
+        return repr(self.frame)
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.html())
+        return f'<iframe srcdoc="{page}" width="100%" height="480"></iframe>'
 
 
 class Reader:
@@ -203,6 +225,36 @@ class Reader:
         found = found.merge(about, on="image_id")
         found["similarity"] = found.pop("similarity").astype("float32")  # as in SQL
         return found
+
+    def similar(
+        self,
+        image: Image,
+        k: int = 12,
+        encoder: str | None = None,
+        catalog: Path | None = None,
+    ) -> Similar:
+        """The ``k`` stored images most like ``image``, for a notebook to show.
+
+        Args:
+            image: see ``neighbours``, as ``k`` and ``encoder``.
+            k: how many.
+            encoder: see the class.
+            catalog: the data catalogue, which tells where pictures are. Default:
+                data_catalog.yaml, here.
+
+        Raises:
+            InvalidSpec: see ``neighbours``.
+        """
+        from tl_pipeline.report.contact_sheet import contact_sheet  # noqa: PLC0415
+
+        found = self.neighbours([image], k, encoder)
+
+        def page() -> str:
+            asked = self.stored([image]).get(str(image)) or Path(image)
+            rows, name = found.to_dict("records"), self.encoder(encoder)
+            return contact_sheet(self._store, asked, rows, name, catalog)
+
+        return Similar(found, page)
 
     def _nearest(
         self, images: Sequence[Image], k: int, encoder: str | None

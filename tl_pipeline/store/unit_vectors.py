@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -81,19 +82,61 @@ class UnitVectors:
         """
         if among is None and self.ids.null_count:
             among = self.ids.is_valid().to_numpy(zero_copy_only=False)
-        found: list[Near] = []
-        for start in range(0, len(queries), _QUERIES):
+        found: list[Near] = [[] for _ in queries]
+        for start in range(0, len(queries) if k > 0 else 0, _QUERIES):
             some = unit(queries[start : start + _QUERIES])
-            rows = self._candidates(some, k, among)
-            found += [self._sorted(*one, k) for one in zip(some, rows, strict=True)]
+            directed = np.flatnonzero(some.any(axis=1))
+            if not len(directed):
+                continue
+            several = self._candidates(some[directed], k, among)
+            names = iter(self.ids.take(pa.array(np.concatenate(several))).to_pylist())
+            for at, rows in zip(directed, several, strict=True):
+                cosines = self._cosines(some[at], rows)
+                pairs = zip(islice(names, len(rows)), cosines, strict=True)
+                found[start + at] = sorted(pairs, key=lambda p: (-p[1], p[0]))[:k]
+        return found
+
+    def pairs(self, least: float, among: np.ndarray) -> list[tuple[str, str, float]]:
+        """The ids and cosine of pairs whose cosine is at least ``least``.
+
+        Args:
+            least: -1 to 1.
+            among: the rows of which pairs are made, bool (n,).
+
+        Returns:
+            The lesser id of a pair comes first.
+        """
+        rows = np.flatnonzero(among)
+        ids = self.ids.take(pa.array(rows))
+        order = pc.array_sort_indices(ids).to_numpy()
+        rows, names = rows[order], ids.take(pa.array(order)).to_pylist()
+        found = []
+        for start in range(0, len(rows), _QUERIES):
+            queries = self.vectors[rows[start : start + _QUERIES]]
+            for other in range(start, len(rows), _CELLS // _QUERIES):
+                block = self.vectors[rows[other : other + _CELLS // _QUERIES]]
+                near = np.argwhere(queries @ block.T >= least - _ROUNDING)
+                near += (start, other)
+                near = near[near[:, 0] < near[:, 1]]
+                for first in range(0, len(near), _QUERIES):
+                    some = near[first : first + _QUERIES]
+                    a, b = (self.vectors[at].astype(np.float64) for at in rows[some.T])
+                    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+                    cosines = (np.einsum("ij,ij->i", a, b) / lengths).astype(np.float32)
+                    close = cosines >= np.float32(least)
+                    pairs = zip(
+                        some[close].tolist(), cosines[close].tolist(), strict=True
+                    )
+                    found += [(names[i], names[j], cosine) for (i, j), cosine in pairs]
         return found
 
     def _candidates(
         self, queries: np.ndarray, k: int, among: np.ndarray | None
     ) -> list[np.ndarray]:
         """The rows that may be among the k nearest of each of ``queries``."""
-        best = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-        least = np.full(len(queries), -2, np.float32)
+        places = np.arange(len(queries))
+        asked, rows = np.empty(0, np.int64), np.empty(0, np.int64)
+        values, least = np.empty(0, np.float32), np.full(len(queries), -2, np.float32)
         width = max(1, self.vectors.shape[1])
         step = max(1, min(_CELLS // max(1, len(queries)), 4 * _CELLS // width))
         for start in range(0, len(self.vectors), step):
@@ -102,33 +145,30 @@ class UnitVectors:
             one = len(queries) == 1
             cosines = (block @ queries[0])[None] if one else queries @ block.T
             if among is not None:
-                cosines[:, ~among[start : start + step]] = -np.inf
-            for query in np.flatnonzero(cosines.max(axis=1) >= least):
-                rows, values = best[query]
-                here = cosines[query]
-                if len(rows) < k < len(here):  # else all of the first block are new
-                    kth = np.partition(here, -k)[-k] - _ROUNDING
-                    least[query] = max(least[query], kth)
-                new = np.flatnonzero(here >= least[query])
-                rows = np.concatenate([rows, new + start])
-                values = np.concatenate([values, here[new]])
-                if len(values) > k:
-                    least[query] = np.partition(values, -k)[-k] - _ROUNDING
-                    keep = values >= least[query]
-                    rows, values = rows[keep], values[keep]
-                best[query] = rows, values
-        return [rows for rows, _ in best]
+                cosines += np.where(among[start : start + step], 0, -np.inf).astype("f")
+            if start == 0 and 0 < k <= len(block):
+                least = np.maximum(least, _largest(cosines, k) - _ROUNDING)
+            new = np.flatnonzero(cosines >= least[:, None])
+            asked = np.concatenate([asked, new // len(block)])
+            rows = np.concatenate([rows, new % len(block) + start])
+            values = np.concatenate([values, cosines.reshape(-1)[new]])
+            order = np.lexsort((-values, asked))
+            asked, rows, values = asked[order], rows[order], values[order]
+            first, end = np.searchsorted(asked, [places, places + 1])
+            several = np.flatnonzero(end - first >= max(1, k))
+            kth = values[first[several] + k - 1]
+            least[several] = np.maximum(least[several], kth - _ROUNDING)
+            keep = values >= least[asked]
+            asked, rows, values = asked[keep], rows[keep], values[keep]
+        return np.split(rows, np.searchsorted(asked, places[1:]))
 
-    def _sorted(self, query: np.ndarray, rows: np.ndarray, k: int) -> Near:
-        """The k of ``rows`` nearest to ``query``; equal vectors have equal cosines."""
-        if not query.any() or not len(rows):
+    def _cosines(self, query: np.ndarray, rows: np.ndarray) -> list[float]:
+        """Those of ``query`` and ``rows``, the same for equal vectors."""
+        if not len(rows):
             return []
         found, query = self.vectors[rows].astype(np.float64), query.astype(np.float64)
-        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(query)
-        cosines = (found @ query / lengths).astype(np.float32).tolist()
-        ids = self.ids.take(pa.array(rows)).to_pylist()
-        pairs = sorted(zip(ids, cosines, strict=True), key=lambda p: (-p[1], p[0]))
-        return pairs[:k]
+        lengths = np.sqrt(np.einsum("ij,ij->i", found, found) * (query @ query))
+        return (found @ query / lengths).astype(np.float32).tolist()
 
 
 class SideBySide:
@@ -158,6 +198,11 @@ def side_by_side(every: Sequence[UnitVectors], image_ids: Sequence[str]) -> Unit
     ids = pa.array(image_ids, pa.string()).filter(pa.array(there))
     blocks = [(o.vectors, at[there]) for o, at in zip(every, places, strict=True)]
     return UnitVectors(ids, SideBySide(blocks))
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """The k-th largest value of each row."""
+    return values.max(axis=1) if k == 1 else np.partition(values, -k, axis=1)[:, -k]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
