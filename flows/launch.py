@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from tl_pipeline import progress
 from tl_pipeline.errors import InvalidSpec, ServerError
 from tl_pipeline.runs.records import RunRecord
 
+_SILENCE = timedelta(minutes=2)  # a run that lives sends heartbeats
 _PATIENCE = 60  # seconds in which a server that was just started answers
 _STARTING = 300  # seconds that a temporary server may take on a busy machine
 _CURE = (
@@ -103,6 +105,43 @@ def server_can_start() -> str:
 
     create_app(ephemeral=True)
     return f"{prefect.__version__} can start its server"
+
+
+def dead_runs() -> str:
+    """How many runs the configured server calls running, all of them alive.
+
+    Raises:
+        RuntimeError: some have sent no heartbeat for a while: they died with their
+            process or machine.
+        Exception: the server does not answer.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        return "PREFECT_API_URL is not set: a temporary server for each run"
+    asked = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    since = datetime.now(UTC) - _SILENCE
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=asked)
+        old = [run for run in runs if run.start_time and run.start_time < since]
+        dead = [run for run in old if not _beats(client, run.id, since)]
+    if dead:
+        named = ", ".join(f"{run.name} ({run.id})" for run in dead)
+        raise RuntimeError(f"{named}: no heartbeat for {_SILENCE.seconds} seconds")
+    return f"{len(runs)} running at {PREFECT_API_URL.value()}"
+
+
+def _beats(client: Any, run: Any, since: datetime) -> bool:
+    """Whether the flow run of that id sent a heartbeat ``since``."""
+    wanted = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{run}"]},
+        "occurred": {"since": since.isoformat()},
+    }
+    body = {"filter": wanted, "limit": 1}
+    return bool(client.request("POST", "/events/filter", json=body).json()["events"])
 
 
 def _await_server() -> None:

@@ -11,12 +11,14 @@ import threading
 import time
 import urllib.error
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from flows import launch
 from tests.conftest import REPOSITORY
 from tests.prefect_server import Server
 
@@ -213,6 +215,22 @@ def test_after_a_power_cut_the_next_run_completes(deployed: Server):
     server.start("worker", "start", "--pool", "local")
     again = begin(server, "transfer-learning/nightly", dataset="digits")
     completed(server, again)
+
+
+def test_a_run_without_heartbeats_is_dead(
+    deployed: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """As `tl doctor` says."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    flow = deployed.ask("flows/", {"name": "died"})["id"]
+    state = {"type": "RUNNING", "name": "Running"}
+    run = deployed.ask("flow_runs/", {"flow_id": flow, "name": "it", "state": state})
+    with temporary_settings({PREFECT_API_URL: deployed.api}):
+        assert f"running at {deployed.api}" in launch.dead_runs()  # it has just begun
+        monkeypatch.setattr(launch, "_SILENCE", timedelta(0))
+        with pytest.raises(RuntimeError, match=rf"it \({run['id']}\): no heartbeat"):
+            launch.dead_runs()
 
 
 def test_the_automation_that_finds_dead_runs_is_accepted(deployed: Server):

@@ -147,7 +147,7 @@ def doctor(
     registry: RegistryOption = None,
     json: Json = False,
 ) -> None:
-    """Check versions, torch, the processor, the store, registry and catalogue."""
+    """Check versions, processor, Prefect, store, clock, disk, registry, catalogue."""
     from dataclasses import asdict
 
     from flows import launch
@@ -155,7 +155,7 @@ def doctor(
     from tl_pipeline.cli import doctor as checks
 
     use_registry(registry)
-    found = checks.examine(store, launch.server_can_start)
+    found = checks.examine(store, launch.server_can_start, launch.dead_runs)
     rows = [asdict(check) for check in found]
     shown = rows if json else [{**r, "ok": "ok" if r["ok"] else "FAULT"} for r in rows]
     console.show(shown, ["ok", "check", "found", "cure"], as_json=json)
