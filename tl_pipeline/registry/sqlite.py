@@ -1,6 +1,6 @@
 """MLflow's database, read without MLflow, whose import takes longer than most commands.
 
-It is opened read-only, and only if its schema is one that the installed MLflow knows.
+It is only read, and only if its schema is one that the installed MLflow knows.
 """
 
 import sqlite3
@@ -65,7 +65,9 @@ def revision(file: Path) -> str:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{quote(str(file))}?mode=ro"
+    # Who died while writing left a journal: only who may write can roll that back.
+    mode = "rw" if file.with_name(f"{file.name}-journal").exists() else "ro"
+    uri = f"file:{quote(str(file))}?mode={mode}"
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=_WAIT_S)) as database:
             found = _revision(database)
