@@ -13,7 +13,7 @@ FLOOR := .venv-floor
 FLOOR_TESTS := tests/config tests/contracts tests/embedding tests/inputs tests/store/test_tables.py \
 	tests/journeys/test_flow.py tests/journeys/test_incremental.py tests/journeys/test_registry_and_query.py
 
-.PHONY: demo test test-all test-exhaustive test-floor snapshots reference lint check bench clean
+.PHONY: demo test test-all test-exhaustive test-floor snapshots reference lint check bench faults clean
 
 demo: $(VENV)/demo  ## run the whole pipeline on embedded data and print where to look
 	$(BIN)/tl run digits
@@ -49,6 +49,10 @@ check: lint test  ## all that must be green
 bench: $(VENV)/dev  ## measure; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/cached_run.py
 	$(BIN)/python benchmarks/ingest.py
+
+faults: $(VENV)/dev  ## disturb 200 nights, and kill servers and workers of Prefect
+	$(BIN)/python benchmarks/faults.py
+	$(BIN)/pytest -q -n 0 -m exhaustive tests/journeys/test_deployment.py
 
 clean:  ## forget the environments, not the store
 	rm -rf $(VENV) $(FLOOR) .uv

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from threading import Lock, Thread
 from typing import Any
 
@@ -49,6 +50,7 @@ class ObjectStore:
     conditions: bool = True
     lock: Any = field(default_factory=Lock)
     app: Any = field(default_factory=_application)
+    _listening: Any = None
 
     def bucket(self, name: str) -> str:
         """Make a bucket of its own, whose name begins with ``name``; its URL."""
@@ -92,12 +94,42 @@ class ObjectStore:
             if name.startswith(prefix):
                 yield name.removeprefix(prefix), key
 
+    def start(self, port: int = 0) -> None:
+        """Listen, on a free port unless ``port`` is given."""
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Quiet(WSGIRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log(self, *_: object, **__: object) -> None:
+                pass
+
+        make = partial(make_server, threaded=True, request_handler=Quiet)
+        self._listening = server = make("127.0.0.1", port, self)
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{server.server_port}"
+
+    def stop(self) -> None:
+        """Listen no more, and answer nobody who is connected."""
+        server, self._listening = self._listening, None
+        server.shutdown()
+        server.server_close()
+
+    def restart(self, seconds: float) -> None:
+        """Be away for so long; what is stored stays."""
+        port = self._listening.server_port
+        self.stop()
+        time.sleep(seconds)
+        self.start(port)
+
     def settle(self) -> None:
         """Wait for what is still done for clients, also for those that were killed."""
         while self.active:
             time.sleep(0.01)
 
     def __call__(self, environ: Environment, start: Any) -> Iterable[bytes]:
+        if self._listening is None:
+            raise ConnectionResetError
         with self.lock:
             self.active += 1
         try:
@@ -135,23 +167,12 @@ class ObjectStore:
 @contextmanager
 def serving() -> Iterator[ObjectStore]:
     """A server on a free port of this machine."""
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
-    class Quiet(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log(self, *_: object, **__: object) -> None:
-            pass
-
     store = ObjectStore()
-    server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=Quiet)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    store.url = f"http://127.0.0.1:{server.server_port}"
+    store.start()
     try:
         yield store
     finally:
-        server.shutdown()
-        server.server_close()
+        store.stop()
 
 
 def environment(server: ObjectStore) -> dict[str, str]:
