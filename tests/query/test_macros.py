@@ -21,7 +21,7 @@ from tests.query.made import (
 from tests.runs.made import record, result
 from tl_pipeline import query
 from tl_pipeline.errors import InvalidSpec, TransferLearningError
-from tl_pipeline.query import macros
+from tl_pipeline.query import catalogue, macros
 from tl_pipeline.query.views import columns
 from tl_pipeline.runs import records
 from tl_pipeline.store import tables
@@ -356,3 +356,29 @@ def test_a_store_is_read_whatever_its_folder_is_called(
     assert rows(there, "SELECT uri FROM images ORDER BY image_id")[1] == ("b'\".png",)
     with pytest.raises(InvalidSpec, match="Cannot access file"):
         query.ask(there, f"FROM read_text('{tmp_path}/other/*')")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_reads_parts_that_are_merged_meanwhile_is_asked_again(
+    built: Store, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+):
+    answer, asked = catalogue._answer, []
+
+    def merged(store: Store, sql: str):
+        found = answer(store, sql)
+        asked.append(sql)
+        if len(asked) == 1:
+            (part,) = built.root.glob("embeddings/*/part-*")
+            part.unlink()
+            key = part.parent.name.removeprefix("encoder=")
+            EmbeddingFolder(built, key).add([B], np.array([[7, 8]], np.float32))
+            if fails:
+                raise InvalidSpec("IO Error: Cannot open file")
+        return found
+
+    monkeypatch.setattr(catalogue, "_answer", merged)
+    found = rows(built, "SELECT image_id, embedding FROM embeddings")
+    assert (found, len(asked)) == ([(B, [7, 8])], 2)
+    with pytest.raises(InvalidSpec, match="nowhere"):
+        query.ask(built, "FROM nowhere, embeddings")
+    assert len(asked) == 2

@@ -32,6 +32,7 @@ _COLUMNS = "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT inter
 _BUILT = "SELECT name, digest FROM written.built"
 # With the records of finished and of refused runs, and of batches.
 _FOLDERS = ("runs", "refused", "batches")
+_TRIES = 20
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -70,11 +71,29 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
 def ask(store: Store, sql: str) -> pa.Table:
     """The rows that ``sql`` gives, which reads the store and nothing else.
 
+    It is asked again where parts of embeddings were merged meanwhile.
+
     Raises:
         InvalidSpec: it does more, DuckDB refuses it, or it gives no rows.
-        StoreError: see ``connect``.
+        StoreError: see ``connect``; or parts are merged whenever it is asked.
     """
     sandbox.check(sql)
+    folder = store.root / "embeddings"
+    reads = macros.reads_embeddings().search(sql)
+    for _ in range(_TRIES if reads else 1):
+        parts = set(folder.glob("*/part-*.parquet")) if reads else set()
+        try:
+            found = _answer(store, sql)
+        except InvalidSpec:
+            if all(part.exists() for part in parts):
+                raise
+        else:
+            if all(part.exists() for part in parts):
+                return found
+    raise StoreError(f"{folder}: parts vanish while they are read")
+
+
+def _answer(store: Store, sql: str) -> pa.Table:
     near = None
     with connect(store) as connection:
         try:

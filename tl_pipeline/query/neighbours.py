@@ -4,6 +4,9 @@ In a connection of ours they take the place of the macros named ``_rows``, which
 the parts in any other DuckDB and give the same rows.
 """
 
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +25,6 @@ from tl_pipeline.store.unit_vectors import Near, UnitVectors
 ASKED = re.compile(
     r"\b(?:neighbours|nearest_to|classify_knn|duplicates|\w+_rows)\s*\(", re.IGNORECASE
 )
-Column = pa.ChunkedArray
 _ROWS: Any = "STRUCT(image_id VARCHAR, similarity FLOAT)[]"
 _PAIRS: Any = "STRUCT(image_id VARCHAR, near_id VARCHAR, {} FLOAT)[]"
 _MACRO = """
@@ -167,12 +169,11 @@ class Neighbours:
                 _PAIRS.format("cosine"),
             ),
         ):
+            taken: Any = [kind, scalar, "VARCHAR"]
+            by_column: Any = "arrow"
+            mapped = self._by_column(function)
             connection.create_function(
-                f"mapped_{name}",
-                self._by_column(function),
-                [kind, scalar, "VARCHAR"],
-                rows,
-                type="arrow",  # pyright: ignore[reportArgumentType]
+                f"mapped_{name}", mapped, taken, rows, type=by_column
             )
             told = {"what": what, "kind": kind, "number": number, "scalar": scalar}
             connection.execute(_MACRO.format(name=name, **told))
@@ -180,7 +181,9 @@ class Neighbours:
     def _by_column(self, find: Callable[..., pa.Table]) -> Callable[..., pa.Array]:
         """``find`` for columns of its arguments: the rows of each as a list."""
 
-        def found(what: Column, number: Column, encoder: Column) -> pa.Array:
+        def found(
+            what: pa.ChunkedArray, number: pa.ChunkedArray, encoder: pa.ChunkedArray
+        ) -> pa.Array:
             asked = (column.to_pylist() for column in (what, number, encoder))
             try:
                 tables = [find(*one) for one in zip(*asked, strict=True)]

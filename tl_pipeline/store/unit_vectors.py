@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -48,9 +48,7 @@ class UnitVectors:
     they were made of from any others.
     """
 
-    def __init__(
-        self, ids: pa.Array, vectors: "np.ndarray | SideBySide", state: str = ""
-    ) -> None:
+    def __init__(self, ids: pa.Array, vectors: np.ndarray, state: str = "") -> None:
         self.ids, self.vectors, self.state = ids, vectors, state
 
     def find(self, image_ids: Sequence[str]) -> np.ndarray:
@@ -197,7 +195,8 @@ def side_by_side(every: Sequence[UnitVectors], image_ids: Sequence[str]) -> Unit
     there = np.all([place >= 0 for place in places], axis=0)
     ids = pa.array(image_ids, pa.string()).filter(pa.array(there))
     blocks = [(o.vectors, at[there]) for o, at in zip(every, places, strict=True)]
-    return UnitVectors(ids, SideBySide(blocks))
+    rows = cast("np.ndarray", SideBySide(blocks))  # they are sliced and taken alike
+    return UnitVectors(ids, rows)
 
 
 def _largest(values: np.ndarray, k: int) -> np.ndarray:
