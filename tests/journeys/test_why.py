@@ -66,8 +66,8 @@ def test_two_nights_differ_in_what_was_changed(tl: Tl, place: Path, runs: list[A
     first, second, _ = runs
     found = json.loads(tl("runs", "diff", first.run_id, second.run_id, "--json").stdout)
     assert (found["before"], found["after"]) == (first.run_id, second.run_id)
-    heads = "logistic:C=0.01/0.1"
-    assert found["settings"] == [f"heads: {heads}, ridge:alpha=10 -> {heads}"]
+    was, now = ([h.short() for h in run.spec.heads] for run in (first, second))
+    assert found["settings"] == [f"heads: {', '.join(was)} -> {now[0]}"]
     assert (found["images_before"], found["images_after"]) == (60, 61)
     how = [one["change"] for one in found["changes"] if one["change"] != "moved"]
     assert sorted(how) == ["entered", "entered", "left", "relabelled"]
@@ -106,7 +106,8 @@ def test_a_night_with_nothing_new_differs_in_nothing(tl: Tl, runs: list[RunRecor
     said = tl("runs", "diff").stdout
     assert said.startswith(f"{runs[1].run_id} -> {runs[2].run_id}: photos\n")
     assert "images    61, unchanged" in said
-    assert "0 of 12 test images in common flipped" in said
+    common = runs[2].best.test_images
+    assert f"0 of {common} test images in common flipped" in said
     found = json.loads(tl("runs", "diff", "--json").stdout)
     assert found["changes"] == found["flips"] == found["settings"] == []
     assert [(s["same"], s["difference"]) for s in found["scores"]] == [(True, None)]
