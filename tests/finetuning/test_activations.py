@@ -98,7 +98,7 @@ def test_a_network_is_the_two_halves_one_after_the_other(
 def losses(net: Classifier, images: Images, how: str, file: Path) -> list[float]:
     """Those of the learning curve."""
     options = Options(FinetuneSpec.parse(how), mirror=False, seed=3, checkpoint=file)
-    found = train(net, options, images, {"validation": images})
+    found = train(net, options, images, images)
     return [point.loss for point in found.curve]
 
 

@@ -60,7 +60,7 @@ def learned(
     targets, rows = np.arange(NUMBER) % 4, np.arange(NUMBER)
     teacher = np.random.default_rng(1).dirichlet(np.ones(4), NUMBER).astype("f4")
     images = Images(values(), targets, rows, None, teacher)
-    inputs = Inputs(build, values, images, {"validation": images})
+    inputs = Inputs(build, values, images, images)
     options = Options(FinetuneSpec.parse(how), mirror=True, seed=1, checkpoint=file)
     curves = list[list[Point]]()
     found = processes.train(
@@ -131,7 +131,7 @@ def test_what_needs_whole_batches_learns_in_one_process(
     network.dropout = nn.Dropout(0.5)
     images = Images(values(), np.arange(NUMBER) % 4, np.arange(NUMBER))
     options = Options(FinetuneSpec.parse(HOW), True, 1, tmp_path / "c.pt")
-    inputs = Inputs(build, values, images, {})
+    inputs = Inputs(build, values, images, None)
     processes.train(network, inputs, options, lambda _: None, lambda _: None, 2)
     said = capsys.readouterr()
     assert "one GPU of 2 is used; all are with norm=frozen" in said.out + said.err

@@ -71,7 +71,7 @@ def trained(
 ) -> Trained:
     """``net`` after training, not mirrored."""
     options = Options(how, mirror=False, seed=1, checkpoint=file, held=held)
-    return train(net, options, images, {"validation": images}, done)
+    return train(net, options, images, images, done)
 
 
 def test_all_blocks_learn(encoder: Encoder, digits: Images, tmp_path: Path):

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from tests.command_line import Tl, in_this_process
 from tests.conftest import REPOSITORY
 from tests.exhaustive import more
-from tl_pipeline.finetuning import pixels
+from tl_pipeline.embedding.devices import CPU
+from tl_pipeline.finetuning import pixels, processes
 from tl_pipeline.pipeline import teachers
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
@@ -275,6 +277,31 @@ def test_a_backbone_teaches_by_its_best_head(tl: Tl, place: Path):
     assert learned == {one["training rows"] for one in rows}
     assert tl("run", "scenes", *typed, *MORE).returncode == 0
     assert not [s for s in last(place).steps if not s.cached and s.stage == "finetune"]
+
+
+@pytest.mark.parametrize("how", ["blocks=1,augment=none", *more("all,wise=true")])
+def test_several_devices_train_together(
+    tl: Tl, place: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """In a process each; what comes of it is what one gives."""
+    how = f"{how},epochs=2,precision=fp32,refit=false"
+    typed = ("run", "scenes", "--finetune", how, *MORE)
+    shutil.copytree(place / "tl_store", place / "other")
+    assert tl(*typed, "--store", place / "other").returncode == 0
+    monkeypatch.setattr(processes, "devices", lambda: [CPU, CPU])
+    assert tl(*typed).returncode == 0
+    one, two = (tuned_weights(place / name) for name in ("other", "tl_store"))
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, abs=1e-5), name
+    assert not list((place / "tl_store" / ".building").iterdir())
+
+
+def tuned_weights(root: Path) -> dict[str, np.ndarray]:
+    """Those of the network that was fine-tuned last in the store ``root``."""
+    abouts = sorted(root.glob("finetuned/*/finetuned.json"), key=os.path.getmtime)
+    sha256 = json.loads(abouts[-1].read_text())["sha256"]
+    return load_file(root / "weights" / sha256)
 
 
 def provenance(store: Store, kind: str, key: str) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def keep(
     file = folder / f"{str(sample.dtype).removeprefix('torch.')}.bin"
     size = len(images) * sample.nbytes
     if not file.exists() or file.stat().st_size != size:
-        said = f"what the frozen blocks give for {len(images):,} images"
-        pixels.check_room(folder, size, said)
+        what = f"what the frozen blocks give for {len(images):,} images"
+        pixels.check_room(folder, size, what)
         notice(
-            f"keeping {said} until they have been learned from: {size / 1e6:,.1f} MB"
+            f"keeping {what} until they have been learned from: {size / 1e6:,.1f} MB"
         )
         beside = file.with_name(f".{file.name}")
         with ExitStack() as stack:

@@ -43,13 +43,13 @@ class Inputs:
     """What a network learns from, for this process and for others.
 
     ``network`` and ``values`` are pickled: they give another process the network
-    before it learns, and the ``values`` of ``images`` and of those ``watched``.
+    before it learns, and the ``values`` of ``images`` and of ``validation``.
     """
 
     network: Callable[[], Classifier]
     values: Callable[[], torch.Tensor]
     images: Images
-    watched: Mapping[str, Images]
+    validation: Images | None
 
 
 def train(
@@ -79,8 +79,8 @@ def train(
         )
         number = 1
     if number == 1:
-        images, watched = inputs.images, inputs.watched
-        return training.train(network, options, images, watched, done, report)
+        images, validation = inputs.images, inputs.validation
+        return training.train(network, options, images, validation, done, report)
     with tempfile.TemporaryDirectory() as place:
         receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
         job = _job(inputs, options, Path(place), number)
@@ -109,15 +109,20 @@ class _Job:
 
 def _job(inputs: Inputs, options: Options, folder: Path, number: int) -> _Job:
     nothing = torch.empty(0)
-    watched = {n: replace(one, values=nothing) for n, one in inputs.watched.items()}
-    images = replace(inputs.images, values=nothing)
-    held = options.held and replace(options.held, values=nothing)
     return _Job(
-        replace(inputs, images=images, watched=watched),
-        replace(options, held=held),
+        replace(
+            inputs,
+            images=replace(inputs.images, values=nothing),
+            validation=_with(inputs.validation, nothing),
+        ),
+        replace(options, held=_with(options.held, nothing)),
         folder,
         number,
     )
+
+
+def _with(images: Images | None, values: torch.Tensor) -> Images | None:
+    return replace(images, values=values) if images else None
 
 
 def _learn(process: int, job: _Job, sender: Connection) -> None:
@@ -147,9 +152,9 @@ def _train(job: _Job, sender: Connection | None) -> None:
     network, values = inputs.network(), inputs.values()
     found = training.train(
         network,
-        replace(options, held=options.held and replace(options.held, values=values)),
+        replace(options, held=_with(options.held, values)),
         replace(inputs.images, values=values),
-        {name: replace(one, values=values) for name, one in inputs.watched.items()},
+        _with(inputs.validation, values),
         partial(_tell, sender, "done"),
         partial(_tell, sender, "report"),
     )

@@ -31,8 +31,8 @@ def of_images(
     soft = functional.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
     found = soft[:, None].float()
     if images.teacher is not None:
-        said = torch.from_numpy(images.teacher[rows]).clamp_min(_LEAST)
-        softened = (said.log() / TEMPERATURE).softmax(dim=1)
+        teacher = torch.from_numpy(images.teacher[rows]).clamp_min(_LEAST)
+        softened = (teacher.log() / TEMPERATURE).softmax(dim=1)
         found = torch.stack(
             # gradients of softened outputs are 1/T^2 as large
             [(1 - SHARE) * soft, SHARE * TEMPERATURE**2 * softened],

@@ -8,7 +8,7 @@ step wait less than those that meet at every operation. Processes of one group o
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from tl_pipeline.config.finetune_specs import FinetuneSpec
+from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.embedding.devices import devices
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.finetuning import averaging, group, optimising, targets
@@ -83,13 +84,13 @@ def train(
     network: Classifier,
     options: Options,
     images: Images,
-    watched: Mapping[str, Images],
+    validation: Images | None,
     done: Callable[[int], None] = lambda number: None,  # noqa: ARG005
     report: Callable[[Sequence[Point]], None] = lambda curve: None,  # noqa: ARG005
 ) -> Trained:
-    """Train ``network`` on ``images``; ``watched`` are scored after each epoch.
+    """Train ``network`` on ``images``; ``validation`` is scored after each epoch.
 
-    Nothing is chosen by those. Where the checkpoint is there, training goes on from it,
+    Nothing is chosen by it. Where the checkpoint is there, training goes on from it,
     and ends with the weights that it would have had. ``done`` is told of images learned
     from, ``report`` the curve up to each epoch that ends.
 
@@ -111,16 +112,17 @@ def train(
             done(len(images) * trainer.epochs)
         while trainer.epochs < how.epochs:
             curve.append(trainer.epoch(done))
-            curve += [trainer.point(n, some) for n, some in watched.items()]
+            if validation:
+                curve.append(trainer.point(validation))
             trainer.keep(options.checkpoint, curve)
             report(curve)
         trainer.finish()
         mix = None
         if before is not None and held is not None:
-            said = partial(trainer.logits, held)
-            mix = averaging.mix(network, before, said, held.targets)
+            logits = partial(trainer.logits, held)
+            mix = averaging.mix(network, before, logits, held.targets)
     network.eval()
-    seconds = sum(point.seconds for point in curve if point.split == "train")
+    seconds = sum(point.seconds for point in curve if point.split == TRAIN)
     return Trained(curve, how.epochs * len(images) / max(seconds, 1e-9), mix)
 
 
@@ -187,16 +189,16 @@ class _Trainer:
                 f"{self.rate:g} with {self._how.optimiser}; take a smaller one, or a "
                 "longer warmup"
             )
-        return self._point("train", loss, accuracy, started)
+        return self._point(TRAIN, loss, accuracy, started)
 
-    def point(self, split: str, images: Images) -> Point:
-        """How the network, or its average, does on ``images`` after this epoch."""
+    def point(self, images: Images) -> Point:
+        """How the network, or its average, does on validation after this epoch."""
         started = time.perf_counter()
         with self._average.used() if self._average else nullcontext():
             logits, truth = self.logits(images), torch.from_numpy(images.targets)
         loss = functional.cross_entropy(logits, truth).item()
         right = (logits.argmax(dim=1) == truth).float().mean().item()
-        return self._point(split, loss, right, started)
+        return self._point(VALIDATION, loss, right, started)
 
     def logits(self, images: Images) -> torch.Tensor:
         """What the network says of ``images``, as they are: float32 (n, K)."""

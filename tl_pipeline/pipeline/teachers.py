@@ -44,11 +44,13 @@ class Teacher:
 
     ``made`` is a fitted head; what fine-tuning left, whose own head it is; or searches,
     of which the best configuration is fitted on what the student learns from.
+    ``learned`` are the ids of further images whose labels it knows.
     """
 
     label: str
     embeddings: Artifact
     made: tuple[Artifact, ...]
+    learned: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
@@ -67,12 +69,11 @@ class Teacher:
         there = concat.load(store, self.embeddings, rows.ids)
         columns = [head.classes.index(name) for name in classes]
         found = head.predict_proba(there)[:, columns]
-        said = np.eye(len(classes), dtype=np.float32)[
-            np.searchsorted(classes, rows.labels)
-        ]
+        labels = np.searchsorted(classes, rows.labels)
+        every = np.eye(len(classes), dtype=np.float32)[labels]
         total = np.maximum(found.sum(axis=1, keepdims=True), np.finfo("f4").tiny)
-        said[np.searchsorted(rows.ids, there.image_ids)] = found / total
-        return said
+        every[np.searchsorted(rows.ids, there.image_ids)] = found / total
+        return every
 
     def _head(self, store: Store, rows: Rows, seed: int) -> "FittedHead":
         from tl_pipeline.heads import fitted  # noqa: PLC0415 - a plan reads no head
@@ -143,7 +144,7 @@ def find_model(text: str, store: Store) -> ModelTeacher:
     number = index.find_version(store, name, alias or _CHAMPION).number
     label = f"{MODEL}{name}@{number}"
     model = index.load_model(store, name, str(number))
-    if len(model.members) > 1:
+    if len(model.members) != 1:
         raise InvalidSpec(
             f"distil_from={label}: this model averages {len(model.members)} heads, and "
             "a teacher is one. Name a version of one head, or a backbone of the run"
@@ -209,14 +210,15 @@ def of_model(
     scored = frozenset(scored)
     if not model.learned & scored:
         embeddings = concat.embeddings_of(embedded, model.encoder)
-        return Teacher(model.label, embeddings, (model.head,))
+        return Teacher(model.label, embeddings, (model.head,), model.learned)
     if model.judged is None or model.made is None:
         why = "how it was made is not in this store any more"
-    elif overlap := finetuned.seen(store, model.judged) & scored:
-        why = f"its network was fine-tuned on {len(overlap):,} of them"
     else:
-        embeddings = concat.embeddings_of(embedded, model.judged)
-        return Teacher(model.label, embeddings, (model.made,))
+        seen = frozenset(finetuned.seen(store, model.judged))
+        if not seen & scored:
+            embeddings = concat.embeddings_of(embedded, model.judged)
+            return Teacher(model.label, embeddings, (model.made,), seen)
+        why = f"its network was fine-tuned on {len(seen & scored):,} of them"
     raise InvalidSpec(
         f"distil_from={model.label}: it learned from images that score the student, "
         f"whose labels it would pass on, and {why}. Fine-tune the teacher on this "

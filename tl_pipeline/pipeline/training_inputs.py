@@ -93,7 +93,7 @@ class TrainingInputs:
         """Where the files lie that both trainings of a run read."""
         learned = self._encoded.learned(TRAIN).fingerprint
         of = (self.encoder.key, self.how.blocks, self.how.augmented, self.how.precision)
-        found = digest({"of": of, "rows": (learned, self._watched.fingerprint)})
+        found = digest({"of": of, "rows": (learned, self._validation.fingerprint)})
         return self.store.root / ".building" / f"inputs-{found}"
 
     def prepare(self) -> Prepared:
@@ -115,20 +115,15 @@ class TrainingInputs:
         once = bool(network.frozen) and not self.how.augmented
         opened = self._values(network, once=once)
         divided = network.is_divided
-        images, watched = self._images(opened())
+        images, validation = self._images(opened())
         mirror, message = self._mirror(images)
         if once:
-            said = _ONCE if divided else _EACH.format(self.encoder.backbone)
-            message = f"{message}; {said}"
+            frozen = _ONCE if divided else _EACH.format(self.encoder.backbone)
+            message = f"{message}; {frozen}"
         if self.teacher:
             message = f"{message}; taught by {self.teacher.label}"
         build = partial(classifier, self.encoder, head, self.how, divided=divided)
-        inputs = Inputs(
-            build,
-            opened,
-            images.part(~held),
-            {"validation": watched} if watched else {},
-        )
+        inputs = Inputs(build, opened, images.part(~held), validation)
         part = images.part(held) if held.any() else None
         return Prepared(network, inputs, part, mirror, message, divided)
 
@@ -137,29 +132,29 @@ class TrainingInputs:
         return self.manifest.encoded(self.embeddings)
 
     @cached_property
-    def _watched(self) -> Rows:
+    def _validation(self) -> Rows:
         """The validation images."""
         return self._encoded.held_out(VALIDATION)
 
     @cached_property
     def _ids(self) -> list[str]:
         """Whose values lie in the files, in their order."""
-        return sorted({*self._encoded.learned(TRAIN).ids, *self._watched.ids})
+        return sorted({*self._encoded.learned(TRAIN).ids, *self._validation.ids})
 
     def _images(self, values: "torch.Tensor") -> "tuple[Images, Images | None]":
-        """The images to learn from, and the validation images that are only watched."""
+        """The images to learn from, and those of validation where they only score."""
         images = self._of(values, self.rows)
         if self.teacher:
-            said = self.teacher.probabilities(
+            found = self.teacher.probabilities(
                 self.store, self.rows, self.classes, self.seed
             )
-            images = replace(images, teacher=said)
+            images = replace(images, teacher=found)
         if VALIDATION in self.splits:
             return images, None
-        named = zip(self._watched.ids, self._watched.labels.tolist(), strict=True)
+        named = zip(self._validation.ids, self._validation.labels.tolist(), strict=True)
         known = [one for one, label in named if label in self.rows.classes]
-        watched = self._of(values, self._watched.part(known)) if known else None
-        return images, watched
+        rows = self._validation.part(known)
+        return images, self._of(values, rows) if known else None
 
     def _of(self, values: "torch.Tensor", rows: Rows) -> "Images":
         from tl_pipeline.finetuning.images import Images  # noqa: PLC0415 - torch
@@ -248,8 +243,8 @@ class TrainingInputs:
         if self.how.augment == "none":
             return False, "not augmented"
         if self.dataset.mirror is not None:
-            said = "mirrored" if self.dataset.mirror else "not mirrored"
-            return self.dataset.mirror, f"{said}, as the catalogue says"
+            mirrored = "mirrored" if self.dataset.mirror else "not mirrored"
+            return self.dataset.mirror, f"{mirrored}, as the catalogue says"
         from tl_pipeline.embedding.devices import devices  # noqa: PLC0415 - torch
         from tl_pipeline.embedding.forward import BATCH, Forward  # noqa: PLC0415
         from tl_pipeline.finetuning import mirroring  # noqa: PLC0415
@@ -270,8 +265,8 @@ class TrainingInputs:
         )
         if measured is None:
             return False, "not mirrored: too few images to tell whether they may be"
-        said = "mirrored" if measured.harmless else "not mirrored"
+        mirrored = "mirrored" if measured.harmless else "not mirrored"
         return measured.harmless, (
-            f"{said}: a linear head is right in {100 * measured.plain:.1f} % of "
+            f"{mirrored}: a linear head is right in {100 * measured.plain:.1f} % of "
             f"images, in {100 * measured.mirrored:.1f} % of them mirrored"
         )

@@ -127,7 +127,7 @@ def prepare(
     wanted = _complete(spec)
     check_weights(dataset, wanted)
     duplicate_spec = _duplicate_spec(spec, dataset)
-    to_tune = _to_tune(spec, store)
+    to_tune = _to_tune(spec, dataset, store)
     duplicates = [duplicate_spec] if duplicate_spec else []
     asked = [*spec.backbones, *(wish for wish, *_ in to_tune), *duplicates]
     check_modality(dataset, asked)
@@ -245,7 +245,7 @@ def _each_once(
 
 
 def _to_tune(
-    spec: RunSpec, store: Store
+    spec: RunSpec, dataset: DatasetSpec, store: Store
 ) -> list[tuple[EncoderSpec, FinetuneSpec, int | ModelTeacher | None]]:
     """Each encoder with each way to fine-tune it, at the side that this one has.
 
@@ -256,7 +256,7 @@ def _to_tune(
         UnknownName: there is no such teacher.
         InvalidSpec: one of them cannot be fine-tuned.
     """
-    ways = [_with_teacher(how, spec, store) for how in spec.finetune]
+    ways = [_with_teacher(how, spec, dataset, store) for how in spec.finetune]
     return [
         (_student(wish, how), how, teacher)
         for at, wish in enumerate(spec.backbones)
@@ -265,14 +265,30 @@ def _to_tune(
     ]
 
 
+def _check_teacher(model: ModelTeacher, dataset: DatasetSpec) -> None:
+    """Refuse a model that takes something else than ``dataset`` holds.
+
+    Raises:
+        InvalidSpec: it does.
+    """
+    for encoder in concat.unique_members(model.encoders):
+        takes = backbones.find_backbone(encoder.backbone).modality
+        if takes != dataset.modality:
+            raise InvalidSpec(
+                f"distil_from={model.label} takes {takes}s, and {dataset.name} holds "
+                f"{dataset.modality}s; name a model of {dataset.modality}s"
+            )
+
+
 def _with_teacher(
-    how: FinetuneSpec, spec: RunSpec, store: Store
+    how: FinetuneSpec, spec: RunSpec, dataset: DatasetSpec, store: Store
 ) -> tuple[FinetuneSpec, int | ModelTeacher | None]:
     """``how``, which names the version of a model that teaches; and the teacher."""
     if how.distil_from is None:
         return how, None
     if how.distil_from.startswith(teachers.MODEL):
         model = teachers.find_model(how.distil_from, store)
+        _check_teacher(model, dataset)
         return how.model_copy(update={"distil_from": model.label}), model
     at = teachers.find_backbone(how.distil_from, spec.backbones, store)
     if len(spec.backbones) == 1:

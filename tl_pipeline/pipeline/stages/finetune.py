@@ -227,7 +227,9 @@ class Finetune(Unit[Finetuned]):
             for point in trained.curve
         ]
         tables.write(CURVE, tables.from_rows(CURVE, curve), folder)
-        tables.write(SEEN, pa.table({"image_id": self._inputs.rows.ids}), folder)
+        seen = self.teacher.learned if self.teacher else ()
+        seen = sorted({*self._inputs.rows.ids, *seen})
+        tables.write(SEEN, pa.table({"image_id": seen}), folder)
         about = {
             "sha256": sha256,
             "classes": self._inputs.classes,
