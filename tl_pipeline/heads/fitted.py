@@ -68,13 +68,14 @@ class FittedHead:
 
 def save(head: FittedHead, folder: Path) -> None:
     """Write ``head`` into ``folder``."""
-    from safetensors.numpy import save_file  # noqa: PLC0415 - a plan reads no head
+    from safetensors.numpy import save as packed  # noqa: PLC0415 - no plan needs it
 
     tensors = dict(head.predictor.tensors())
     for name, array in head.preparation.tensors().items():
         tensors[f"{_PREPARATION}{name}"] = array
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    save_file(contiguous, folder / FILE)
+    # not its own writer, whose errors hide that of a full disk
+    (folder / FILE).write_bytes(packed(contiguous))
     about = {
         "config": head.config.model_dump(mode="json"),
         "seed": head.seed,
