@@ -208,6 +208,7 @@ def _model_key(store: "Store", subject: str) -> str | None:
 
 def _print_difference(found: "Difference") -> None:
     from tl_pipeline.cli import console
+    from tl_pipeline.encoders import labels
 
     for line in found.settings:
         console.out.print(f"setting   {line}", markup=False)
@@ -221,7 +222,8 @@ def _print_difference(found: "Difference") -> None:
         console.print_rows(rows, ["change", "before", "after", "label", "uri"])
         _print_rest(len(found.changes))
     console.out.print()
-    rows = list(map(_score_row, found.scores))
+    short = labels.short(one.encoder for one in found.scores)
+    rows = [_score_row(one, short[one.encoder]) for one in found.scores]
     console.print_rows(rows, list(rows[0]))
     console.out.print(f"\npredictions of the best head: {_flipped(found)}")
     if found.flips:
@@ -246,7 +248,7 @@ def _images(found: "Difference") -> str:
     return f"{total}: {counts}" if counts else f"{found.images_after:,}, unchanged"
 
 
-def _score_row(one: "ScoreChange") -> dict[str, str]:
+def _score_row(one: "ScoreChange", encoder: str) -> dict[str, str]:
     from tl_pipeline.runs import finetunings
 
     heads = dict.fromkeys(filter(None, (one.head_before, one.head_after)))
@@ -254,7 +256,7 @@ def _score_row(one: "ScoreChange") -> dict[str, str]:
     if one.difference:
         change = f"{finetunings.points(one.difference)} on {one.images:,} images"
     return {
-        "encoder": one.encoder,
+        "encoder": encoder,
         "head": " -> ".join(heads),
         "before": one.before.percent if one.before else "-",
         "after": one.after.percent if one.after else "-",
@@ -281,9 +283,12 @@ def _print_rest(number: int) -> None:
 
 def _print_origin(origin: "Origin") -> None:
     from tl_pipeline.cli import console
+    from tl_pipeline.encoders import labels
     from tl_pipeline.runs.planning import flat
 
-    rows = list(_origin_rows(origin, set()))
+    origins = list(_downwards(origin, set()))
+    short = labels.short(one.subject for one, _ in origins)
+    rows = [_origin_row(one, short[one.subject], depth) for one, depth in origins]
     console.print_rows(rows, list(rows[0]))
     for name, text in (
         ("used by", origin.used_by and f"run {origin.used_by} last"),
@@ -297,19 +302,23 @@ def _print_origin(origin: "Origin") -> None:
             console.out.print(f"{name:10} {text}", markup=False)
 
 
-def _origin_rows(
+def _downwards(
     origin: "Origin", shown: set[str], depth: int = 0
-) -> "Iterator[dict[str, str]]":
-    """A row for each key, once, below what was made of it."""
+) -> "Iterator[tuple[Origin, int]]":
+    """Each key once, below what was made of it, and how deep it is."""
     if origin.key in shown:
         return
     shown.add(origin.key)
-    yield {
-        "what": f"{'  ' * depth}{origin.stage} {origin.subject}".rstrip(),
+    yield origin, depth
+    for one in origin.made_of:
+        yield from _downwards(one, shown, depth + 1)
+
+
+def _origin_row(origin: "Origin", subject: str, depth: int) -> dict[str, str]:
+    return {
+        "what": f"{'  ' * depth}{origin.stage} {subject}".rstrip(),
         "key": origin.key[:8],
         "made": origin.finished[:16].replace("T", " "),
         "by run": origin.run,
         "why": origin.reason,
     }
-    for one in origin.made_of:
-        yield from _origin_rows(one, shown, depth + 1)
