@@ -5,8 +5,10 @@ starts; this is the test that would notice.
 """
 
 import json
+import os
 import re
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -58,9 +60,10 @@ def told(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     url = f"http://127.0.0.1:{listening.server_port}/hook"
     words = re.sub(r"ALERTS=\S+", f"ALERTS={url}", words)
     words = words.replace("alerts.yaml >", f"{REPOSITORY}/alerts.yaml >")
+    ours = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
         ["bash", "-euo", "pipefail", "-c", words],
-        env=server.environment,
+        env={**server.environment, "PATH": ours},
         cwd=tmp_path_factory.mktemp("alerts"),
         check=True,
         timeout=240,
