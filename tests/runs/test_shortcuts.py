@@ -17,7 +17,9 @@ from tl_pipeline.store.artifacts import Store
 
 SIZES = {"train": 60, "validation": 20, "test": 40}
 TOLD = Shortcut(
-    accuracy=Score(value=0.75, low=0.6, high=0.9), majority=0.5, attribute="bytes"
+    accuracy=Score(value=0.75, low=0.6, high=0.9),
+    gain=Score(value=0.25, low=0.05, high=0.45),
+    attribute="width",
 )
 
 
@@ -30,7 +32,6 @@ def images(**columns: list) -> pa.Table:
         "label": ["cat", "dog"] * (n // 2),
         "split": [split for split, images in SIZES.items() for _ in range(images)],
         "group": pa.array([None] * n, pa.string()),
-        "bytes": [1000] * n,
         "width": pa.array([32] * n, pa.int32()),
         "height": pa.array([32] * n, pa.int32()),
     }
@@ -59,12 +60,10 @@ def test_what_two_attributes_have_in_common_is_found():
 
 def test_files_that_are_alike_tell_the_most_frequent_class():
     found = shortcuts.look(images(label=["cat", "cat", "dog", "dog", "dog"] * 24))
-    assert found == Shortcut(
-        accuracy=found.accuracy if found else Score(value=0),
-        majority=0.6,
-        attribute=None,
-    )
-    assert found.accuracy.value == 0.6
+    assert found
+    assert (found.accuracy.value, found.majority, found.attribute) == (0.6, 0.6, None)
+    assert found.gain.value == 0
+    assert not found.strong(Score(value=0.6))
 
 
 def test_images_of_a_group_are_one_for_the_interval():
@@ -96,22 +95,38 @@ def test_nothing_is_said_where_nothing_can_be_known(columns: dict):
 
 
 @pytest.mark.parametrize(
-    ("best", "taken", "strong"), [(0.9, 0.625, True), (1.0, 0.5, True), (0.4, 0, False)]
+    ("best", "low", "strong"),
+    [(0.9, 0.05, True), (1.0, 0.05, True), (1.0, -0.01, False), (0.4, 0.05, True)],
+    ids=["most of it", "half of it", "by chance", "more than the best"],
 )
 def test_a_shortcut_is_strong_beside_what_the_best_head_knows(
-    best: float, taken: float, *, strong: bool
+    best: float, low: float, *, strong: bool
 ):
-    assert TOLD.taken(Score(value=best)) == pytest.approx(taken)
-    assert TOLD.strong(Score(value=best)) is strong
-    by_chance = TOLD.model_copy(update={"majority": 0.65})
-    assert not by_chance.strong(Score(value=best))
+    gain = Score(value=0.25, low=low, high=0.45)
+    found = TOLD.model_copy(update={"gain": gain})
+    assert found.majority == 0.5
+    assert found.strong(Score(value=best)) is strong
+
+
+def test_what_a_few_images_tell_by_chance_is_no_shortcut():
+    """Of eight test images six are told by their format, and all are one class."""
+    ends = ["png", "JPG"] * 40 + ["png"] * 6 + ["JPG"] * 2
+    rows = images().slice(0, 88)
+    uris = pa.array([f"{n}.{end}" for n, end in enumerate(ends)])
+    labels = pa.array(["cat", "dog"] * 40 + ["cat"] * 4 + ["dog"] * 4)
+    few = rows.set_column(1, "uri", uris).set_column(2, "label", labels)
+    found = shortcuts.look(few)
+    assert found
+    assert (found.accuracy.value, found.majority) == (0.75, 0.5)
+    assert (found.gain.low or 0) < 0
+    assert not found.strong(Score(value=0.75))
 
 
 def test_what_is_said_of_it():
     assert split_findings.shortcut(TOLD) == (
-        "a decision tree that sees no image, only the size, shape and format of "
+        "a decision tree that sees no image, only the width, height and format of "
         "files, is right in 75.0 % [60.0, 90.0] of test (most frequent class: "
-        "50.0 %), most by bytes"
+        "50.0 %), most by width"
     )
 
 

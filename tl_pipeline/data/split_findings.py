@@ -122,7 +122,7 @@ def leakage(found: Leakage) -> str:
 def shortcut(found: Shortcut) -> str:
     """What files tell without their images."""
     said = (
-        "a decision tree that sees no image, only the size, shape and format of "
+        "a decision tree that sees no image, only the width, height and format of "
         f"files, is right in {found.accuracy.percent} of test (most frequent class: "
         f"{_percent(found.majority)})"
     )

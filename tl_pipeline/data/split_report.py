@@ -112,23 +112,24 @@ class Leakage(_Frozen):
 class Shortcut(_Frozen):
     """What a classifier that sees no image makes of the attributes of files.
 
-    ``accuracy`` is its accuracy on test, ``majority`` that of the most frequent class
-    of the images to learn from. ``attribute`` decides most; None where none decides.
+    ``accuracy`` is its accuracy on test, ``gain`` that less the accuracy of the class
+    that is most frequent among the images to learn from. ``attribute`` decides most;
+    None where none decides.
     """
 
     accuracy: Score
-    majority: float
+    gain: Score
     attribute: str | None
 
-    def taken(self, best: Score) -> float:
-        """The share of what ``best`` has over the majority that it has, too."""
-        gained = best.value - self.majority
-        return (self.accuracy.value - self.majority) / gained if gained > 0 else 0.0
+    @property
+    def majority(self) -> float:
+        """The accuracy on test of the most frequent class."""
+        return self.accuracy.value - self.gain.value
 
     def strong(self, best: Score) -> bool:
-        """Whether it has ``LARGE_PART`` of that, and not by chance."""
-        certain = (self.accuracy.low or 0.0) > self.majority
-        return certain and self.taken(best) >= LARGE_PART
+        """Whether it has ``LARGE_PART`` of what ``best`` gains, and not by chance."""
+        enough = LARGE_PART * (best.value - self.majority)
+        return (self.gain.low or 0.0) > 0 and self.gain.value >= enough
 
 
 class SplitReport(_Frozen):

@@ -20,8 +20,9 @@ from tl_pipeline.data.split_report import Shortcut
 from tl_pipeline.data.splits import TEST, TRAIN, VALIDATION
 from tl_pipeline.evaluation import intervals
 
-COLUMNS = ("image_id", "uri", "label", "split", "group", "bytes", "width", "height")
-ATTRIBUTES = ("bytes", "width", "height", "aspect ratio", "bytes per pixel", "format")
+COLUMNS = ("image_id", "uri", "label", "split", "group", "width", "height")
+# Not how many bytes: a sky takes fewer than a flower, whoever saved them.
+ATTRIBUTES = ("width", "height", "aspect ratio", "format")
 # Fewer images of a leaf are taken for chance.
 _LEAF = 20
 
@@ -43,11 +44,14 @@ def look(images: pa.Table) -> Shortcut | None:
     names, counts = np.unique(labels, return_counts=True)
     tree = DecisionTreeClassifier(min_samples_leaf=_LEAF, random_state=0)
     tree.fit(_attributes(learned), labels)
+    units = _units(judged)
     right = tree.predict(_attributes(judged)) == truth
     first = tree.feature_importances_.argmax()
     return Shortcut(
-        accuracy=intervals.share(right, _units(judged)),
-        majority=float((truth == names[counts.argmax()]).mean()),
+        accuracy=intervals.share(right, units),
+        gain=intervals.adjusted_difference(
+            right, truth == names[counts.argmax()], units
+        ),
         attribute=ATTRIBUTES[first] if tree.feature_importances_[first] else None,
     )
 
@@ -61,12 +65,8 @@ def _units(images: pa.Table) -> np.ndarray:
 
 
 def _attributes(images: pa.Table) -> np.ndarray:
-    """``ATTRIBUTES`` of n images, float64 (n, 6); formats by the ends of names."""
-    size, width, height = (
-        images[name].to_numpy().astype(float) for name in ("bytes", "width", "height")
-    )
+    """``ATTRIBUTES`` of n images, float64 (n, 4); formats by the ends of names."""
+    width, height = (images[name].to_numpy().astype(float) for name in COLUMNS[-2:])
     ends = [PurePosixPath(uri).suffix.lower() for uri in images["uri"].to_pylist()]
     formats = [zlib.crc32(end.encode()) for end in ends]
-    return np.stack(
-        [size, width, height, width / height, size / (width * height), formats], axis=1
-    )
+    return np.stack([width, height, width / height, formats], axis=1)
