@@ -29,8 +29,6 @@ def nights_at_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]:
     ("name", "seed"),
     [
         ("killed", 1),
-        ("killed", 2),
-        ("killed", 3),
         ("stage raises", 1),
         ("file too large", 1),
         ("disk full", 1),

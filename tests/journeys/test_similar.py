@@ -9,22 +9,22 @@ import pyarrow.parquet as pq
 import pytest
 
 import tl_pipeline
-from tests.command_line import in_this_process
+from tests.command_line import Tl, in_this_process
+
+
+@pytest.fixture
+def tl(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
+    """``tl`` in a folder with ``photos``, which a run has embedded."""
+    assert folder.name == "photos"
+    found = in_this_process(tmp_path, monkeypatch)
+    words = ("--head", "ridge:alpha=1", "--no-controls", "--runner", "direct")
+    assert found("run", "photos", *words).returncode == 0
+    return found
 
 
 def test_the_images_most_like_a_new_one_and_a_stored_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, tl: Tl
 ):
-    tl = in_this_process(tmp_path, monkeypatch)
-    tl(
-        "run",
-        "photos",
-        "--head",
-        "ridge:alpha=1",
-        "--no-controls",
-        "--runner",
-        "direct",
-    )
     stored = folder / "flower" / "004.jpg"
     new = tmp_path / "it's <new> & ü.jpg"
     new.write_bytes(stored.read_bytes() + b"\0")  # the same pixels, another id
@@ -80,19 +80,7 @@ def test_the_images_most_like_a_new_one_and_a_stored_one(
         assert len(fault.stderr.splitlines()) == 1
 
 
-def test_new_files_are_embedded_as_a_run_would(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    tl = in_this_process(tmp_path, monkeypatch)
-    tl(
-        "run",
-        "photos",
-        "--head",
-        "ridge:alpha=1",
-        "--no-controls",
-        "--runner",
-        "direct",
-    )
+def test_new_files_are_embedded_as_a_run_would(folder: Path, tmp_path: Path, tl: Tl):
     files = [str(folder / "flower" / name) for name in ("004.jpg", "000.jpg")]
     done = tl("embed", *files, "-o", "new.parquet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

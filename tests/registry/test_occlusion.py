@@ -1,16 +1,21 @@
 """Which places of an image a prediction rests on."""
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.command_line import in_this_process
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.config.specs import EncoderSpec, HeadSpec, RunSpec
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.registry import index, occlusion
+from tl_pipeline.report.occlusion_page import occlusion_page
 from tl_pipeline.store.artifacts import Store
 
 SIDE = 64
@@ -99,3 +104,19 @@ def test_the_page_shows_each_image_that_could_be_read(
         2,
         "InvalidSpec: cannot write nowhere/where.html: No such file or directory",
     )
+
+
+def test_the_page_decodes_an_image_as_its_model_does(tmp_path: Path):
+    """A file of five bands, of which the model's pixels name three."""
+    file = tmp_path / "bands.tif"
+    bands = np.zeros((16, 16, 5), np.uint8)
+    bands[..., 4] = 200
+    tifffile.imwrite(file, bands, photometric="minisblack", planarconfig="contig")
+    found = occlusion.Occluded(
+        file, PixelSpec(channels=(5, 1, 2)), "field", 0.9, np.zeros((8, 8))
+    )
+    (source,) = re.findall(r"base64,([^\"]+)", occlusion_page("fields", [found]))
+    picture = Image.open(io.BytesIO(base64.b64decode(source)))
+    red, green, blue = np.asarray(picture.convert("RGB"))[8, 8].tolist()
+    assert red == pytest.approx(200, abs=8)
+    assert max(green, blue) < 16

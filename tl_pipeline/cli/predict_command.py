@@ -167,14 +167,14 @@ def _show_places(file: Path, name: str, model: "Model", images: list[Path]) -> N
     from tl_pipeline.registry.occlusion import occlude
     from tl_pipeline.report.occlusion_page import occlusion_page
 
-    found: list[tuple[Path, Occluded]] = []
+    found: list[Occluded] = []
     with (
         console.LiveProgress() as live,
         progress.reporting(live),
         progress.track("occlude", len(images)) as track,
     ):
         for image in images:
-            found.append((image, occlude(model, image)))
+            found.append(occlude(model, image))
             track.advance()
     try:
         file.write_text(occlusion_page(name, found), encoding="utf-8")

@@ -101,13 +101,20 @@ def _groups_across(groups: Mapping[str, pa.Table]) -> dict[str, int]:
     return found
 
 
+def side_by_side(before: pa.Table, manifest: pa.Table) -> pa.Table:
+    """A row for each image of either, with the columns of both.
+
+    Those of ``before`` are called ``old_...``, but for the common ``image_id``; they
+    are null where an image is not there.
+    """
+    names = [n if n == "image_id" else f"old_{n}" for n in before.column_names]
+    old = before.rename_columns(names)
+    return manifest.join(old, keys="image_id", join_type="full outer")
+
+
 def _changes(before: pa.Table, manifest: pa.Table) -> dict[str, SplitChange]:
-    known = before.select(["image_id", "label", "split"])
-    both = manifest.select(["image_id", "label", "split"]).join(
-        known.rename_columns(["image_id", "old_label", "old_split"]),
-        keys="image_id",
-        join_type="full outer",
-    )
+    names = ["image_id", "label", "split"]
+    both = side_by_side(before.select(names), manifest.select(names))
     moves = _counted(both, "old_split", "split")
     # a comparison with nothing is null, and null rows are left out
     relabelled = both.filter(pc.field("label") != pc.field("old_label"))

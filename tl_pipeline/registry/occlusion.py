@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tl_pipeline.config.dataset_entry import PixelSpec
 from tl_pipeline.errors import InvalidSpec
 from tl_pipeline.inputs import pixels
 from tl_pipeline.inputs.images import Preprocess
@@ -24,12 +25,14 @@ CELLS, COVERED = 8, 2
 
 
 class Occluded(NamedTuple):
-    """What covering a part of an image changes.
+    """What covering a part of the image ``file`` changes, decoded as ``pixels`` says.
 
     ``drops`` (CELLS, CELLS) tells how much less probable the label is on average where
     a square covers the cell, top row first; below 0 it is more probable.
     """
 
+    file: Path
+    pixels: PixelSpec
     label: str
     confidence: float
     drops: np.ndarray
@@ -52,7 +55,8 @@ def occlude(model: Model, file: Path) -> Occluded:
                 "shown of images alone"
             )
         ways[encoder.preprocess] = encoder.preprocess
-    image = pixels.decode(file.read_bytes(), next(iter(ways.values())).pixels)
+    read_as = next(iter(ways.values())).pixels
+    image = pixels.decode(file.read_bytes(), read_as)
     fed: list[Mapping[Input, Any]] = [
         {how: pixels.preprocess(one, how) for how in ways.values()}
         for one in (image, *_covered(image))
@@ -61,7 +65,8 @@ def occlude(model: Model, file: Path) -> Occluded:
     label = int(said[0].argmax())
     places = CELLS - COVERED + 1
     changes = (said[0, label] - said[1:, label]).reshape(places, places)
-    return Occluded(model.classes[label], float(said[0, label]), _cells(changes))
+    name, confidence = model.classes[label], float(said[0, label])
+    return Occluded(file, read_as, name, confidence, _cells(changes))
 
 
 def _covered(image: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -1,11 +1,9 @@
 """A page of images with the places that a model's predictions of them rest on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from tl_pipeline.inputs.images import decode
 from tl_pipeline.registry.occlusion import Occluded
@@ -32,7 +30,6 @@ class Cell(NamedTuple):
 class Shown(NamedTuple):
     """One image of the page: its size in pixels, its source, what lies over it."""
 
-    file: Path
     found: Occluded
     src: str
     width: int
@@ -46,19 +43,16 @@ class Shown(NamedTuple):
         return -max(drops.max(), 0.0) + 0.0, max(-drops.min(), 0.0)
 
 
-def occlusion_page(model: str, found: Sequence[tuple[Path, Occluded]]) -> str:
-    """The page as text, of images and what covering their parts changes.
-
-    Raises:
-        RefusedImage: a file is no image.
-    """
-    shown = [_shown(file, one, decode(file.read_bytes())) for file, one in found]
+def occlusion_page(model: str, found: Sequence[Occluded]) -> str:
+    """The page as text, of images and what covering their parts changes."""
+    shown = list(map(_shown, found))
     return TEMPLATES.get_template("occlusion.html").render(model=model, shown=shown)
 
 
-def _shown(file: Path, found: Occluded, image: Image.Image) -> Shown:
+def _shown(found: Occluded) -> Shown:
+    image = decode(found.file.read_bytes(), found.pixels)
     width, height = fitted(image.size, _SIDE)
-    return Shown(file, found, data_uri(image, _SIDE), width, height, _over(found.drops))
+    return Shown(found, data_uri(image, _SIDE), width, height, _over(found.drops))
 
 
 def _over(drops: np.ndarray) -> list[Cell]:

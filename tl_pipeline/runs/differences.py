@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tl_pipeline.config.encoder_specs import texts_of
 from tl_pipeline.config.specs import RunSpec
+from tl_pipeline.data import split_counts
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.intervals import paired_difference
 from tl_pipeline.evaluation.scored_rows import Compared
@@ -98,7 +99,8 @@ class Difference(BaseModel):
 
 def between(store: Store, before: RunRecord, after: RunRecord) -> Difference:
     """How the run ``after`` differs from the run ``before``."""
-    manifests = [_manifest(store, record) for record in (before, after)]
+    was, now = manifests = [_manifest(store, record) for record in (before, after)]
+    gone = was is None or now is None
     encoders_before, encoders_after = map(_encoders, (before, after))
     found = Difference(
         before=before.run_id,
@@ -106,7 +108,7 @@ def between(store: Store, before: RunRecord, after: RunRecord) -> Difference:
         settings=_settings(before.spec, after.spec),
         images_before=before.images,
         images_after=after.images,
-        changes=None if None in manifests else list(_changes(*manifests)),  # pyright: ignore[reportArgumentType]
+        changes=None if gone else list(_changes(was, now)),
         encoders_new=_only(encoders_after, encoders_before),
         encoders_gone=_only(encoders_before, encoders_after),
         scores=[_score(store, *pair) for pair in _pairs(before.results, after.results)],
@@ -116,12 +118,12 @@ def between(store: Store, before: RunRecord, after: RunRecord) -> Difference:
     both = _compared(store, before.best, after.best)
     if both is None:
         return found
-    now, was = both.right
+    right, before_right = both.right
     return found.model_copy(
         update={
-            "compared": len(was),
-            "won": int((now & ~was).sum()),
-            "lost": int((was & ~now).sum()),
+            "compared": len(right),
+            "won": int((right & ~before_right).sum()),
+            "lost": int((before_right & ~right).sum()),
             "flips": _flips(both, manifests),
         }
     )
@@ -154,8 +156,7 @@ def _manifest(store: Store, record: RunRecord) -> pa.Table | None:
 
 def _changes(before: pa.Table, after: pa.Table) -> Iterator[ImageChange]:
     """Those of each image, by uri."""
-    old = before.rename_columns(["image_id", "old_uri", "old_split", "old_label"])
-    both = after.join(old, "image_id", join_type="full outer")
+    both = split_counts.side_by_side(before, after)
     same = pc.and_(
         pc.equal(both["split"], both["old_split"]),
         pc.fill_null(pc.equal(both["label"], both["old_label"]), True),

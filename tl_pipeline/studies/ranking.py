@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -365,12 +366,13 @@ def _sorted(
             if one is best
             else paired_difference(one.right, best.right, cut.units, seed),
             cost=one.cost,
-            published=_published(one.encoder),
+            published=_published(one.encoder.backbone, one.encoder.weights.name),
         )
         for one in order
     )
 
 
-def _published(encoder: Encoder) -> str:
-    named = backbones.published(backbones.find_backbone(encoder.backbone))
-    return next((w.scored for w in named if w.name == encoder.weights.name), "")
+@cache
+def _published(backbone: str, weights: str) -> str:
+    named = backbones.published(backbones.find_backbone(backbone))
+    return next((one.scored for one in named if one.name == weights), "")
