@@ -30,6 +30,8 @@ def submitted(
     bad: Sequence[str] = (),
     point: str = "{}",
     gate: GateSpec = GATE,
+    metric: str = "accuracy",
+    costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Submission:
     """What a run submits whose best is ``head``.
 
@@ -54,6 +56,8 @@ def submitted(
         model=model,
         params={"seed": "0", "search": "s"},
         gate=gate,
+        metric=metric,
+        costs=costs or {},
     )
 
 

@@ -105,6 +105,26 @@ def test_a_difference_of_balanced_accuracy_is_that_of_both_on_the_same_draws(
         assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
 
 
+def test_costs_tell_apart_what_accuracy_calls_a_tie():
+    """Each is wrong in 20 of 200; the errors of the second cost five times as much."""
+    names = ["stop", "yield", "other"]
+    truth = np.zeros(200, int)
+    first, second = truth.copy(), truth.copy()
+    first[:20], second[20:40] = 2, 1
+    both = Compared(truth, first, second, np.arange(200), names)
+    costs = {"stop": {"yield": 10.0, "default": 2.0}}
+    assert comparison.compared("a", "b", both, "accuracy", 0).tied
+    found = comparison.compared("a", "b", both, "cost", 0, costs)
+    assert found.difference.value == pytest.approx((20 * 10 - 20 * 2) / 200)
+    saved = np.r_[np.full(20, -2), np.full(20, 10), np.zeros(160)]
+    low, high = stats.norm.interval(0.95, saved.mean(), saved.std(ddof=1) / 200**0.5)
+    assert (found.difference.low, found.difference.high) == pytest.approx(
+        (low, high), rel=0.01
+    )
+    assert not found.tied
+    assert found.summary == "+0.800 [+0.365, +1.235]"
+
+
 def candidate(name: str, accuracy: float, ms: float | None, **fields: bool):
     size = None if ms is None else 2048
     score = HeldOutScore(100, accuracy, 0.3, accuracy)
@@ -125,7 +145,7 @@ def test_of_a_tie_the_cheaper_is_chosen_and_that_is_said():
     assert name == "small"
     assert reason == (
         "by validation, right in 95 of 100 images; small is right in 94, which is a "
-        "tie [-3.0 %, +1.0 %], and it is cheaper: 3 ms an image, not 12 ms"
+        "tie, -1.0 [-3.0, +1.0], and it is cheaper: 3 ms an image, not 12 ms"
     )
     assert chosen([large, small], [0, 0.4], "best")[0] == "large"
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tl_pipeline.evaluation.intervals import (
+    adjusted_difference,
     mean,
     paired_difference,
     share,
@@ -136,6 +137,18 @@ def test_all_right_is_as_sure_as_there_are_units():
     copied = share(np.ones(100, bool), np.repeat(np.arange(20), 5))
     assert copied.model_dump() == pytest.approx(one.model_dump())
     assert one.low < 0.9
+
+
+def test_one_pair_among_hundreds_of_rows_changes_next_to_nothing():
+    """One of 245 is wrong; of Wilson 1927, and of Bonett and Price 2012, by hand."""
+    first, second = np.arange(245) >= 1, np.ones(245, bool)
+    single = np.arange(245)
+    paired = np.where(single == 244, 243, single)
+    for units in (single, paired):
+        found = share(first, units)
+        assert (found.low, found.high) == pytest.approx((0.9773, 0.9993), abs=5e-4)
+        found = adjusted_difference(first, second, units)
+        assert (found.low, found.high) == pytest.approx((-0.0178, 0.0097), abs=5e-4)
 
 
 def test_one_unit_shows_nothing():

@@ -14,6 +14,7 @@ from sklearn.metrics import (
     balanced_accuracy_score,
     brier_score_loss,
     cohen_kappa_score,
+    confusion_matrix,
     f1_score,
     log_loss,
     matthews_corrcoef,
@@ -23,6 +24,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from tl_pipeline.evaluation.costs import Costs
 from tl_pipeline.evaluation.metrics import METRICS, decision_scores, scores
 from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.score import Score
@@ -32,10 +34,15 @@ SIGNED = {"mcc", "kappa"}
 
 
 def score(
-    labels: np.ndarray, classes: list[str], probabilities, seed: int = 0, units=None
+    labels: np.ndarray,
+    classes: list[str],
+    probabilities,
+    seed: int = 0,
+    units=None,
+    costs: Costs = {"c0": {"c1": 3.0}},  # noqa: B006 - read only
 ) -> dict[str, Score]:
     units = np.arange(len(labels)) if units is None else units
-    rows = PredictedRows(labels, classes, probabilities, units)
+    rows = PredictedRows(labels, classes, probabilities, units, costs)
     found = scores(rows, seed)
     ranked = {"roc_auc", "average_precision"}
     some = sum(name in set(labels) for name in classes) > 0
@@ -98,6 +105,12 @@ def test_every_score_is_that_of_scikit_learn_in_hundreds_of_cases():
         wide /= wide.sum(axis=1, keepdims=True)
         predicted = np.array(classes)[wide.argmax(axis=1)]
         both = (labels, predicted)
+        prices = 9 * np.random.default_rng(seed).random((k, k)) * (1 - np.eye(k))
+        costs = {
+            of: {at: prices[row, column] for column, at in enumerate(classes)}
+            for row, of in enumerate(classes)
+        }
+        errors = confusion_matrix(*both, labels=classes)
 
         def averaged(
             score: Callable[..., Any], average: str, both: tuple[Any, Any] = both
@@ -112,6 +125,7 @@ def test_every_score_is_that_of_scikit_learn_in_hundreds_of_cases():
             "weighted_precision": averaged(precision_score, "weighted"),
             "weighted_f1": averaged(f1_score, "weighted"),
             "mcc": matthews_corrcoef(*both),
+            "cost": (errors * prices).sum() / rows,
             "brier": brier_score_loss(
                 labels, wide, labels=classes, scale_by_half=False
             ),
@@ -132,7 +146,7 @@ def test_every_score_is_that_of_scikit_learn_in_hundreds_of_cases():
             expected["average_precision"] = average_precision_score(hot, wide)
         if k == 2 and len(set(labels)) == 2:
             expected["roc_auc"] = roc_auc_score(labels == "c1", wide[:, 1])
-        found = score(labels, classes, wide)
+        found = score(labels, classes, wide, costs=costs)
         for metric, value in expected.items():
             seen[metric] += 1
             assert found[metric].value == pytest.approx(value, abs=1e-9), metric
@@ -200,7 +214,7 @@ def test_every_score_is_inside_its_range_and_its_interval_is_ordered(case):
         assert (-1 if metric in SIGNED else 0) <= found.low <= found.high
         if metric in {"accuracy", "log_loss", "brier"}:
             assert found.low <= found.value <= found.high
-        if metric not in {"log_loss", "brier"}:
+        if metric not in {"log_loss", "brier", "cost"}:
             assert found.high <= 1
 
 

@@ -126,6 +126,21 @@ def test_a_class_that_gets_worse_is_refused_though_all_in_all_it_is_better(
     assert evidence(store, 3)["promoted"]
 
 
+def test_the_gate_judges_by_the_metric_of_the_run(store: Store):
+    """20 of 30 bad images are lost, 25 of 170 good ones won: by costs it is worse."""
+    bad = [f"image {n}" for n in range(30)]
+    before = {f"image {n}": not 100 <= n < 125 for n in range(200)}
+    after = {f"image {n}": n >= 20 for n in range(200)}
+    costs = {"bad": {"good": 10.0}}
+    rules = {"gate": GateSpec(classes=False), "metric": "cost", "costs": costs}
+    register(store, "ridge", before, bad=bad, **rules)
+    other = register(store, "lda", after, bad=bad, **rules)
+    assert not other.champion
+    assert other.reason.startswith("-0.8750 by cost on 200 held-out images")
+    first = evidence(store, 2)["findings"][0]
+    assert (first["rule"], first["kept"]) == ("cost", False)
+
+
 @pytest.mark.parametrize(
     ("gate", "champion"),
     [

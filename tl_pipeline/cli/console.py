@@ -26,7 +26,6 @@ from rich.text import Text
 
 from tl_pipeline import progress
 from tl_pipeline.encoders import labels
-from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.runs import summary
 from tl_pipeline.runs.planning import Step
 from tl_pipeline.runs.records import BatchRecord, Record, Result, RunRecord
@@ -205,7 +204,9 @@ def _print_results(record: RunRecord) -> None:
     splits = {"folds" if result.folds else "validation" for result in record.results}
     split = splits.pop() if len(splits) == 1 else "held out"
     shown = _names(record)
-    said = {one.evaluation: _against(one) for one in record.comparisons}
+    said = {
+        one.evaluation: f"{one.verdict}, {one.summary}" for one in record.comparisons
+    }
     told = ["against the leader"] if said else []
     costs = {result.evaluation: _cost(result) for result in record.results}
     told += ["an image"] if any(costs.values()) else []
@@ -232,13 +233,6 @@ def _cost(result: Result) -> str:
     if result.milliseconds is None or result.bytes is None:
         return ""
     return f"{result.milliseconds:.2g} ms, {result.bytes:,} B"
-
-
-def _against(comparison: Comparison) -> str:
-    """``tie, -0.3 [-1.0, +0.4]``: in points."""
-    found = comparison.difference
-    low, high = 100 * (found.low or 0), 100 * (found.high or 0)
-    return f"{comparison.verdict}, {100 * found.value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def show(

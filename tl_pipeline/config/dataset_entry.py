@@ -38,6 +38,16 @@ def _text_encoding(value: str) -> str:
         ) from None
 
 
+def _no_price_of_right(
+    costs: dict[str, dict[str, float]],
+) -> dict[str, dict[str, float]]:
+    for label, said in costs.items():
+        if label in said:
+            raise ValueError(f"{label} taken for {label} is no error: leave it out")
+    return costs
+
+
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Names = Annotated[
     tuple[str, ...],
     BeforeValidator(_one_or_more, json_schema_input_type=str | list[str]),
@@ -138,6 +148,13 @@ class DatasetEntry(PixelSpec):
     relabel: Path | None = Field(
         default=None,
         description="a CSV file of labels that count, by image_id or uri",
+    )
+    costs: Annotated[
+        dict[str, dict[str, Price]], AfterValidator(_no_price_of_right)
+    ] = Field(
+        default={},
+        description="what an error costs: label, prediction (`default`: any other), "
+        "number; 1 where nothing is said",
     )
     gate: GateSpec = Field(
         default=GateSpec(), description="what a new model must keep to become champion"
@@ -258,7 +275,7 @@ class RemoteEntry(DatasetEntry):
     @model_validator(mode="after")
     def _nothing_is_learned(self) -> Self:
         learned = {"label", "label_column", "split_column", "splits", "weight_column"}
-        learned |= {"class_names", "relabel", "split"}
+        learned |= {"class_names", "relabel", "split", "costs"}
         wanted = self.model_fields_set & learned
         if not self.labelled and (wanted or self.expect.classes):
             names = sorted(wanted) + ["expect.classes"] * bool(self.expect.classes)

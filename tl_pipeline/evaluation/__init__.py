@@ -10,6 +10,7 @@ __all__ = [
     "choice",
     "class_scores",
     "comparison",
+    "costs",
     "cross_fitting",
     "decisions",
     "drift",

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from tl_pipeline.data.splits import FOLDS
+from tl_pipeline.evaluation.costs import COST
 from tl_pipeline.score import Score
 
 # A difference that chance alone brings more often than this is a tie.
@@ -24,8 +25,8 @@ EQUAL = 2.0
 class HeldOutScore:
     """How a head did on rows that it did not learn from.
 
-    ``score`` is that of the metric by which it is chosen, the larger the better;
-    ``log_loss`` decides between equal ones.
+    ``score`` is that of the metric by which it is chosen, the larger the better (a cost
+    below 0); ``log_loss`` decides between equal ones.
     """
 
     rows: int
@@ -85,10 +86,11 @@ class Candidate:
 class Comparison(BaseModel):
     """One candidate and the one that held-out images rank highest, ``against``.
 
-    ``difference`` is the candidate's score by ``metric`` minus the other's on the
-    ``images`` that both scored; on ``won`` of them the candidate alone is right, on
-    ``lost`` the other alone. ``p`` is how often chance alone brings such a difference,
-    ``p_holm`` the same among all comparisons of the run.
+    ``difference`` is the candidate's score by ``metric`` minus the other's (of cost the
+    other's minus the candidate's) on the ``images`` that both scored; on ``won`` of
+    them the candidate alone is right, on ``lost`` the other alone. ``p`` is how often
+    chance alone brings such a difference, ``p_holm`` the same among all comparisons of
+    the run.
     """
 
     evaluation: str
@@ -110,6 +112,17 @@ class Comparison(BaseModel):
     def verdict(self) -> str:
         """``tie``, or ``worse``."""
         return "tie" if self.tied else "worse"
+
+    @property
+    def summary(self) -> str:
+        """``-0.3 [-1.0, +0.4]``: in points, of cost what an image saves."""
+        factor, form = (1, "+.3f") if self.metric == COST else (100, "+.1f")
+        found = self.difference
+        value, low, high = (
+            format(factor * (part or 0.0), form)
+            for part in (found.value, found.low, found.high)
+        )
+        return f"{value} [{low}, {high}]"
 
 
 class Choice(NamedTuple):
@@ -160,13 +173,11 @@ def chosen(
         return Choice(best, first)
     one, comparison = candidates[at], comparisons[at]
     assert comparison is not None  # noqa: S101 - the leading one alone has none
-    found = comparison.difference
-    said = f"[{found.low or 0.0:+.1%}, {found.high or 0.0:+.1%}]".replace("%", " %")
     why = _why(one, candidates[best], kept=best in cheap)
     return Choice(
         at,
-        f"{first}; {one.name} is right in {one.held_out.right:,}, which is a tie "
-        f"{said}, and {why}",
+        f"{first}; {one.name} is right in {one.held_out.right:,}, which is a tie, "
+        f"{comparison.summary}, and {why}",
     )
 
 
@@ -199,5 +210,6 @@ def _reason(score: HeldOutScore, split: str, metric: str) -> str:
     """By what a candidate of that ``score`` was chosen, in words."""
     by = "folds of train and validation" if split == FOLDS else split
     if metric != "accuracy":
-        by = f"{metric.replace('_', ' ')} on {by} ({score.score:.4f})"
+        value = -score.score if metric == COST else score.score
+        by = f"{metric.replace('_', ' ')} on {by} ({value:.4f})"
     return f"by {by}, right in {score.summary} images"

@@ -9,14 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from tl_pipeline.evaluation import intervals, metrics
+from tl_pipeline.evaluation import costs, intervals, metrics
 from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.evaluation.scored_rows import Compared
 from tl_pipeline.score import Score
 
 
 def compared(
-    evaluation: str, against: str, both: Compared, metric: str, seed: int
+    evaluation: str,
+    against: str,
+    both: Compared,
+    metric: str,
+    seed: int,
+    prices: costs.Costs | None = None,
 ) -> Comparison:
     """The first classifier of ``both``, a candidate, and the second, by ``metric``.
 
@@ -30,7 +35,7 @@ def compared(
         difference = intervals.adjusted_difference(first, second, both.units)
         p = mcnemar(first, second, both.units)
     else:
-        difference = metrics.paired_difference(metric, both, seed)
+        difference = difference_by(metric, both, seed, prices or {})
         p = _of_interval(difference)
     return Comparison(
         evaluation=evaluation,
@@ -43,6 +48,20 @@ def compared(
         p=p,
         p_holm=p,
     )
+
+
+def difference_by(metric: str, both: Compared, seed: int, prices: costs.Costs) -> Score:
+    """By how much the first of ``both`` is better by ``metric``, another than accuracy.
+
+    Of ``cost``, at these ``prices``, it is what the first saves.
+    """
+    if metric != costs.COST:
+        return metrics.paired_difference(metric, both, seed)
+    first, second = (
+        costs.of_rows(prices, both.names, both.truth, side)
+        for side in (both.first, both.second)
+    )
+    return intervals.mean_change(second - first, both.units)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray, units: np.ndarray) -> float:

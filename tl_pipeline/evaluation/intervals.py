@@ -80,7 +80,9 @@ def shares(
     quantile = np.full(number, NORMAL)
     if alike.any():
         worth[alike] *= alone[alike] / variance[alike]
-        freedom = _degrees_of(found, variance, summed(changes**4))
+        several = sizes > 1
+        part, fourth = (summed(several * changes**power) for power in (2, 4))
+        freedom = _degrees_of(summed(several), part, fourth) * _certain(variance, part)
         quantile[alike] = special.stdtrit(freedom[alike], (1 + LEVEL) / 2)
     low, high = _wilsons(value, np.maximum(worth, 1e-9), quantile)
     single = (found == 1) & (rows > 1)  # one unit alone tells nothing
@@ -103,16 +105,30 @@ def mean(values: np.ndarray, units: np.ndarray) -> Score:
         return Score(value=value, low=max(value - margin, 0.0), high=value + margin)
     if len(sizes) == 1:
         return Score(value=value)
-    variance, quantile = _spread(_changes(values, value, sizes, position), alone)
+    changes = _changes(values, value, sizes, position)
+    variance, quantile = _spread(changes, alone, sizes)
     factor = np.exp(quantile * variance**0.5 / value) if value else 1.0
     return Score(value=value, low=float(value / factor), high=float(value * factor))
+
+
+def mean_change(values: np.ndarray, units: np.ndarray) -> Score:
+    """The mean of ``values`` (n,) of any sign; by the jackknife over units."""
+    value = float(values.mean())
+    sizes, position = _sizes(units)
+    if len(sizes) < 2:
+        return Score(value=value)
+    changes = _changes(values, value, sizes, position)
+    variance, quantile = _spread(changes, 0.0, sizes)
+    margin = quantile * variance**0.5
+    return Score(value=value, low=value - margin, high=value + margin)
 
 
 def statistic(value: float, changes: np.ndarray, least: float = 0.0) -> Score:
     """A ``value`` from ``least`` to 1 with what leaving out each unit changes."""
     if len(changes) < 2:
         return Score(value=value, low=least, high=1.0)
-    variance, quantile = _spread(changes, 0.0)
+    variance = float((changes**2).sum())
+    quantile = float(special.stdtrit(_degrees(changes), (1 + LEVEL) / 2))
     margin = quantile * variance**0.5
     return Score(
         value=value, low=max(value - margin, least), high=min(value + margin, 1.0)
@@ -207,7 +223,7 @@ def adjusted_difference(
     if alone > 0:
         change = first.astype(float) - second
         changes = _changes(change, value, sizes, position)
-        variance, quantile = _spread(changes, alone)
+        variance, quantile = _spread(changes, alone, sizes)
         effect = variance / alone
     worth = rows / effect
     more, less = (won / effect + 1) / (worth + 2), (lost / effect + 1) / (worth + 2)
@@ -256,8 +272,10 @@ def _changes(
     return (sums - mean * sizes) / (sizes.sum() - sizes)
 
 
-def _spread(changes: np.ndarray, alone: float) -> tuple[float, float]:
-    """The variance by ``changes``, and its quantile.
+def _spread(
+    changes: np.ndarray, alone: float, sizes: np.ndarray
+) -> tuple[float, float]:
+    """The variance by ``changes`` of units of these ``sizes``, and its quantile.
 
     Where that of independent rows, ``alone``, is not less, it is taken and the quantile
     is normal: then nothing shows that rows of a unit are alike.
@@ -265,7 +283,20 @@ def _spread(changes: np.ndarray, alone: float) -> tuple[float, float]:
     variance = float((changes**2).sum())
     if variance <= alone:
         return alone, NORMAL
-    return variance, float(special.stdtrit(_degrees(changes), (1 + LEVEL) / 2))
+    several = changes[sizes > 1]
+    freedom = _degrees(several) * _certain(variance, float((several**2).sum()))
+    return variance, float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def _certain(variance: float | np.ndarray, part: float | np.ndarray) -> np.ndarray:
+    """By what degrees of freedom grow where only ``part`` of ``variance`` has some.
+
+    It is that of units with several rows: what one row adds is known, as that of
+    independent rows is. Else an error in one of hundreds of rows, two of which are a
+    unit, would make the interval six times as wide.
+    """
+    some = np.where(part, part, 1.0)
+    return np.where(part, np.square(variance / some), np.inf)
 
 
 def _degrees(changes: np.ndarray) -> float:

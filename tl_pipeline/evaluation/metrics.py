@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from scipy.sparse import csr_array
 
-from tl_pipeline.evaluation import intervals, one_vs_rest
+from tl_pipeline.evaluation import costs, intervals, one_vs_rest
 from tl_pipeline.evaluation.intervals import LEVEL
 from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.evaluation.scored_rows import Compared
@@ -53,6 +53,17 @@ class Mean:
     def score(self, rows: PredictedRows) -> Score:
         """See ``Kind``."""
         return intervals.mean(self.of(rows), rows.unit)
+
+
+class Priced:
+    """The mean cost of a row; None where nothing is said of costs."""
+
+    def score(self, rows: PredictedRows) -> Score | None:
+        """See ``Kind``."""
+        if not rows.costs:
+            return None
+        paid = costs.of_rows(rows.costs, rows.names, rows.truth, rows.predicted)
+        return intervals.mean(paid, rows.unit)
 
 
 @dataclass(frozen=True)
@@ -126,11 +137,11 @@ def probability_scores(rows: PredictedRows) -> dict[str, Score]:
 
 
 def value(name: str, rows: PredictedRows) -> float:
-    """That of the metric ``name``, which is always defined, without an interval."""
+    """That of the metric ``name``, which ``rows`` must have, without an interval."""
     kind = METRICS[name].kind
     if not isinstance(kind, Counts):
         found = kind.score(rows)
-        assert found is not None  # noqa: S101 - such metrics are always defined
+        assert found is not None  # noqa: S101 - see above
         return found.value
     k = len(rows.names)
     hits = np.bincount(rows.truth[rows.right], minlength=k)
@@ -337,6 +348,7 @@ METRICS: Mapping[str, Metric] = {
     "weighted_f1": Metric(Counts(_weighted_f1), "mean F1 by images of each class"),
     "mcc": Metric(Counts(_matthews, -1.0), "Matthews' correlation coefficient"),
     "kappa": Metric(Counts(_kappa, -1.0), "Cohen's kappa"),
+    costs.COST: Metric(Priced(), "mean cost of the errors, by costs in the catalogue"),
     f"top_{TOP}_accuracy": Metric(
         Share(_in_top),
         f"the share of labels among the {TOP} most probable classes",

@@ -3,11 +3,12 @@
 What several of them need is computed once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from tl_pipeline.evaluation.costs import Costs
 from tl_pipeline.evaluation.one_vs_rest import Ranks, ranks
 
 
@@ -18,12 +19,14 @@ class PredictedRows:
     ``labels`` are names (n,), ``probabilities`` (n, n_classes) with columns in the
     order of ``classes``. A label may be none of them: the classifier cannot name it.
     ``units`` (n,) are equal for rows that belong together, such as images of one group.
+    ``costs`` tell which errors are worse than others.
     """
 
     labels: np.ndarray
     classes: list[str]
     probabilities: np.ndarray
     units: np.ndarray
+    costs: Costs = field(default_factory=dict)
 
     @cached_property
     def _numbered(self) -> tuple[list[str], np.ndarray]:

@@ -9,6 +9,7 @@ from tl_pipeline.data.splits import TEST, TRAIN
 from tl_pipeline.evaluation import operating_point
 from tl_pipeline.evaluation.averaging import Predictions
 from tl_pipeline.evaluation.class_scores import class_scores
+from tl_pipeline.evaluation.costs import Costs
 from tl_pipeline.evaluation.cross_fitting import Validated
 from tl_pipeline.evaluation.metrics import (
     decision_scores,
@@ -48,6 +49,8 @@ def score(
     error: float,
     seed: int,
     learned: tuple[Predictions, np.ndarray] | None = None,
+    *,
+    costs: Costs | None = None,
 ) -> Scored:
     """Learn the operating point of a candidate from ``held_out``, and score it on all.
 
@@ -60,6 +63,7 @@ def score(
         error: the rate to which the operating point keeps.
         seed: that of the bootstrap.
         learned: what it says of rows of train, before calibration, and their units.
+        costs: which errors are worse than others.
     """
     rows, cross_fitted = held_out.predictions, held_out.calibrated
     point = operating_point.fit(
@@ -75,14 +79,15 @@ def score(
         split: replace(rows, probabilities=cross_fitted),
         TEST: replace(test, probabilities=point.calibration.apply(raw)),
     }
+    costs = costs or {}
     shown = {
-        split: _rows(predictions[split], held_out.units),
-        TEST: _rows(predictions[TEST], test_units),
+        split: _rows(predictions[split], held_out.units, costs),
+        TEST: _rows(predictions[TEST], test_units, costs),
     }
     if learned:
         said, units = learned
         calibrated = point.calibration.apply(said.probabilities)
-        shown[TRAIN] = _rows(replace(said, probabilities=calibrated), units)
+        shown[TRAIN] = _rows(replace(said, probabilities=calibrated), units, costs)
     found = {side: scores(rows, seed) for side, rows in shown.items()}
     found[TEST] |= _of_decisions(point, raw, shown[TEST])
     return Scored(
@@ -116,5 +121,5 @@ def _of_decisions(
     )
 
 
-def _rows(said: Predictions, units: np.ndarray) -> PredictedRows:
-    return PredictedRows(said.names(), said.classes, said.probabilities, units)
+def _rows(said: Predictions, units: np.ndarray, costs: Costs) -> PredictedRows:
+    return PredictedRows(said.names(), said.classes, said.probabilities, units, costs)

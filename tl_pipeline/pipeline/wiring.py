@@ -18,7 +18,7 @@ from tl_pipeline.data.splits import TEST, TRAIN, VALIDATION
 from tl_pipeline.encoders import concat, weight_store
 from tl_pipeline.encoders.concat import AnyEncoder, ConcatEncoder, members_of
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.evaluation import decisions
+from tl_pipeline.evaluation import costs, decisions
 from tl_pipeline.heads import HEADS
 from tl_pipeline.inputs.images import Preprocess
 from tl_pipeline.pipeline import teachers
@@ -94,6 +94,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
     """Every head on every encoder, then the best; in the order of the README."""
     at, spec, dataset = work.at, work.spec, work.dataset
     ingested = manifest = work.ingested or perform(Ingest(at, dataset, work.verify))
+    costs.check(dataset.costs, tables.counts(ingested.table["label"]))
     for wanted in work.finetune:
         if isinstance(wanted.teacher, ModelTeacher):
             teachers.check_classes(wanted.teacher, ingested)
@@ -141,6 +142,7 @@ def wire(work: Work, perform: Perform, executor: Executor | None = None) -> Wire
         spec.choose,
         spec.choose_by,
         dataset.gate,
+        dataset.costs,
     )
     best = perform(registering)
     return Wired(manifest, evaluations, tuple(scored.subjects), best, tuple(finetuned))
@@ -339,6 +341,7 @@ class _Scored:
                 spec.seed,
                 spec.calibration,
                 spec.error,
+                self._work.dataset.costs,
             )
         )
         self.evaluations.append(scored)
@@ -366,6 +369,7 @@ class _Scored:
                 work.spec.calibration,
                 work.spec.error,
                 control,
+                work.dataset.costs,
             )
             self.evaluations.append(self._perform(mean))
             self.subjects.append(Subject("", ensemble, control))

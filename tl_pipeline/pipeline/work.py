@@ -20,6 +20,7 @@ from tl_pipeline.encoders import backbones, concat, resolution
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.encoders.encoder import Encoder
 from tl_pipeline.errors import InvalidSpec
+from tl_pipeline.evaluation.costs import COST
 from tl_pipeline.heads.search import candidates
 from tl_pipeline.inputs.images import AS_IS
 from tl_pipeline.pipeline import teachers
@@ -119,6 +120,11 @@ def prepare(
     """
     dataset: DatasetSpec = catalog.find(spec.dataset, catalog_file)
     check_labelled(dataset)
+    if spec.choose_by == COST and not dataset.costs:
+        raise InvalidSpec(
+            "choose_by: cost needs what errors cost in the catalogue entry of "
+            f"{dataset.name}, such as costs: {{LABEL: {{PREDICTION: 10}}}}"
+        )
     last = records.latest(store, dataset.name)
     check_source(spec.dataset, dataset, last)
     connection.read(store, dataset.name)  # refuses what register could not use

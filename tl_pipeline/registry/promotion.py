@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from tl_pipeline.config.specs import GateSpec
 from tl_pipeline.data.splits import CHOOSING, TEST
 from tl_pipeline.evaluation.choice import ALPHA
+from tl_pipeline.evaluation.costs import Costs
 from tl_pipeline.evaluation.scored_rows import Compared, compared
 from tl_pipeline.registry.entries import RegisteredModel, Version
 from tl_pipeline.registry.model_folder import MODEL
@@ -26,6 +27,7 @@ from tl_pipeline.store.tables import METRICS, PREDICTIONS
 if TYPE_CHECKING:
     from tl_pipeline.evaluation.comparison import ClassChange
 
+ACCURACY = "accuracy"
 # Of the held-out images of the one that has fewer, at least so many must have scored
 # the other too; networks that were fine-tuned are scored on validation alone.
 OVERLAP = 0.5
@@ -70,13 +72,18 @@ class Decision:
 
 
 def decide(
-    store: Store, model: RegisteredModel, candidate: Version, gate: GateSpec
+    store: Store,
+    model: RegisteredModel,
+    candidate: Version,
+    gate: GateSpec,
+    metric: str,
+    costs: Costs,
 ) -> Decision:
     """Whether ``candidate`` takes over from the champion of ``model``.
 
     It does if there is none, or if it keeps all rules of ``gate`` on the held-out
     images that both were scored on: no head learned from those that it scored.
-    ``candidate`` has a number if it is registered.
+    ``candidate`` has a number if it is registered. ``metric`` is what the run chose by.
     """
     holder = model.champion
     if holder is None:
@@ -91,7 +98,7 @@ def decide(
         return Decision(promote=False, reason=_since(model, holder))
     if kept := _kept_by_hand(model, candidate):
         return Decision(promote=False, reason=kept)
-    return compare(store, holder, candidate, gate)
+    return compare(store, holder, candidate, gate, metric, costs)
 
 
 def _since(model: RegisteredModel, holder: Version) -> str:
@@ -115,7 +122,12 @@ def _kept_by_hand(model: RegisteredModel, candidate: Version) -> str | None:
 
 
 def compare(
-    store: Store, holder: Version, candidate: Version, gate: GateSpec
+    store: Store,
+    holder: Version,
+    candidate: Version,
+    gate: GateSpec,
+    metric: str,
+    costs: Costs,
 ) -> Decision:
     """Whether ``candidate`` keeps the rules of ``gate`` beside ``holder``."""
     mine, theirs = _Scored.of(store, candidate), _Scored.of(store, holder)
@@ -129,7 +141,17 @@ def compare(
             errors = [
                 _calibration_error(store, one.evaluation) for one in (mine, theirs)
             ]
-            evidence = _measured(both, holder, candidate, gate, errors)
+            difference = _difference(both, metric, costs)
+            evidence = Evidence(
+                candidate=candidate.number,
+                champion=holder.number,
+                images=len(both.units),
+                difference=difference,
+                findings=[
+                    _higher(metric, difference, gate.margin),
+                    *_other_rules(both, gate, errors),
+                ],
+            )
             return Decision(
                 promote=evidence.kept, reason=_reason(evidence), evidence=evidence
             )
@@ -141,20 +163,22 @@ def compare(
     )
 
 
-def _measured(
-    both: Compared,
-    holder: Version,
-    candidate: Version,
-    gate: GateSpec,
-    errors: Sequence[float | None],
-) -> Evidence:
-    """Every rule; ``errors`` are the calibration errors of candidate and champion."""
-    from tl_pipeline.evaluation import comparison  # noqa: PLC0415 - scipy
-    from tl_pipeline.evaluation.intervals import paired_difference  # noqa: PLC0415
+def _difference(both: Compared, metric: str, costs: Costs) -> Score:
+    """By how much the candidate is better by ``metric``."""
+    from tl_pipeline.evaluation import comparison, intervals  # noqa: PLC0415 - scipy
 
-    difference = paired_difference(*both.right, both.units, seed=0)
-    changes = comparison.of_classes(both)
-    findings = [_accuracy(difference, gate.margin)]
+    if metric == ACCURACY:
+        return intervals.paired_difference(*both.right, both.units, seed=0)
+    return comparison.difference_by(metric, both, 0, costs)
+
+
+def _other_rules(
+    both: Compared, gate: GateSpec, errors: Sequence[float | None]
+) -> list[Finding]:
+    """``errors`` are the calibration errors of candidate and champion."""
+    from tl_pipeline.evaluation import comparison  # noqa: PLC0415 - scipy
+
+    changes, findings = comparison.of_classes(both), list[Finding]()
     if gate.classes:
         worse = [one for one in changes if one.difference < 0 and one.p_holm < ALPHA]
         findings.append(_of_classes("classes", worse, "known to have a lower recall"))
@@ -169,20 +193,15 @@ def _measured(
         )
         kept = now <= before + gate.ece
         findings.append(Finding(rule="ece", kept=kept, found=found))
-    return Evidence(
-        candidate=candidate.number,
-        champion=holder.number,
-        images=len(both.units),
-        difference=difference,
-        findings=findings,
-    )
+    return findings
 
 
-def _accuracy(difference: Score, margin: float | None) -> Finding:
+def _higher(metric: str, difference: Score, margin: float | None) -> Finding:
     low, high = difference.low or 0.0, difference.high or 0.0
     kept = difference.value >= 0 if margin is None else low >= -margin
-    found = f"{difference.value:+.2%} [{low:+.2%}, {high:+.2%}]"
-    return Finding(rule="accuracy", kept=kept, found=found)
+    form = "+.2%" if metric == ACCURACY else "+.4f"
+    value, low, high = (format(part, form) for part in (difference.value, low, high))
+    return Finding(rule=metric, kept=kept, found=f"{value} [{low}, {high}]")
 
 
 def _of_classes(rule: str, worse: "Sequence[ClassChange]", words: str) -> Finding:
@@ -197,15 +216,15 @@ def _of_classes(rule: str, worse: "Sequence[ClassChange]", words: str) -> Findin
 
 
 def _reason(evidence: Evidence) -> str:
-    """The difference, and which rules but that of accuracy were not kept."""
-    found = evidence.difference
+    """The difference, and which of the other rules were not kept."""
+    first, *others = evidence.findings
+    value, interval = first.found.split(" ", 1)
+    by = "" if first.rule == ACCURACY else f" by {first.rule.replace('_', ' ')}"
     said = (
-        f"{found.value:+.2%} on {evidence.images:,} held-out images in common with "
-        f"version {evidence.champion} [{found.low:+.2%}, {found.high:+.2%}]"
+        f"{value}{by} on {evidence.images:,} held-out images in common with "
+        f"version {evidence.champion} {interval}"
     )
-    broken = [one for one in evidence.findings if not one.kept]
-    others = [one.found for one in broken if one.rule != "accuracy"]
-    return "; ".join([said, *others])
+    return "; ".join([said, *(one.found for one in others if not one.kept)])
 
 
 def _calibration_error(store: Store, evaluation: Artifact) -> float | None:

@@ -7,7 +7,7 @@ something is to be written.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tl_pipeline.config.specs import GateSpec
 from tl_pipeline.data.splits import TRAIN, VALIDATION
 from tl_pipeline.errors import InvalidSpec, UnknownName
+from tl_pipeline.evaluation.costs import Costs
 from tl_pipeline.registry import (
     backup,
     connection,
@@ -40,7 +41,7 @@ class Submission:
 
     ``manifest`` and ``evaluations`` are keys, ``images`` counts them by split.
     ``model`` is the folder of ``best``, one of the evaluations. ``params`` are for
-    people, ``gate`` tells what a new champion must keep.
+    people, ``gate`` tells what a new champion must keep, by ``metric`` at ``costs``.
     """
 
     dataset: str
@@ -51,6 +52,12 @@ class Submission:
     model: Artifact
     params: Mapping[str, str]
     gate: GateSpec
+    metric: str = "accuracy"
+    costs: Costs = field(default_factory=dict)
+
+    def decide(self, store: Store, model: RegisteredModel, one: Version) -> Decision:
+        """See ``promotion.decide``."""
+        return promotion.decide(store, model, one, self.gate, self.metric, self.costs)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def expected(store: Store, submission: Submission) -> Registration | None:
     candidate = _candidate(store, submission, model)
     if not candidate.number:
         return None
-    decision = promotion.decide(store, model, candidate, submission.gate)
+    decision = submission.decide(store, model, candidate)
     return _registration(_decided(model, candidate, decision), candidate, decision)
 
 
@@ -94,7 +101,7 @@ def register(store: Store, submission: Submission) -> Registration:
     """
     if model := _only(connection.read(store, submission.dataset)):
         candidate = _candidate(store, submission, model)
-        decision = promotion.decide(store, model, candidate, submission.gate)
+        decision = submission.decide(store, model, candidate)
         if _is_settled(store, submission, model, candidate, decision):
             backup.write(store, model)
             _keep(store, model.name, candidate, decision)
@@ -151,7 +158,7 @@ def compare(
     """
     model = index.find(store, name)
     candidate, holder = (_version(model, one) for one in (number, other))
-    return promotion.compare(store, holder, candidate, gate)
+    return promotion.compare(store, holder, candidate, gate, promotion.ACCURACY, {})
 
 
 def evidence_file(store: Store, name: str, number: int) -> Path:
@@ -205,7 +212,7 @@ def _register(
     name = submission.dataset
     model = (_only(registry.models(name)) or RegisteredModel(name=name)).noticed()
     candidate = _candidate(store, submission, model)
-    decision = promotion.decide(store, model, candidate, submission.gate)
+    decision = submission.decide(store, model, candidate)
     number, run = candidate.number, None
     if not registry.is_logged(name, logged_run.fingerprint(submission.evaluations)):
         run = _logged_run(store, submission)

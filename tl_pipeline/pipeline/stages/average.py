@@ -10,7 +10,7 @@ members (on validation one of those to choose from) has not scored is left out.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -20,9 +20,8 @@ from tl_pipeline.data.splits import TEST
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.averaging import Predictions, averaged, greedy, shared
-from tl_pipeline.evaluation.scored_rows import (
-    StoredEvaluation,
-)
+from tl_pipeline.evaluation.costs import Costs
+from tl_pipeline.evaluation.scored_rows import StoredEvaluation
 from tl_pipeline.pipeline.manifest import Manifest, Rows
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.store.artifacts import Artifact
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from tl_pipeline.evaluation.cross_fitting import Validated
 
 # Bump when the same inputs must give other rows.
-VERSION = 4
+VERSION = 5
 _SUBJECTS: dict[Ensemble, str] = {
     "average": "the best head of each encoder",
     "greedy": "heads chosen greedily",
@@ -87,6 +86,7 @@ class Average(Unit[Artifact]):
     calibration: Method
     error: float
     control: str = ""
+    costs: Costs = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
@@ -104,6 +104,7 @@ class Average(Unit[Artifact]):
                 "seed": self.seed,
                 "calibration": self.calibration,
                 "error": self.error,
+                **({"costs": self.costs} if self.costs else {}),
             },
             {"evaluations": digest(list(heads))},
         )
@@ -165,6 +166,7 @@ class Average(Unit[Artifact]):
             self.calibration,
             self.error,
             self.seed,
+            costs=self.costs,
         )
         about = _about(self.ensemble, members)
         scored_rows.write(self.key, about, found, self.manifest.groups_of, folder)

@@ -8,7 +8,7 @@ then the fitted head meets test, once.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +24,7 @@ from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.evaluation import scored_rows
 from tl_pipeline.evaluation.averaging import Predictions
+from tl_pipeline.evaluation.costs import Costs
 from tl_pipeline.pipeline import choices
 from tl_pipeline.pipeline.choices import Roles
 from tl_pipeline.pipeline.manifest import EncodedImages, Manifest, Rows
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give other rows.
-VERSION = 5
+VERSION = 6
 CHOSEN = "chosen.json"
 # Of the images that the head learned from, so many tell how well it knows them.
 _LEARNED = 10_000
@@ -62,6 +63,7 @@ class Evaluate(Unit[Artifact]):
     seed: int
     calibration: Method
     error: float
+    costs: Costs = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
@@ -79,6 +81,7 @@ class Evaluate(Unit[Artifact]):
             "seed": self.seed,
             "calibration": self.calibration,
             "error": self.error,
+            **({"costs": self.costs} if self.costs else {}),
         }
         inputs = {
             "encoder": self.embeddings.key,
@@ -119,6 +122,7 @@ class Evaluate(Unit[Artifact]):
             self.error,
             self.seed,
             learned,
+            costs=self.costs,
         )
         about = {
             "encoder_key": self.embeddings.key,

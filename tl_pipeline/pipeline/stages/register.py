@@ -20,6 +20,7 @@ from tl_pipeline.data.splits import CHOOSING, VALIDATION
 from tl_pipeline.encoders.concat import AnyEncoder
 from tl_pipeline.evaluation import choice, scored_rows
 from tl_pipeline.evaluation.choice import Candidate, Comparison, Cost, HeldOutScore
+from tl_pipeline.evaluation.costs import COST, Costs
 from tl_pipeline.evaluation.predicted_rows import PredictedRows
 from tl_pipeline.evaluation.scored_rows import compared
 from tl_pipeline.pipeline.costs import of_each
@@ -59,7 +60,7 @@ class Register:
 
     ``encoders[i]`` is the encoder of ``evaluations[i]``, None of averaged heads.
     ``params`` are those of the run, for people; ``choose`` and ``choose_by`` tell how
-    the best is chosen: see ``choice.chosen``.
+    the best is chosen, at these ``costs``: see ``choice.chosen``.
     """
 
     at: Workspace
@@ -71,6 +72,7 @@ class Register:
     choose: Choose
     choose_by: ChooseBy
     gate: GateSpec
+    costs: Costs = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -154,7 +156,7 @@ class Register:
         scored = [_candidate(store, one, self.choose_by) for one in every]
         if len({split for _, split in scored}) > 1:
             # folds score more images than validation has
-            scored = _on_common_images(store, every, scored, self.choose_by)
+            scored = _on_common_images(store, every, scored, self.choose_by, self.costs)
         kept = _kept(store, self.dataset, every)
         candidates = [
             replace(one, cost=costs[key.key], kept=key.key == kept)
@@ -168,6 +170,7 @@ class Register:
                 compared(store, one, every[at], on_test=False),
                 self.choose_by,
                 seed=0,
+                prices=self.costs,
             )
             for one in every
             if one != every[at]
@@ -196,6 +199,8 @@ class Register:
             model=model,
             params=self.params,
             gate=self.gate,
+            metric=self.choose_by,
+            costs=self.costs,
         )
 
 
@@ -216,6 +221,7 @@ def _on_common_images(
     candidates: Sequence[Artifact],
     scored: Sequence[tuple[Candidate, str]],
     metric: str,
+    costs: Costs,
 ) -> list[tuple[Candidate, str]]:
     """``scored`` anew, on the held-out images on which all ``candidates`` were scored.
 
@@ -230,13 +236,16 @@ def _on_common_images(
     for said, (candidate, _) in zip(held, scored, strict=True):
         some = said.of(ids)
         rows = PredictedRows(
-            some.names(), some.classes, some.probabilities, np.arange(len(ids))
+            some.names(), some.classes, some.probabilities, np.arange(len(ids)), costs
         )
         value = {
             name: metrics.value(name, rows) for name in ("accuracy", "log_loss", metric)
         }
         merit = HeldOutScore(
-            len(ids), value["accuracy"], value["log_loss"], value[metric]
+            len(ids),
+            value["accuracy"],
+            value["log_loss"],
+            _merit(metric, value[metric]),
         )
         found.append((replace(candidate, held_out=merit), VALIDATION))
     return found
@@ -249,11 +258,15 @@ def _candidate(
     rows = tables.read(METRICS, store.path(evaluation)).to_pylist()
     held = {row["metric"]: row for row in rows if row["split"] in CHOOSING}
     accuracy, loss = held["accuracy"], held["log_loss"]
-    score = HeldOutScore(
-        accuracy["images"], accuracy["value"], loss["value"], held[metric]["value"]
-    )
+    merit = _merit(metric, held[metric]["value"])
+    score = HeldOutScore(accuracy["images"], accuracy["value"], loss["value"], merit)
     name = f"{accuracy['head']} on {accuracy['encoder']}"
     return Candidate(name, score), accuracy["split"]
+
+
+def _merit(metric: str, value: float) -> float:
+    """The larger the better."""
+    return -value if metric == COST else value
 
 
 def _document(dataset: str, best: Artifact) -> KeyDocument:
