@@ -59,19 +59,24 @@ def batch_predict(  # noqa: PLR0917 - Prefect passes them by name
     """
     process.claim()
     clusters.check(runner, address)
-    work = batch.prepare(
-        model,
-        dataset,
-        Store.open(store),
-        alias=alias,
-        catalog_file=Path(catalog) if catalog else None,
-        part_rows=part_rows,
-        verify=verify,
-        output=Path(output) if output else None,
-    )
+
+    def prepare() -> batch.Batch:
+        return batch.prepare(
+            model,
+            dataset,
+            Store.open(store),
+            alias=alias,
+            catalog_file=Path(catalog) if catalog else None,
+            part_rows=part_rows,
+            verify=verify,
+            output=Path(output) if output else None,
+        )
+
+    execute = TaskPerStage()
+    work = execute.prepare(dataset, prepare)
     executor = None if runner == "threads" else ClusterExecutor(runner, address)
     with logged():
-        record = batch.run(work, TaskPerStage(), executor)
+        record = batch.run(work, execute, executor)
         announcing.batch_finished(work.store, record)
     fails = work.dataset.drift.action == "fail"
     if fails and (tripped := [one.statistic for one in record.drift if one.tripped]):

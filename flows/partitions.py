@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.clusters import Cluster, Runner, started
+from flows.tasks import may_pass
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.errors import InvalidSpec, TransferLearningError, WorkerLost
 from tl_pipeline.pipeline import partitions
@@ -30,12 +31,6 @@ _HERE = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}  # noqa: S104 - only compar
 _LOST = {"KilledWorker", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError"}
 
 
-def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a failed partition is worth another try: no user's error passes."""
-    fault = state.result(raise_on_failure=False)
-    return not isinstance(fault, TransferLearningError | ValueError)
-
-
 @task(
     name="partition",
     task_run_name="embed partition {partition.number}",
@@ -43,7 +38,7 @@ def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
     persist_result=False,
     retries=3,
     retry_delay_seconds=[1, 5, 30],
-    retry_condition_fn=_may_pass,
+    retry_condition_fn=may_pass,
 )
 def embed_partition(partition: Partition, cores: int | None) -> Mapping[str, Any]:
     """Embed a partition on a worker; ``cores`` is None where the worker knows them."""

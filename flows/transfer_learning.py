@@ -137,11 +137,15 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
         part_rows=part_rows,
     )
     file = Path(catalog) if catalog else None
-    work = wiring.prepare(
-        spec, Store.open(store), catalog_file=file, verify=verify, download=download
-    )
     executor = None if runner == "threads" else ClusterExecutor(runner, address)
     execute = TaskPerStage()
+
+    def prepare() -> wiring.Work:
+        return wiring.prepare(
+            spec, Store.open(store), catalog_file=file, verify=verify, download=download
+        )
+
+    work = execute.prepare(dataset, prepare)
     with logged():
         work = tune_stage.tuned(work, execute, catalog_file=file, download=download)
         record = wiring.run(work, execute, executor)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.command_line import Tl, in_this_process
+from tests.object_store import ObjectStore
 from tests.prefect_server import flow_server
 from tests.runs.made import without_times
 from tl_pipeline.config.encoder_specs import backbone_of
@@ -18,6 +19,7 @@ from tl_pipeline.errors import UnknownName
 from tl_pipeline.evaluation import drift
 from tl_pipeline.pipeline import wiring
 from tl_pipeline.runs import records
+from tl_pipeline.storage import places
 from tl_pipeline.store.artifacts import Store
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def tl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tl:
     return in_this_process(tmp_path, monkeypatch)
 
 
-def task_runs(flow_run_id) -> "dict[str, TaskRun]":
+def task_runs(flow_run_id, last: str = "register") -> "dict[str, TaskRun]":
     """Those of a flow that has ended, once the server has heard of all they did."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -56,9 +58,7 @@ def task_runs(flow_run_id) -> "dict[str, TaskRun]":
             runs = client.read_task_runs(flow_run_filter=chosen)
             found = {run.name: run for run in runs}
             ended = [run.state is not None and run.state.is_final() for run in runs]
-            if any(n.startswith("register") for n in found) and all(
-                ended
-            ):  # the last one
+            if any(name.startswith(last) for name in found) and all(ended):
                 return found
             assert time.monotonic() < until, found
             time.sleep(0.1)
@@ -84,6 +84,7 @@ def test_first_run_completes_and_second_is_cached(folder: Path, tmp_path: Path):
     )
     assert {t.state.name for t in ran.values()} == {"Completed"}
     assert ran["train logistic on lenet5/c5 LETTERS"].state.message.startswith("ran: ")
+    assert cached.pop("prepare photos").state.name == "Completed"
     assert {t.state.name for t in cached.values()} == {"Cached"}
     assert second.result().best == first.result().best
 
@@ -278,6 +279,45 @@ def test_a_flow_tunes_in_a_task_and_keeps_the_choice(folder: Path, tmp_path: Pat
     assert second.result().tuning == record.tuning
 
 
+def test_a_store_that_does_not_answer_for_a_while_is_asked_again(
+    folder: Path,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    object_server: ObjectStore,
+):
+    """By a run that nobody watches, and at once by none: the first task, and embed."""
+    from flows import tasks
+    from flows.transfer_learning import transfer_learning
+
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tasks, "DELAYS", [0.1, 0.1])
+    monkeypatch.setattr(places, "_REST", 0)
+    head = HeadSpec(name="logistic", params={"C": 0.1})
+    spec = RunSpec(dataset=str(folder), heads=(head,), controls=False)
+    direct = wiring.run(wiring.prepare(spec, Store.open(tmp_path / "undisturbed")))
+    refused: list[tuple[str, str]] = []
+
+    def before(method: str, path: str) -> int | None:
+        once = {("GET", "store.json"), ("PUT", ".parquet")} - set(refused)
+        for one in once:
+            if method == one[0] and path.endswith(one[1]) and "manifests" not in path:
+                refused.append(one)
+                return 503
+        return None
+
+    object_server.before = before
+    state = transfer_learning(
+        str(folder), heads=[head.short()], controls=False, store=url, return_state=True
+    )
+    assert len(refused) == 2
+    assert state.name == "Completed"
+    assert without_times(state.result().results) == without_times(direct.results)
+    ran = task_runs(state.state_details.flow_run_id)
+    tried = {name: run.run_count for name, run in ran.items() if run.run_count > 1}
+    assert tried == {"prepare photos": 2, "embed lenet5/c5 LETTERS": 2}
+
+
 def test_failure_is_the_first_error_itself(tmp_path: Path):
     """Not a Prefect wrapper, and the state tells the message."""
     from flows.transfer_learning import transfer_learning
@@ -289,6 +329,8 @@ def test_failure_is_the_first_error_itself(tmp_path: Path):
         "digts", store=store, catalog="data_catalog.yaml", return_state=True
     )
     assert state.is_failed()
+    tried = task_runs(state.state_details.flow_run_id, "prepare")
+    assert {name: run.run_count for name, run in tried.items()} == {"prepare digts": 1}
     assert "Did you mean 'digits'" in state.message
 
 

@@ -221,7 +221,7 @@ def _look(
         raise DatasetError(
             f"the worker on {platform.node()} cannot read {partition.dataset.name}: "
             f"{fault}. Put the data there under the same path, or run without a cluster"
-        )
+        ) from fault
 
 
 def _table(images: Sequence["ImageRef"]) -> pa.Table:

@@ -326,7 +326,7 @@ def _answering(where: str) -> Iterator[None]:
     import mlflow  # noqa: F401, PLC0415 - sets the levels of its loggers
     from alembic.util import CommandError  # noqa: PLC0415
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError  # noqa: PLC0415
 
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
@@ -334,16 +334,20 @@ def _answering(where: str) -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except (MlflowException, SQLAlchemyError, CommandError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError) as error:
         reason = _shown(" ".join(str(error).split()))[:400]
         cure = (
             f"if it is damaged, {sqlite.REBUILD}"
             if where.endswith(FILE)
             else f"{VARIABLE} or --registry names it"
         )
+        # What may pass: a server that is down, or answers 5xx.
+        status = getattr(error, "get_http_status_code", lambda: 0)()
+        refused = status >= 500 or isinstance(error, OperationalError)
+        down = refused and "://" in where and not where.startswith("sqlite")
         raise StoreError(
             f"the registry {_shown(where)} does not do what is asked: {reason}; {cure}"
-        ) from None
+        ) from (ConnectionError(reason) if down else None)
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

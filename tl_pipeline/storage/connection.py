@@ -1,6 +1,7 @@
 """Connects to what fsspec knows, with credentials out of the environment."""
 
 import base64
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +17,11 @@ from tl_pipeline.storage import downloads
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "https": "http", "http": "http"}
 _QUERY = re.compile(r"\?[^\s'\")]*=[^\s'\")]*")
+# What a server, or the disk here, would answer again.
+_LASTING = {
+    *(errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EMFILE),
+}
 _DENIED = re.compile(r"credential|refresherror|tokenretrieval|unauthor", re.IGNORECASE)
 
 
@@ -112,13 +118,14 @@ def _web(
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether asking a web server again may help."""
+    """Whether asking again may help."""
     cause = _cause(error)
     status = getattr(cause, "status", None)
     if status is not None:
         return status == 429 or status >= 500
     lasting = (FileNotFoundError, PermissionError, ValueError, ImportError)
-    return not isinstance(cause, lasting)
+    known = isinstance(cause, lasting) or getattr(cause, "errno", None) in _LASTING
+    return not known
 
 
 def fault(
@@ -126,6 +133,7 @@ def fault(
 ) -> OSError:
     """What went wrong with ``url``, without any secret.
 
+    It is a ``ConnectionError`` where asking again may help.
     ``cure`` is what helps where access is denied; by default what the catalogue can.
     """
     cause = _cause(error) if on_web(url) else error
@@ -145,7 +153,8 @@ def fault(
         return FileNotFoundError(f"{url}: nothing is there{reason}")
     if on_web(url) and downloads.is_timeout(cause):
         said = f"{said}; {downloads.silence('there')}"
-    return OSError(f"{url}: {said}")
+    kind = ConnectionError if is_transient(error) else OSError
+    return kind(f"{url}: {said}")
 
 
 def _cause(error: Exception) -> Exception:

@@ -35,6 +35,7 @@ _Answer = TypeVar("_Answer")
 _BUFFER = 1 << 20  # bytes that one request asks for at least, where more will be read
 _WAITS = (0.2, 1.0)  # seconds before HTTP is tried again
 _GIVE_UP = 3  # requests in a row that failed for no fault of their object
+_REST = 5  # seconds after which one more is tried
 _HEADS = 16  # threads that ask for stamps where there is no listing
 
 
@@ -61,11 +62,13 @@ class Storage:
         self._looked: dict[str, tuple[float, Stamp]] = {}
         self._lock = threading.Lock()
         self._failures = 0
+        self._failed_at, self._fault = 0.0, OSError()
 
     @property
     def lost(self) -> bool:
         """Whether nothing answers any more, so that going on is in vain."""
-        return self._failures >= _GIVE_UP
+        rested = time.monotonic() - self._failed_at > _REST
+        return self._failures >= _GIVE_UP and not rested
 
     def stamp(self, place: Place, *, seconds: float = 0) -> Stamp:
         """What is there now, or was ``seconds`` ago if it is behind a URL.
@@ -243,7 +246,7 @@ class Storage:
             raise DatasetError(
                 f"{url}: not asked for, since the last {_GIVE_UP} requests failed; "
                 "look at the network and run again"
-            )
+            ) from self._fault
         waits = iter(_WAITS if on_web(url) else ())
         while True:
             try:
@@ -254,20 +257,23 @@ class Storage:
             except Exception as error:  # noqa: BLE001
                 wait = next(waits, None)
                 if wait is None or not is_transient(error):
-                    raise self._failed(url, error) from None
+                    told = self._failed(url, error)
+                    if self.lost:
+                        said = f"{told}; so did {_GIVE_UP} requests in a row"
+                        raise DatasetError(said) from told
+                    raise told from None
                 time.sleep(wait)
             else:
                 self._failures = 0
                 return answer
 
-    def _failed(self, url: str, error: Exception) -> OSError | DatasetError:
+    def _failed(self, url: str, error: Exception) -> OSError:
         told = fault(url, error, self._spec, self.cure)
         # One of many hosts that rows name may be gone without the rest being so.
         about_it = isinstance(told, FileNotFoundError | PermissionError)
         about_it = about_it or _authority(url) not in self._homes
         self._failures = 0 if about_it else self._failures + 1
-        if self.lost:
-            return DatasetError(f"{told}; so did {_GIVE_UP} requests in a row")
+        self._failed_at, self._fault = time.monotonic(), told
         return told
 
     def _connection(self, url: str) -> Any:
