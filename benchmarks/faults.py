@@ -2,11 +2,13 @@
 
 ``make faults`` or ``.venv/bin/python benchmarks/faults.py --number 200``: see
 ``tests/faults.py`` for what a night is and what must hold after the next. A trial is
-its kind and its seed: ``--kind killed --first 17 --number 1`` repeats one.
+its kind and its seed: ``--kind killed --first 17 --number 1`` repeats one. With
+``--deployed`` nights are runs of a deployment: see ``tests/prefect_faults.py``.
 """
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
 from collections import Counter
@@ -19,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from results import machine, record
 
 from tests import object_store
-from tests.faults import FAULTS, Nights, can_mount
+from tests.faults import FAULTS, Ended, Nights, can_mount
+from tests.prefect_faults import KILLED, Deployed
 
 
 def main() -> None:
@@ -27,8 +30,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--number", type=int, default=200)
     arguments.add_argument("--first", type=int, default=0)
-    arguments.add_argument("--kind", choices=FAULTS, action="append")
+    arguments.add_argument("--kind", choices=[*FAULTS, *KILLED], action="append")
+    arguments.add_argument("--deployed", action="store_true")
     asked = arguments.parse_args()
+    if asked.deployed:
+        sys.exit(_deployed(asked))
     kinds = [
         n for n in asked.kind or FAULTS if can_mount() or not FAULTS[n].needs_mount
     ]
@@ -42,7 +48,7 @@ def main() -> None:
         some = islice(zip(cycle(kinds), seeds, strict=False), asked.number)
         with suppress(KeyboardInterrupt):  # what was tried until then counts
             for name, seed in some:
-                how, said = _tried(nights, name, seed)
+                how, said, _ = _tried(nights, name, seed)
                 tried[name][how] += 1
                 print(f"{name}, seed {seed}: {said}", flush=True)
     if asked.kind:
@@ -52,13 +58,63 @@ def main() -> None:
     sys.exit(any(found["failed"] for found in tried.values()))
 
 
-def _tried(nights: Nights, name: str, seed: int) -> tuple[str, str]:
+def _deployed(asked: argparse.Namespace) -> bool:
+    """Try out deployments, and record how many held; whether one did not."""
+    tried: dict[str, list[tuple[str, float]]] = {n: [] for n in asked.kind or KILLED}
+    with tempfile.TemporaryDirectory() as place:
+        nights = Deployed(Path(place))
+        seeds = (seed for seed in count(asked.first) for _ in tried)
+        some = islice(zip(cycle(tried), seeds, strict=False), asked.number)
+        try:
+            for name, seed in some:
+                how, said, seconds = _tried(nights, name, seed)
+                tried[name].append((how, seconds))
+                print(f"{name}, seed {seed}: {said}", flush=True)
+        except KeyboardInterrupt:  # what was tried until then counts
+            pass
+        finally:
+            nights.close()
+    if not asked.kind:
+        record("Deployments whose processes were killed", _table_of_deployed(tried))
+    return any(how == "failed" for found in tried.values() for how, _ in found)
+
+
+def _tried(nights: Nights | Deployed, name: str, seed: int) -> tuple[str, str, float]:
+    """``well``, ``not`` or ``failed``; in words; the seconds of ``Ended``."""
     try:
-        ended = nights.try_out(name, seed)
+        ended: Ended = nights.try_out(name, seed)
     except (AssertionError, TimeoutError) as fault:
-        return "failed", f"FAILED: {fault}"
+        return "failed", f"FAILED: {fault}", 0.0
     last = ended.said.strip().rpartition("\n")[2]
-    return "well" if ended.code == 0 else "not", f"exit code {ended.code}: {last}"
+    how = "well" if ended.code == 0 else "not"
+    return how, f"exit code {ended.code}: {last}", ended.seconds
+
+
+def _table_of_deployed(tried: dict[str, list[tuple[str, float]]]) -> str:
+    rows = []
+    for name, found in tried.items():
+        how = Counter(one for one, _ in found)
+        seconds = [taken for one, taken in found if one != "failed"] or [0.0]
+        rows.append(
+            f"| {name} | {len(found)} | {how['well']} | {how['failed']} | "
+            f"{statistics.median(seconds):.0f} | {max(seconds):.0f} |"
+        )
+    about = (
+        f"`make faults`; {machine(('torch', 'prefect'))}.\n\n"
+        f"{sum(map(len, tried.values()))} runs of a deployment on a small folder of "
+        "scanned digits. At a random moment of a run what is named is killed and "
+        "started again, and another run is asked for. That one must complete, and "
+        "what holds of nights above must hold. Seconds count from the restart, that "
+        "of the server included, to the end of the run.\n"
+    )
+    head = (
+        (
+            "| killed | runs | that completed all the same | next ones that did not | "
+            "seconds until the next completed, median | most |"
+        ),
+        "|---|--:|--:|--:|--:|--:|",
+    )
+    return "\n".join([about, *head, *rows])
 
 
 def _table(tried: dict[str, Counter[str]]) -> str:

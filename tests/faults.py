@@ -315,17 +315,17 @@ class Nights:
 
     def __init__(self, root: Path, server: ObjectStore | None = None) -> None:
         self._root, self._server, self._trials = root, server, 0
-        self.images, self._place = root / "now" / "scans", root / "now" / "store"
+        self.images, self.place = root / "now" / "scans", root / "now" / "store"
         draw(root / "scans", range(BEFORE))
-        self._begin()
-        _must_end_well(night(self.images, str(self._place)).ended())
-        shutil.copytree(self._place, root / "store", symlinks=True)
+        self.begin()
+        _must_end_well(night(self.images, str(self.place)).ended())
+        shutil.copytree(self.place, root / "store", symlinks=True)
         self.expected: dict[str, dict[str, Any]] = {}
         for name, prepare in (("added", lambda _: None), ("changed", change)):
-            self._begin()
+            self.begin()
             prepare(self.images)
-            ended = _must_end_well(night(self.images, str(self._place)).ended())
-            store = Store.open(self._place)
+            ended = _must_end_well(night(self.images, str(self.place)).ended())
+            store = Store.open(self.place)
             self.expected[name] = content(store)
             if name == "added":
                 self.room = _collected(store)
@@ -333,19 +333,19 @@ class Nights:
         self._url = ""
         if server:
             self._url = f"{server.bucket('faults')}/store"
-            self._begin()
-            shutil.rmtree(self._place)
+            self.begin()
+            shutil.rmtree(self.place)
             shutil.rmtree(self.images)
             draw(self.images, range(BEFORE))
             _must_end_well(night(self.images, self._url).ended())
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """The folder and the store as they are before tonight."""
-        shutil.rmtree(self._place.parent, ignore_errors=True)
+        shutil.rmtree(self.place.parent, ignore_errors=True)
         shutil.copytree(self._root / "scans", self.images)
         if (self._root / "store").exists():
             draw(self.images, range(BEFORE, BEFORE + ADDED))
-            shutil.copytree(self._root / "store", self._place, symlinks=True)
+            shutil.copytree(self._root / "store", self.place, symlinks=True)
 
     def try_out(self, name: str, seed: int) -> Ended:
         """Disturb a night, and see what the next one makes of it; how the first ended.
@@ -354,14 +354,14 @@ class Nights:
             AssertionError: something does not hold.
             TimeoutError: the next night waits for ever.
         """
-        fault, store = FAULTS[name], str(self._place)
-        self._begin()
+        fault, store = FAULTS[name], str(self.place)
+        self.begin()
         if fault.at_url:
             assert self._server
             self._trials += 1
             store = f"{self._url}-{self._trials}"
             self._server.copy(self._url, store)
-        place = _tmpfs(self._place) if fault.needs_mount else nullcontext()
+        place = _tmpfs(self.place) if fault.needs_mount else nullcontext()
         with place:
             chance = random.Random(f"{name} {seed}")
             trial = Trial(self.images, store, chance, self.length, self._server)
@@ -370,10 +370,15 @@ class Nights:
             assert not (fault.fails and ended.code == 0), ended
             assert "Traceback" not in ended.said, ended.said
             _must_end_well(night(self.images, store).ended())
-            self._check(Store.open(store), fault.expects)
+            self.check(Store.open(store), fault.expects)
         return ended
 
-    def _check(self, store: Store, expects: str) -> None:
+    def check(self, store: Store, expects: str = "added") -> None:
+        """What must hold of ``store`` after the night ``expects``.
+
+        Raises:
+            AssertionError: something does not.
+        """
         found, expected = content(store), self.expected[expects]
         if expects != "added":  # the night between may have seen other images
             found, expected = (_but_models(one) for one in (found, expected))

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,14 @@ class Server:
             "PREFECT_API_URL": self.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "2",
         }
         self._started: list[subprocess.Popen] = []
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, program: Sequence[str] = PREFECT) -> None:
         self._started.append(
             subprocess.Popen(
-                [*PREFECT, *arguments],
+                [*program, *arguments],
                 env=self.environment,
                 cwd=REPOSITORY,
                 stdout=subprocess.DEVNULL,
@@ -65,6 +66,32 @@ class Server:
             check=False,
             timeout=240,
         )
+
+    def until_deployed(self, name: str) -> None:
+        """Wait until there is such a deployment."""
+        until = time.monotonic() + 120
+        while True:
+            try:
+                self.ask(f"deployments/name/{name}")
+            except urllib.error.HTTPError:
+                assert time.monotonic() < until, f"{name} is not deployed"
+                time.sleep(0.5)
+            else:
+                return
+
+    def begin(self, name: str, **parameters: object) -> str:
+        """The id of a run of the deployment ``name``, which begins at once."""
+        deployment = self.ask(f"deployments/name/{name}")["id"]
+        asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.ask(f"deployments/{deployment}/create_flow_run", asked)["id"]
+
+    def completed(self, run: str, patience: float = 240) -> None:
+        """Wait for the end of a run."""
+        until = time.monotonic() + patience
+        while (state := self.ask(f"flow_runs/{run}")["state"])["name"] != "Completed":
+            assert state["type"] not in {"FAILED", "CRASHED"}, state["message"]
+            assert time.monotonic() < until, state
+            time.sleep(0.5)
 
     def ask(self, path: str, body: dict | None = None) -> Any:
         """What a GET of ``path`` answers, or a POST of ``body``.
@@ -99,16 +126,21 @@ class Server:
                 return
         pytest.fail("the Prefect server did not start within five minutes")
 
-    def kill(self) -> None:
-        """What a power cut does: all that was started is gone, runs with it."""
-        family = self._family()
+    def kill(self, *words: str) -> None:
+        """What a power cut does: all that was started is gone, runs with it.
+
+        Or only those processes whose command holds one of ``words``.
+        """
+        family = self.processes(*words)
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=20)
-        for started in self._started:
-            started.wait()
-        self._started = []
+        self._started = [one for one in self._started if one.poll() is None]
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Those that were started, or those of them whose command holds a word."""
+        return [one for one in self._family() if not words or _says(one, words)]
 
     def _family(self) -> list[psutil.Process]:
         """All that was started and all that those started, in whatever session."""
@@ -125,6 +157,12 @@ class Server:
                     found[process.pid] = process
         found.pop(os.getpid(), None)
         return list(found.values())
+
+
+def _says(process: psutil.Process, words: Sequence[str]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(word in process.cmdline() for word in words)
+    return False
 
 
 @contextlib.contextmanager

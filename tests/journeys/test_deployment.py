@@ -98,22 +98,6 @@ def deployed(
     return server
 
 
-def begin(server: Server, name: str, **parameters: object) -> str:
-    """The id of a run of the deployment ``name``, which begins at once."""
-    deployment = server.ask(f"deployments/name/{name}")["id"]
-    asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-    return server.ask(f"deployments/{deployment}/create_flow_run", asked)["id"]
-
-
-def completed(server: Server, run: str) -> None:
-    """Wait for the end of a run."""
-    until = time.monotonic() + 240
-    while (state := server.ask(f"flow_runs/{run}")["state"])["name"] != "Completed":
-        assert state["type"] not in {"FAILED", "CRASHED"}, state["message"]
-        assert time.monotonic() < until, state
-        time.sleep(0.5)
-
-
 def test_scheduled_run_completes(deployed: Server):
     """Nobody asked for it but the clock."""
     until, asked = time.monotonic() + 240, {"sort": "EXPECTED_START_TIME_ASC"}
@@ -121,15 +105,15 @@ def test_scheduled_run_completes(deployed: Server):
         assert time.monotonic() < until, "nothing is scheduled"
         time.sleep(0.5)
     assert runs[0]["auto_scheduled"]
-    completed(deployed, runs[0]["id"])
+    deployed.completed(runs[0]["id"])
     # The clock has shown what it can; the next runs would take time from tests.
     deployed.ask(f"deployments/{runs[0]['deployment_id']}/pause_deployment", {})
 
 
 def test_deployment_run_completes_and_its_tasks_are_cached(deployed: Server):
     """After the scheduled run has done the work."""
-    run = begin(deployed, "transfer-learning/nightly", dataset="digits")
-    completed(deployed, run)
+    run = deployed.begin("transfer-learning/nightly", dataset="digits")
+    deployed.completed(run)
     asked = {"flow_runs": {"id": {"any_": [run]}}}
     tasks = deployed.ask("task_runs/filter", asked)
     assert {task["state"]["name"] for task in tasks} == {"Cached"}
@@ -140,7 +124,7 @@ def test_a_new_champion_and_a_failed_run_are_told_to_a_webhook(
     deployed: Server, told: list[dict[str, str]]
 ):
     """After the scheduled run, which has registered the first model."""
-    begin(deployed, "transfer-learning/nightly", dataset="digts")
+    deployed.begin("transfer-learning/nightly", dataset="digts")
     until = time.monotonic() + 240
     while len(told) < 2:
         assert time.monotonic() < until, told
@@ -162,13 +146,13 @@ def test_a_batch_is_predicted_once_by_a_deployment(deployed: Server, tmp_path: P
     )
     assert deploy.returncode == 0, deploy.stdout + deploy.stderr
     output = tmp_path / "said.csv"
-    completed(deployed, begin(deployed, "batch-predict/hourly"))
-    completed(deployed, begin(deployed, "batch-predict/hourly", output=str(output)))
+    deployed.completed(deployed.begin("batch-predict/hourly"))
+    deployed.completed(deployed.begin("batch-predict/hourly", output=str(output)))
     assert output.read_text().count("\n") == 1 + 1797
     records = sorted((store / "batches" / "digits").glob("*.json"))
     assert [json.loads(file.read_text())["new"] for file in records] == [1797, 0]
     with pytest.raises(urllib.error.HTTPError) as refused:
-        begin(deployed, "batch-predict/hourly", output="said.xlsx")
+        deployed.begin("batch-predict/hourly", output="said.xlsx")
     assert "output" in refused.value.read().decode()
 
 
@@ -186,7 +170,7 @@ def test_bad_parameter_is_refused_with_its_name_and_the_choices(
     deployed: Server, parameters: dict[str, object], named: str, choice: str
 ):
     with pytest.raises(urllib.error.HTTPError) as refused:
-        begin(deployed, "transfer-learning/nightly", **parameters)
+        deployed.begin("transfer-learning/nightly", **parameters)
     assert refused.value.code == 409
     said = json.loads(refused.value.read())["detail"]
     assert named in said
@@ -200,8 +184,7 @@ def test_after_a_power_cut_the_next_run_completes(deployed: Server):
     The last test of this file, since it starts the server again.
     """
     server = deployed
-    run = begin(
-        server,
+    run = server.begin(
         "transfer-learning/nightly",
         heads=["mlp:hidden=64..512"],
         search="cross_validation:strategy=random,configurations=500",
@@ -216,8 +199,8 @@ def test_after_a_power_cut_the_next_run_completes(deployed: Server):
     server.wait_until_up()
     assert server.ask(f"flow_runs/{run}")["state"]["name"] == "Running"
     server.start("worker", "start", "--pool", "local")
-    again = begin(server, "transfer-learning/nightly", dataset="digits")
-    completed(server, again)
+    again = server.begin("transfer-learning/nightly", dataset="digits")
+    server.completed(again)
 
 
 def test_a_run_without_heartbeats_is_dead(
