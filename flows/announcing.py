@@ -131,8 +131,12 @@ def _cell(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """``text`` without what Markdown or HTML would make of it."""
-    return re.sub(r"([\\`*_\[\]<>])", r"\\\1", text)
+    """``text`` without what Markdown or HTML would make of it, but for commands."""
+    return re.sub(r"(`[^`]+`)|([\\`*_\[\]<>])", _kept_or_escaped, text)
+
+
+def _kept_or_escaped(found: re.Match[str]) -> str:
+    return found[1] or f"\\{found[2]}"
 
 
 def _slug(dataset: str) -> str:

@@ -173,7 +173,8 @@ def test_what_a_run_came_to_stands_in_artifacts_and_an_event(
     best = record.best
     assert text.startswith(f"# My\\_Photos: test accuracy {best.test.share} \\[")
     assert f"| best | {best.encoder} | {best.head} | {best.held_out.share} |" in text
-    assert "1 inputs refused, 0 duplicate files" in text
+    refusals = "1 inputs refused, 0 duplicate files: `tl sql 'FROM quarantine'`, "
+    assert refusals in text
     (event,) = events
     assert event[:2] == (
         "tl.champion.changed",
