@@ -17,4 +17,5 @@ __all__ = [
     "split_findings",
     "split_report",
     "splits",
+    "unchanged",
 ]

@@ -10,13 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tl_pipeline.sources.entry import Entry
+from tl_pipeline.sources.entry import TOO_YOUNG_NS, Entry
 from tl_pipeline.store.artifacts import Store
 from tl_pipeline.store.tables import Columns
-
-# A file changed again within the clock tick of its last change keeps its modification
-# time, so a file this young is not trusted to a memo (git calls it "racily clean").
-_TOO_YOUNG_NS = 2_000_000_000
 
 # Large strings: the uris of many millions of images are more than 2 GB.
 _COLUMNS = pa.schema(
@@ -96,7 +92,7 @@ class Memo:
             (entry.uri, entry.version, *facts)
             for entry, facts in seen
             if entry.version is not None
-            and read_ns - (entry.modified_ns or 0) > _TOO_YOUNG_NS
+            and read_ns - (entry.modified_ns or 0) > TOO_YOUNG_NS
         )
 
     def save(self) -> None:

@@ -5,6 +5,7 @@ import pyarrow as pa
 from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.errors import DatasetError, TooManyRefused
 from tl_pipeline.store import tables
+from tl_pipeline.store.embeddings import RETRIED
 
 _NAMED = 5  # of many, in an error
 _FEW = 2  # of many, in one line
@@ -64,6 +65,11 @@ def _unexpected(dataset: DatasetSpec, labels: pa.ChunkedArray) -> str:
         for name, number in dataset.expect
         if number is not None and number != found.get(name, number)
     )
+
+
+def may_pass(quarantine: pa.Table) -> bool:
+    """Whether some of these inputs may be read another time."""
+    return any(why in RETRIED for why in tables.counts(quarantine["reason"]))
 
 
 def summary(quarantine: pa.Table) -> str:

@@ -4,6 +4,9 @@ Pure functions of the tables of two manifests. They are Arrow throughout: no Pyt
 once per image.
 """
 
+# pyarrow.compute is filled when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 import math
 from collections.abc import Mapping
 from itertools import combinations
@@ -114,6 +117,8 @@ def side_by_side(before: pa.Table, manifest: pa.Table) -> pa.Table:
 
 def _changes(before: pa.Table, manifest: pa.Table) -> dict[str, SplitChange]:
     names = ["image_id", "label", "split"]
+    if before.select(names).equals(manifest.select(names)):
+        return {split: SplitChange() for split in SPLITS}
     both = side_by_side(before.select(names), manifest.select(names))
     moves = _counted(both, "old_split", "split")
     # a comparison with nothing is null, and null rows are left out
@@ -136,8 +141,10 @@ def _changes(before: pa.Table, manifest: pa.Table) -> dict[str, SplitChange]:
 
 def _duplicates(duplicates: pa.Table, manifest: pa.Table) -> list[DuplicateFiles]:
     names = ["image_id", "declared_split", "kept_declared_split"]
+    copied = duplicates["image_id"].combine_chunks()
+    images = manifest.filter(pc.is_in(manifest["image_id"], value_set=copied))
     kept = duplicates.select(names).join(
-        manifest.select(["image_id", "split"]), keys="image_id", join_type="inner"
+        images.select(["image_id", "split"]), keys="image_id", join_type="inner"
     )
     found = [
         DuplicateFiles(

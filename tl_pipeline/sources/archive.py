@@ -12,7 +12,7 @@ from tl_pipeline.config.datasets import ArchiveSpec
 from tl_pipeline.config.locations import is_url
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.sources.archive_index import Index, Indexes
-from tl_pipeline.sources.entry import Entry, Source, printable
+from tl_pipeline.sources.entry import Entry, Source, printable, state_of
 from tl_pipeline.sources.layout import Declared, Holds, split_folders, split_named
 from tl_pipeline.sources.tar_index import TarIndex
 from tl_pipeline.sources.zip_index import ZipIndex
@@ -72,6 +72,11 @@ class Archive(Source):
             uri, version = self._prefix + member.key, index.version(member)
             label, split = place
             yield Entry(uri, label, version, split, modified_ns=index.stamp.modified_ns)
+
+    def state(self) -> str | None:
+        """See ``Source``: of the archive as a whole."""
+        stamps = map(self._storage.stamp, [self._path])
+        return state_of(zip([str(self._path)], stamps, strict=True))
 
     def read(self, uri: str) -> bytes:
         """The bytes of the member ``uri``.

@@ -1,14 +1,20 @@
 """What a source is, and what it says of one input before anybody reads its bytes."""
 
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from tl_pipeline.storage.stamps import Stamp
 
 SEVERAL_LABELS = (
     "holds a list of labels for each image, where one label is supported: write one in "
     "each row, or a column for each question and name that in 'label_column'"
 )
+# A file changed again within the clock tick of its last change keeps its modification
+# time, so a file this young is not trusted to a memo (git calls it "racily clean").
+TOO_YOUNG_NS = 2_000_000_000
 _REFUSED = re.compile(r"(.+?)#refused=(.*)", re.DOTALL)
 
 
@@ -51,6 +57,14 @@ class Source(Protocol):
         """
         ...
 
+    def state(self) -> str | None:
+        """What changes whenever ``entries`` would tell anything else.
+
+        None where only a listing can tell, or where a change might not show because
+        files are so young.
+        """
+        return None
+
     def notes(self) -> Sequence[str]:
         """Sentences: what a user should know of the last listing, once it was read.
 
@@ -73,3 +87,17 @@ def raise_if_refused(uri: str) -> None:
     """Raise the ``OSError`` that a uri made by ``refused`` stands for."""
     if found := _REFUSED.fullmatch(uri):
         raise OSError(f"{found[1]}: {found[2]}")
+
+
+def state_of(stamps: Iterable[tuple[str, Stamp]]) -> str | None:
+    """The ``state`` of a source of few files, from the name and the stamp of each."""
+    now, said = time.time_ns(), list[str]()
+    try:
+        for name, stamp in stamps:
+            young = now - (stamp.modified_ns or 0) <= TOO_YOUNG_NS
+            if young or stamp.version is None:
+                return None
+            said.append(f"{name} {stamp.version}")
+    except OSError:  # the listing says what is wrong
+        return None
+    return "\n".join(said)

@@ -57,6 +57,10 @@ class Features(Source):
                 raise DatasetError(f"vectors must be of one length, but have {lengths}")
             yield from self._files.entries(name, rows)
 
+    def state(self) -> str | None:
+        """See ``Source``: of the files as a whole."""
+        return self._files.state()
+
     def read(self, uri: str) -> bytes:
         """The row ``uri`` as an .npy file.
 

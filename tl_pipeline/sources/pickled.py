@@ -38,6 +38,10 @@ class Pickled(Source):
         for file, rows in self._files.each():
             yield from self._files.entries(file, rows)
 
+    def state(self) -> str | None:
+        """See ``Source``: of the files as a whole."""
+        return self._files.state()
+
     def read(self, uri: str) -> bytes:
         """The row ``uri`` as PGM or PPM.
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_pipeline.errors import DatasetError
-from tl_pipeline.sources.entry import Entry, printable
+from tl_pipeline.sources.entry import Entry, printable, state_of
+from tl_pipeline.storage.stamps import Stamp
 
 Paths = tuple[Path, ...]  # of the rows, and perhaps of their labels
 Read = Callable[[Paths, str], tuple[np.ndarray, Sequence[str | None]]]
@@ -22,8 +23,7 @@ Read = Callable[[Paths, str], tuple[np.ndarray, Sequence[str | None]]]
 class Rows(NamedTuple):
     """What is in a file: ``values`` (n, ...), and a label, or None, for each row."""
 
-    version: str
-    modified_ns: int
+    stamp: Stamp
     values: np.ndarray
     labels: Sequence[str | None]
 
@@ -73,12 +73,17 @@ class RowFiles:
         for file in self._files:
             yield file, self._load(file)
 
+    def state(self) -> str | None:
+        """See ``Source.state``."""
+        files = self._files.items()
+        return state_of((file, self._stamp(paths)) for file, (paths, _) in files)
+
     def entries(self, file: str, rows: Rows) -> Iterator[Entry]:
         """One entry per row of ``file``."""
         declared = self._files[file][1] if len(self._files) > 1 else None
-        about = (rows.version, declared)
+        about = (rows.stamp.version, declared, None, rows.stamp.modified_ns)
         for index, label in enumerate(rows.labels):
-            yield Entry(f"{file}#{index}", label, *about, modified_ns=rows.modified_ns)
+            yield Entry(f"{file}#{index}", label, *about)
 
     def row(self, uri: str, kind: str) -> np.ndarray:
         """The values of the row ``uri``; ``kind`` is what rows are called.
@@ -98,13 +103,17 @@ class RowFiles:
         with self._lock:
             known = self._loaded.get(file)
             try:
-                stats = [path.stat() for path in paths]
-                version = ":".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
-                version += self._marked
-                if known is None or known.version != version:
+                stamp = self._stamp(paths)
+                if known is None or known.stamp != stamp:
                     self._loaded.pop(file, None)  # never two copies in memory
-                    youngest = max(stat.st_mtime_ns for stat in stats)
-                    known = Rows(version, youngest, *self._read(paths, file))
+                    known = Rows(stamp, *self._read(paths, file))
             except OSError as error:
                 raise DatasetError(f"{file} cannot be read: {error}") from None
             return self._loaded.setdefault(file, known)
+
+    def _stamp(self, paths: Paths) -> Stamp:
+        """What changes when one of ``paths`` does, and when the last of them did."""
+        stats = [path.stat() for path in paths]
+        version = ":".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
+        youngest = max(stat.st_mtime_ns for stat in stats)
+        return Stamp(None, version + self._marked, youngest)

@@ -19,6 +19,7 @@ from tl_pipeline.sources.entry import (
     printable,
     raise_if_refused,
     refused,
+    state_of,
 )
 from tl_pipeline.sources.tar_index import TarIndex
 from tl_pipeline.storage import Place, Storage
@@ -89,6 +90,14 @@ class WebDataset(Source):
         if not samples:
             raise DatasetError(f"{self._pattern} holds no samples")
         self._notes = list(_notes(left_out, again))
+
+    def state(self) -> str | None:
+        """See ``Source``: of the shards that are there."""
+        try:
+            shards = self._find().items()
+        except DatasetError:  # the listing says so
+            return None
+        return state_of((name, self._storage.stamp(path)) for name, path in shards)
 
     def read(self, uri: str) -> bytes:
         """The bytes of the member ``uri``.

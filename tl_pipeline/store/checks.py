@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_pipeline.store.files import file_sha256
-from tl_pipeline.store.keys import digest
+from tl_pipeline.store.keys import digest, document_of
 
 PROVENANCE = "provenance.json"
-_DOCUMENT = ("stage", "version", "params", "inputs")
 
 
 class Checks:
@@ -78,8 +77,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def _describes(provenance: dict[str, Any], key: str) -> bool:
     """Whether it is the provenance of the artifact ``key``."""
-    document = {name: provenance.get(name) for name in _DOCUMENT}
-    return "files" in provenance and digest(document) == key
+    return "files" in provenance and digest(document_of(provenance)) == key
 
 
 def _stamps(artifact: Path, files: dict[str, Any]) -> str | None:

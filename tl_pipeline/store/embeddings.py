@@ -143,7 +143,13 @@ class EmbeddingFolder:
 
     def embedded(self) -> set[str]:
         """Ids of all images that have an embedding here; damaged parts do not count."""
-        return set().union(*(_ids(rows) for rows in self._parts.scan().whole.values()))
+        return set(self.embedded_ids().to_pylist())
+
+    def embedded_ids(self) -> pa.ChunkedArray:
+        """Those ids as a column, some perhaps twice: there may be many millions."""
+        parts = (rows["image_id"] for rows in self._parts.scan().whole.values())
+        chunks = [chunk for part in parts for chunk in part.chunks]
+        return pa.chunked_array(chunks, pa.string())
 
     def parts(self) -> Scan:
         """The ids (``image_id``) of every whole part, and what is wrong with others."""

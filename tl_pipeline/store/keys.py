@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KeyDocument = Mapping[str, Any]
+_FIELDS = ("stage", "version", "params", "inputs")
 _KEY = re.compile(r"\b[0-9a-f]{32}(?:[0-9a-f]{32})?\b")
 
 
@@ -36,3 +37,8 @@ def key_document(
         "params": dict(params),
         "inputs": dict(inputs),
     }
+
+
+def document_of(provenance: Mapping[str, Any]) -> KeyDocument:
+    """The key document of the artifact that ``provenance`` describes."""
+    return {name: provenance.get(name) for name in _FIELDS}

@@ -172,9 +172,9 @@ class Embed:
         started = time.perf_counter()
         folder = EmbeddingFolder(self.at.store, encoder.key)
         ids = self.manifest.table["image_id"]
-        missing = ids.filter(pc.invert(_in(ids, settled(folder))))
-        speed = known_speed(folder)
-        embedded = ids.filter(pc.invert(_in(ids, folder.refused().keys())))
+        missing = ids.filter(pc.invert(pc.is_in(ids, settled(folder))))
+        speed, refused = known_speed(folder), folder.refused()
+        embedded = ids.filter(pc.invert(_in(ids, refused))) if refused else ids
         count = len(missing)
         width = speed.width if speed else None
         if count and width is None:
@@ -361,15 +361,16 @@ def pairs(images: pa.Table) -> list[tuple[str, str]]:
     return list(tables.values(images, "image_id", "uri"))
 
 
-def settled(folder: EmbeddingFolder) -> set[str]:
+def settled(folder: EmbeddingFolder) -> pa.ChunkedArray:
     """Ids of the images that have an embedding, or were refused for good."""
-    refused = folder.refused().items()
-    return folder.embedded() | {i for i, (why, _) in refused if why not in RETRIED}
+    refused = [i for i, (why, _) in folder.refused().items() if why not in RETRIED]
+    chunks = folder.embedded_ids().chunks
+    return pa.chunked_array([*chunks, pa.array(refused, pa.string())])
 
 
 def pending(folder: EmbeddingFolder, images: Sequence["ImageRef"]) -> list["ImageRef"]:
     """Those of ``images`` that have no embedding and were not refused for good."""
-    done = settled(folder)
+    done = set(settled(folder).to_pylist())
     return [image for image in images if image[0] not in done]
 
 

@@ -23,6 +23,7 @@ from tl_pipeline.data import refusals, splits
 from tl_pipeline.data.identity import Memo
 from tl_pipeline.data.scan import Scan
 from tl_pipeline.data.scan import scan as look
+from tl_pipeline.data.unchanged import LastScan, Scanned
 from tl_pipeline.errors import DatasetError
 from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Unit
@@ -31,7 +32,7 @@ from tl_pipeline.runs.planning import LOST, Outcome
 from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
-from tl_pipeline.store.keys import KeyDocument, key_document
+from tl_pipeline.store.keys import KeyDocument, document_of, key_document
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 
 # Bump when the same inputs must give other rows.
@@ -83,6 +84,8 @@ class Ingest(Unit[Manifest]):
     def run(self) -> Outcome[Manifest]:
         """Write the tables, then check them: of a refused dataset they can be read."""
         outcome = super().run()
+        if not (self._known or refusals.may_pass(self.scan.quarantine)):
+            self._last.remember(self.key, self.scan.notes)
         try:
             _check(self.dataset, self.scan, labelled=self.labelled)
         except DatasetError:
@@ -94,6 +97,8 @@ class Ingest(Unit[Manifest]):
     @cached_property
     def scan(self) -> Scan:
         """What the source holds."""
+        if self._known:
+            return _read(self.at.store.path(self._known.manifest), self._known.notes)
         memo = Memo(self.at.store, self.dataset.name, trust=not self.verify)
         source = open_source(self.dataset)
         return look(source, self.dataset, memo, labelled=self.labelled)
@@ -101,9 +106,23 @@ class Ingest(Unit[Manifest]):
     @cached_property
     def fingerprint(self) -> str:
         """Of the rows."""
+        if self._known:
+            return self._known.manifest.fingerprint
         return tables.content(self.scan.manifest)
 
+    @cached_property
+    def _last(self) -> LastScan:
+        source = open_source(self.dataset)
+        return LastScan(self.at.store, source, self.dataset, labelled=self.labelled)
+
+    @cached_property
+    def _known(self) -> Scanned | None:
+        """What the last scan gave, if it would give the same again."""
+        return None if self.verify else self._last.find()
+
     def depends_on(self) -> KeyDocument:
+        if self._known:
+            return document_of(self.at.store.provenance(self._known.manifest))
         scan, dataset = self.scan, self.dataset
         return key_document(
             "ingest",
@@ -167,6 +186,14 @@ class Ingest(Unit[Manifest]):
             seen = pc.if_else(same, then["first_seen"], seen)
         at = quarantine.column_names.index("first_seen")
         return quarantine.set_column(at, QUARANTINE.schema.field(at), seen)
+
+
+def _read(manifest: Path, notes: tuple[str, ...]) -> Scan:
+    """The scan that gave the artifact in the folder ``manifest``."""
+    images, refused, copies = (
+        tables.read(table, manifest) for table in (MANIFEST, QUARANTINE, DUPLICATES)
+    )
+    return Scan(images, refused, copies, notes)
 
 
 def _declared(manifest: pa.Table) -> dict[str, str]:
