@@ -1,8 +1,9 @@
 """Ingest: a source -> the manifest of its images.
 
 Reads the source. Writes ``manifests/<key>/``: the tables MANIFEST, QUARANTINE and
-DUPLICATES. The scan always runs, because only it can tell whether something changed; a
-memo makes it cheap. The fingerprint is that of (id, label, split, group), and weight
+DUPLICATES. A folder is always scanned, because only that can tell whether something
+changed, and a memo makes it cheap; a source of few files is scanned when they changed
+(``data/unchanged.py``). The fingerprint is that of (id, label, split, group), and weight
 where the source tells one: a folder that was moved causes no further work.
 """
 
