@@ -229,6 +229,7 @@ def test_columns_values_and_fingerprints_do_not_depend_on_the_step(rows, step):
         lists = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
         assert tables.fingerprint(data, "a", "b", "c") == digest(lists)
         assert tables.fingerprint(data, "a") == digest(lists[:1])
+        assert tables.named_fingerprint('"x"', data["a"]) == digest(['"x"', lists[0]])
 
 
 def test_counts_begin_with_the_most_frequent():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -275,8 +276,8 @@ class _Scored:
         at, spec = self._work.at, self._work.spec
         embeddings = concat.embeddings_of(self.embedded, encoder)
         images = manifest.encoded(embeddings)
-        scored = roles(images, spec.search).scored.ids + images.held_out(TEST).ids
-        check_unseen(at.store, encoder, scored)
+        scoring = (roles(images, spec.search).scored, images.held_out(TEST))
+        check_unseen(at.store, encoder, chain(*(rows.ids for rows in scoring)))
         trained = self._perform(
             Train(at, manifest, embeddings, encoder, head, spec.search, spec.seed)
         )

@@ -347,6 +347,14 @@ def fingerprint(data: pa.Table, *names: str) -> str:
     return sha.hexdigest()[:32]
 
 
+def named_fingerprint(name: str, column: pa.ChunkedArray) -> str:
+    """``artifacts.digest`` of [``name``, the values of ``column``]."""
+    sha = hashlib.sha256(f"[{json.dumps(name, ensure_ascii=False)},[".encode())
+    _add_json(sha, pa.table([column], ["value"]), "{}")
+    sha.update(b"]]")
+    return sha.hexdigest()[:32]
+
+
 def rows_fingerprint(*parts: pa.Table) -> str:
     """``artifacts.digest`` of the rows of each of ``parts`` as lists of their values.
 

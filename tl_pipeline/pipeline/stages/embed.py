@@ -35,7 +35,6 @@ from tl_pipeline.sources import open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact, Store
 from tl_pipeline.store.embeddings import RETRIED, EmbeddingFolder, described
-from tl_pipeline.store.keys import digest
 from tl_pipeline.store.tables import DUPLICATES, MANIFEST, QUARANTINE
 from tl_pipeline.store.timings import Timings
 
@@ -393,7 +392,7 @@ def _in(ids: pa.ChunkedArray, some: Collection[str]) -> pa.ChunkedArray:
 
 def _fingerprint(encoder: Encoder, ids: pa.ChunkedArray) -> str:
     """Of the embeddings of ``ids``, which are sorted: of (encoder key, ids)."""
-    return digest([encoder.key, ids.to_pylist()])
+    return tables.named_fingerprint(encoder.key, ids)
 
 
 def _encoder_changes(store: Store, used: str, encoder: Encoder) -> str:

@@ -3,8 +3,8 @@
 Reads the source. Writes ``manifests/<key>/``: the tables MANIFEST, QUARANTINE and
 DUPLICATES. A folder is always scanned, because only that can tell whether something
 changed, and a memo makes it cheap; a source of few files is scanned when they changed
-(``data/unchanged.py``). The fingerprint is that of (id, label, split, group), and weight
-where the source tells one: a folder that was moved causes no further work.
+(``data/unchanged.py``). The fingerprint is that of (id, label, split, group), and
+weight where the source tells one: a folder that was moved causes no further work.
 """
 
 # pyarrow.compute is filled when it is imported.
