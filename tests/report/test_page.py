@@ -23,6 +23,7 @@ from tl_pipeline.config.datasets import DatasetSpec
 from tl_pipeline.config.specs import HeadSpec, RunSpec
 from tl_pipeline.evaluation.choice import Comparison
 from tl_pipeline.pipeline import wiring
+from tl_pipeline.query import catalogue
 from tl_pipeline.report import class_table, page, score_table
 from tl_pipeline.report.tested import read
 from tl_pipeline.runs import records
@@ -119,6 +120,14 @@ def tested(made: Made) -> list[dict]:
     folder = made.store.path(Artifact("evaluations", made.record.best.evaluation, ""))
     rows = tables.read(PREDICTIONS, folder)
     return rows.filter(pc.equal(rows["split"], "test")).to_pylist()
+
+
+def test_doubtful_labels_are_the_first_that_sql_lists(made: Made, parsed: Parsed):
+    asked = "SELECT image_id, label, suggested FROM label_issues('noise')"
+    queue = catalogue.ask(made.store, asked).to_pylist()
+    shown = [figure["data-image"] for figure in parsed.of("figure", "doubt")]
+    assert shown == [row["image_id"] for row in queue[:12]]
+    assert len(shown) == 12
 
 
 def test_the_first_error_is_the_most_confident_beside_its_nearest_image(

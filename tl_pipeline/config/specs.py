@@ -256,8 +256,8 @@ class GateSpec(Spec):
         default=None,
         ge=0,
         le=1,
-        description="how much lower the accuracy (or what choose_by names) may be at the "
-        "lower end of the paired interval; without it it must be as high",
+        description="how much lower the accuracy (or what choose_by names) may be at "
+        "the lower end of the paired interval; without it it must be as high",
     )
     classes: bool = Field(
         default=True,

@@ -16,6 +16,7 @@ from tl_pipeline.report import (
     class_table,
     confusion,
     cost_picture,
+    doubtful_labels,
     duplicate_pairs,
     embedded,
     embedding_map,
@@ -132,6 +133,9 @@ def _pictures(
         "nearest_by": best.encoder,
         "gallery": _tried(errors),
         "map": _tried(places),
+        "doubtful_labels": _tried(
+            lambda: doubtful_labels.find(store, record.best.evaluation, thumbnails)
+        ),
         "duplicate_pairs": _tried(
             lambda: duplicate_pairs.find(store, record.manifest, thumbnails)
         ),
