@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tl_pipeline.studies.few_shots import FewShots
 
 _USUAL = ("logistic", "nearest_centroid")
+_TIMES = {2: "twice", 4: "four times"}
 
 
 def few_shot(
@@ -34,7 +35,8 @@ def few_shot(
     """Train heads on a few images of each class, many times, and score on validation.
 
     Test is not looked at, and nothing is registered. Every draw is kept: more of them,
-    or another number of images, computes only what is new.
+    or another number of images, computes only what is new. Of four numbers of images
+    or more the curve is continued: what more images would give.
 
     Args:
         dataset: a name in the data catalogue, or a folder of images.
@@ -93,6 +95,7 @@ def _counts(text: str) -> list[int]:
 
 def _show(found: "FewShots") -> None:
     from tl_pipeline.cli import console
+    from tl_pipeline.encoders import labels
 
     rows = [
         {
@@ -117,4 +120,11 @@ def _show(found: "FewShots") -> None:
         said += f"; {found.short} classes have fewer than {found.most} training images"
     if any(row.tried > 1 for row in found.rows):
         said += "; of a grid the best on average is shown, so a wider one flatters"
+    names = labels.short(row.encoder for row in found.rows)
+    for one in found.outlooks:
+        said += (
+            f"\n{_TIMES[one.times]} as many images would give {one.head} on "
+            f"{names[one.encoder]} {100 * one.accuracy:.1f} % "
+            f"[{100 * one.low:.1f}, {100 * one.high:.1f}], if its curve goes on"
+        )
     console.out.print(f"\n{said}", markup=False)

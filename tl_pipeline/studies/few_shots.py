@@ -6,7 +6,7 @@ for more draws or another k computes only what is new.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,10 @@ from tl_pipeline.pipeline.stages.embed import Embed
 from tl_pipeline.pipeline.trials import Trials
 from tl_pipeline.pipeline.work import check_places, check_weights
 from tl_pipeline.progress import track
+from tl_pipeline.studies import learning_curve
 from tl_pipeline.studies.study import Study
+
+_TIMES = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,23 @@ class FewShot:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """The accuracy that ``times`` as many images as the most would give."""
+
+    encoder: str
+    head: str
+    times: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class FewShots:
-    """All rows, and how many of the ``classes`` have fewer images than ``most``."""
+    """All rows, and how many of the ``classes`` have fewer images than ``most``.
+
+    ``outlooks`` are of curves that can be continued: see ``learning_curve``.
+    """
 
     dataset: str
     classes: int
@@ -62,6 +80,7 @@ class FewShots:
     short: int
     validation: int
     rows: tuple[FewShot, ...]
+    outlooks: tuple[Outlook, ...]
 
 
 def few_shots(
@@ -86,7 +105,7 @@ def few_shots(
     manifest = study.ingested()
     flat = concat.unique_members(encoders)
     embedded = Embed(study.at, dataset, manifest, flat).run().output
-    found: list[FewShot] = []
+    found, outlooks = list[FewShot](), list[Outlook]()
     total = len(encoders) * len(wanted) * len(shots) * draws
     sizes: dict[str, int] = {}
     scored = 0
@@ -107,10 +126,13 @@ def few_shots(
                 study.at.store, dataset.name, made, study.seed, held, folds=None
             )
             for head in wanted:
+                curve: list[tuple[FewShot, np.ndarray]] = []
                 for k in shots:
                     parts = [sampled(rows, k, study.seed, at) for at in range(draws)]
-                    found.append(_row(trials, encoder, head, k, parts))
+                    curve.append(_row(trials, encoder, head, k, parts))
                     progress.advance(draws)
+                found += [row for row, _ in curve]
+                outlooks += _outlooks(curve, trials.units_of(rows), study.seed)
     return FewShots(
         dataset=dataset.name,
         classes=len(sizes),
@@ -118,6 +140,7 @@ def few_shots(
         short=sum(size < max(shots) for size in sizes.values()),
         validation=scored,
         rows=tuple(found),
+        outlooks=tuple(outlooks),
     )
 
 
@@ -149,7 +172,8 @@ def _row(
     head: HeadSpec,
     shots: int,
     parts: Sequence[Rows],
-) -> FewShot:
+) -> tuple[FewShot, np.ndarray]:
+    """The row, and whether each validation image is right in each draw."""
     configs = list(heads.grid(head))
     tried = [trials.of(configs, part) for part in parts]  # (draws, configurations)
     accuracy = np.array([[one.accuracy for one in draw] for draw in tried])
@@ -159,7 +183,7 @@ def _row(
     number = len(parts)
     right = np.stack([draw[best].right for draw in tried])
     score = share_of_draws(right, trials.units_of(parts[0]))
-    return FewShot(
+    row = FewShot(
         encoder=encoder.label,
         head=heads.label(configs[best]),
         tried=len(configs),
@@ -172,3 +196,20 @@ def _row(
         deviation=float(accuracy[:, best].std(ddof=1)) if number > 1 else None,
         log_loss=float(loss[best]),
     )
+    return row, right
+
+
+def _outlooks(
+    curve: Sequence[tuple[FewShot, np.ndarray]], units: np.ndarray, seed: int
+) -> Iterator[Outlook]:
+    """What two and four times as many images as at its end would give."""
+    last = curve[-1][0]
+    found = learning_curve.expected(
+        [row.images for row, _ in curve],
+        [right for _, right in curve],
+        units,
+        [last.images * times for times in _TIMES],
+        seed,
+    )
+    for times, score in zip(_TIMES, found or (), strict=False):
+        yield Outlook(last.encoder, last.head, times, *score)
