@@ -223,7 +223,6 @@ def _row(place: int, row: "Ranked") -> dict[str, Any]:
     return {
         "rank": place,
         "encoder": row.encoder,
-        "LogME": f"{row.logme.score:.3f}",
         "published": row.published,
         "probe [95 % interval]": accuracy.percent,
         "points to the best": f"{_points(row)}{tie}" if row.behind else "",
@@ -254,10 +253,6 @@ def _sample(found: "Ranking") -> str:
         )
     if found.grouped:
         said += "; whole groups are judged at a time"
-    slow = [row for row in found.rows if not row.logme.converged]
-    if slow:
-        names = ", ".join(row.encoder for row in slow)
-        said += f"; LogME did not converge for {names}"
     return said
 
 

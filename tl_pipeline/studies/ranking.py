@@ -1,4 +1,4 @@
-"""Which encoder is worth the full pass: LogME, a quick probe, and the cost.
+"""Which encoder is worth the full pass: a quick probe, and the cost.
 
 A sample of the training images is embedded under every encoder; the embeddings are the
 ordinary ones of the store, so a later run finds them. Validation and test images are
@@ -33,14 +33,13 @@ from tl_pipeline.store import tables
 from tl_pipeline.store.embeddings import EmbeddingFolder
 from tl_pipeline.studies import probe
 from tl_pipeline.studies.study import Study
-from tl_pipeline.studies.transferability import LogME, logme
 
 # Costs that differ by less are taken for equal: so much they vary by themselves. And
 # so are those of a full pass that is over in as many seconds.
 _SAME_COST, _SHORT = 1.1, 30.0
 # Bytes that judging an encoder takes for each value of its embeddings: they are there
-# in float32 and 64, a fold's share twice, and each of three Gram matrices is smaller.
-_ROOM = 48
+# in float32, a fold's share twice, and so are Gram matrices, which are no larger.
+_ROOM = 24
 # Rows and width of the embeddings by which this machine is timed.
 _TRIED = (500, 1000)
 
@@ -80,7 +79,6 @@ class Ranked:
     key: str
     width: int
     bytes_per_image: int
-    logme: LogME
     probe: Score
     behind: Score | None
     cost: Cost
@@ -150,7 +148,6 @@ def _seconds(row: Ranked) -> float:
 class _ProbeResult(NamedTuple):
     encoder: Encoder
     width: int
-    logme: LogME
     right: np.ndarray
     cost: Cost
 
@@ -245,20 +242,20 @@ def judging_seconds(widths: Sequence[int], rows: int) -> list[float]:
     with threadpool_limits(1):
         for _ in range(2):  # the first time libraries are loaded
             began = time.perf_counter()
-            _judge(tried, cut)
+            probe.judge(tried, cut)
             took = min(took, time.perf_counter() - began)
     each = took / _multiplications(*_TRIED) / min(cores(), len(widths))
     return [each * _multiplications(rows, width) for width in widths]
 
 
 def _multiplications(rows: int, width: int) -> float:
-    """About those of Gram matrices and of an eigendecomposition.
+    """About those of the Gram matrices of all folds, and of solving with them.
 
     What is done to each value, as standardising, was measured to take as long as some
     thousands.
     """
     smaller = min(rows, width)
-    return rows * width * (5 * smaller + 2500) + 9 * smaller**3
+    return rows * width * (4 * smaller + 2500) + smaller**3
 
 
 def _costs(
@@ -340,19 +337,15 @@ def _probe(
     ids = [image.image_id for image in judged]
     found = EmbeddingFolder(study.at.store, encoder.key).load(ids)
     assert found.image_ids == ids  # noqa: S101 - both are sorted, all are embedded
-    score, right = _judge(found.vectors, cut)
-    return _ProbeResult(encoder, found.vectors.shape[1], score, right, cost)
-
-
-def _judge(vectors: np.ndarray, cut: probe.ProbeSplit) -> tuple[LogME, np.ndarray]:
-    return logme(vectors, cut.labels), probe.judge(vectors, cut)
+    right = probe.judge(found.vectors, cut)
+    return _ProbeResult(encoder, found.vectors.shape[1], right, cost)
 
 
 def _sorted(
     found: Sequence[_ProbeResult], cut: probe.ProbeSplit, seed: int
 ) -> tuple[Ranked, ...]:
-    """By accuracy in the probe; LogME decides between equal ones."""
-    order = sorted(found, key=lambda f: (f.right.sum(), f.logme.score), reverse=True)
+    """By accuracy in the probe; of equal ones the first that was asked for."""
+    order = sorted(found, key=lambda f: -f.right.sum())
     best = order[0]
     return tuple(
         Ranked(
@@ -360,7 +353,6 @@ def _sorted(
             key=one.encoder.key,
             width=one.width,
             bytes_per_image=one.encoder.value_bytes * one.width,
-            logme=one.logme,
             probe=share(one.right, cut.units),
             behind=None
             if one is best
