@@ -16,13 +16,14 @@ from tests.prefect_server import Server
 from tl_pipeline.store.artifacts import Store
 
 # A word of the command of each process.
-SERVER, WORKER, SERVE, RUN = "server", "worker", "serve", "prefect.engine"
+SERVER, WORKER, SERVE = "server", "worker", "serve"
+RUN, SERVED_RUN = "prefect.engine", "--multiprocessing-fork"
 KILLED = {
     "server killed": (SERVER,),
     "worker killed": (WORKER,),
     "run killed": (RUN,),
     "server, worker and run killed": (SERVER, WORKER, RUN),
-    "tl serve and its run killed": (SERVE, RUN),
+    "tl serve and its run killed": (SERVE, SERVED_RUN),
 }
 
 
@@ -36,12 +37,12 @@ class Deployed:
         deploy = self._server.call("--no-prompt", "deploy", "--name", "nightly")
         assert deploy.returncode == 0, deploy.stdout + deploy.stderr
         self._start(WORKER, SERVE)
-        self._length = 0.0
+        self._length: dict[bool, float] = {}
         for served in (False, True):
             self._nights.begin()
             begun = time.monotonic()
             self._server.completed(self._begin(served=served))
-            self._length = time.monotonic() - begun
+            self._length[served] = time.monotonic() - begun
             self._check()
 
     def try_out(self, name: str, seed: int) -> Ended:
@@ -55,11 +56,11 @@ class Deployed:
         served = SERVE in killed
         self._nights.begin()
         first = self._begin(served=served)
-        time.sleep(chance.uniform(0, self._length))
+        time.sleep(chance.uniform(0, self._length[served]))
         self._server.kill(*killed)
         time.sleep(chance.uniform(0, 3))
         again = time.monotonic()
-        self._start(*(one for one in killed if one != RUN))
+        self._start(*killed)
         self._server.completed(self._begin(served=served), PATIENCE)
         seconds = time.monotonic() - again
         self._check()
@@ -99,7 +100,7 @@ class Deployed:
     def _check(self) -> None:
         """Once no run is left, of which one may have outlived its worker."""
         until = time.monotonic() + PATIENCE
-        while self._server.processes(RUN):
+        while self._server.processes(RUN, SERVED_RUN):
             if time.monotonic() > until:
                 raise TimeoutError(f"a run is still there after {PATIENCE} s")
             time.sleep(0.2)

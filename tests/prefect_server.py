@@ -93,8 +93,8 @@ class Server:
             assert time.monotonic() < until, state
             time.sleep(0.5)
 
-    def ask(self, path: str, body: dict | None = None) -> Any:
-        """What a GET of ``path`` answers, or a POST of ``body``.
+    def ask(self, path: str, body: dict | None = None, how: str | None = None) -> Any:
+        """What a GET of ``path`` answers, or a POST of ``body``; or ``how`` says else.
 
         A busy server answers 503, or 500; it is asked again, as Prefect's client does.
         """
@@ -102,6 +102,7 @@ class Server:
             f"{self.api}/{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
+            method=how,
         )
         until = time.monotonic() + 120
         while True:
