@@ -4,7 +4,13 @@ from typing import Any
 
 from cyclopts import App
 
-from tl_pipeline.cli.request import Json, RegistryOption, StoreOption, use_registry
+from tl_pipeline.cli.request import (
+    CatalogOption,
+    Json,
+    RegistryOption,
+    StoreOption,
+    use_registry,
+)
 
 app = App(name="models", help="List registered models; choose who is champion.")
 
@@ -37,12 +43,13 @@ def compare(
     *,
     store: StoreOption = "tl_store",
     registry: RegistryOption = None,
+    catalog: CatalogOption = None,
     json: Json = False,
 ) -> None:
     """Compare two versions on the held-out images that both were scored on.
 
-    By the gate as it is without a catalogue entry of its own: what it would say of
-    VERSION if OTHER were champion.
+    By the gate of the catalogue's entry and what the last run chose by: what a run
+    would say of VERSION if OTHER were champion.
 
     Args:
         name: of the model, which is that of its dataset.
@@ -50,16 +57,24 @@ def compare(
         other: the number of another.
         store: folder or URL of all artifacts.
         registry: see `tl models --help`.
+        catalog: the data catalogue; a dataset without an entry has the usual gate.
         json: print what was found as JSON.
     """
     from tl_pipeline.cli import console
+    from tl_pipeline.config import catalog as catalogue
     from tl_pipeline.config.specs import GateSpec
-    from tl_pipeline.registry import registration
+    from tl_pipeline.registry import promotion, registration
+    from tl_pipeline.runs import records
     from tl_pipeline.store.artifacts import Store
 
     use_registry(registry)
     opened = Store.open(store)
-    found = registration.compare(opened, name, version, other, GateSpec())
+    there = catalog or catalogue.DEFAULT.exists()
+    entry = catalogue.load(catalog or catalogue.DEFAULT).get(name) if there else None
+    gate, costs = (entry.gate, entry.costs) if entry else (GateSpec(), {})
+    last = records.latest(opened, name)
+    metric = last.spec.choose_by if last else promotion.ACCURACY
+    found = registration.compare(opened, name, version, other, gate, metric, costs)
     if json:
         console.print_json(found.evidence)
         return

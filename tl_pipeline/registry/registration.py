@@ -148,7 +148,13 @@ def roll_back(store: Store, name: str, reason: str) -> RegisteredModel:
 
 
 def compare(
-    store: Store, name: str, number: int, other: int, gate: GateSpec
+    store: Store,
+    name: str,
+    number: int,
+    other: int,
+    gate: GateSpec,
+    metric: str = promotion.ACCURACY,
+    costs: Costs | None = None,
 ) -> Decision:
     """What the gate would say of version ``number`` were ``other`` champion.
 
@@ -158,7 +164,7 @@ def compare(
     """
     model = index.find(store, name)
     candidate, holder = (_version(model, one) for one in (number, other))
-    return promotion.compare(store, holder, candidate, gate, promotion.ACCURACY, {})
+    return promotion.compare(store, holder, candidate, gate, metric, costs or {})
 
 
 def evidence_file(store: Store, name: str, number: int) -> Path:
