@@ -372,3 +372,25 @@ def test_nothing_accepted_has_no_rate_of_error():
     found = decision_scores(~none, ~none, np.ones(3), none, np.arange(3))
     assert list(found) == ["set_coverage", "set_size", "accepted"]
     assert found["accepted"].value == 0
+
+
+def test_intervals_hold_the_truth_where_classes_have_four_images():
+    """Of 100 classes: percentiles alone hold a macro F1 in next to no sample."""
+    chance, k, rows = np.random.default_rng(0), 100, 400
+    rate = chance.uniform(0.3, 0.95, k)
+
+    def sample(number: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = chance.integers(0, k, number)
+        wrong = (truth + chance.integers(1, 6, number)) % k
+        return truth, np.where(chance.random(number) < rate[truth], truth, wrong)
+
+    expected = f1_score(*sample(300_000), average="macro")
+    held = 0
+    for seed in range(20):
+        truth, given = sample(rows)
+        classes = [f"c{at}" for at in range(k)]
+        labels = np.array(classes)[truth]
+        rows_of = PredictedRows(labels, classes, np.eye(k)[given], np.arange(rows))
+        found = scores(rows_of, seed)["macro_f1"]
+        held += found.low <= expected <= found.high
+    assert held >= 16

@@ -107,8 +107,8 @@ GOLDEN = {
     "train": "4c81582e35fc4335bb8bc2d071233d9f",
     "audit": "3ca1e443acef0e59d67ec041495fef5e",
     "shuffle": "2826bceef83726d945ad633d565b7a5e",
-    "evaluate": "3a5b37adf1fb6ccf932003f4861b762c",
-    "average": "63eaba4636ef70364d5b353224306c07",
+    "evaluate": "bad285387b50eca2b24fe37b63fad064",
+    "average": "ed1ec3382a1cb02f9d70e034e47b344a",
     "register": "9ff3352db64af2c128756913519cbe9f",
 }
 GOLDEN_ENCODER = "5d260c480c378f102b29ec9b9c1d9881"
@@ -119,7 +119,7 @@ GOLDEN_DIGITS = {
     "embed": "c74cb216b643d03dce405c6aff463a95",
     "audit": "97df395aaeb34d1cb5f54440e0f43693",
     "train": "06d9a696dec24699c98b3165462e2d2c",
-    "evaluate": "f4b9c34a04e6b75561193b1a00ba8f02",
+    "evaluate": "ffec2116dcd4787c81d560eb413aca0d",
 }
 
 

@@ -95,7 +95,8 @@ class Counts:
     ``of`` is handed how many rows of each class are right, are of it and are predicted
     as it, each (..., K), and gives numbers (...,) between ``least`` and 1. The interval
     is that of a percentile bootstrap (Efron & Tibshirani 1993, ch. 13), the same draws
-    for all such metrics; of units with several rows it is the jackknife's.
+    for all such metrics, without its bias (see ``_interval``); of units with several
+    rows it is the jackknife's.
     """
 
     of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -185,8 +186,9 @@ def paired_difference(name: str, both: Compared, seed: int) -> Score:
             for _ in range(0, RESAMPLES, _STEP)
         ]
     )
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value=float(of(counts[None])[0]), low=float(low), high=float(high))
+    value = float(of(counts[None])[0])
+    low, high = _interval(value, drawn)
+    return Score(value=value, low=low, high=high)
 
 
 def decision_scores(
@@ -417,11 +419,22 @@ def _resampled(
         for _ in range(0, RESAMPLES, _STEP)
     ]
     found = {}
-    for name, value in of(counts[None]).items():
+    for name, (value,) in of(counts[None]).items():
         drawn = np.concatenate([draw[name] for draw in draws])
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        found[name] = Score(value=float(value[0]), low=float(low), high=float(high))
+        low, high = np.clip(_interval(value, drawn), _COUNTED[name].least, 1.0)
+        found[name] = Score(value=float(value), low=float(low), high=float(high))
     return found
+
+
+def _interval(value: float, drawn: np.ndarray) -> tuple[float, float]:
+    """Percentiles of ``drawn``, moved by twice the bias that they show.
+
+    Resamples of few rows a class lie beside the ``value`` of the sample as it lies
+    beside the truth (Efron & Tibshirani 1993, ch. 10), all on one side in the end.
+    """
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    moved = 2 * (float(drawn.mean()) - value)
+    return float(low) - moved, float(high) - moved
 
 
 def _units_left_out(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tl_pipeline.heads.fitted import FittedHead
 
 # Bump when the same inputs must give other rows.
-VERSION = 6
+VERSION = 7
 CHOSEN = "chosen.json"
 # Of the images that the head learned from, so many tell how well it knows them.
 _LEARNED = 10_000
