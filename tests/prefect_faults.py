@@ -64,9 +64,10 @@ class Deployed:
         self._server.completed(self._begin(served=served), PATIENCE)
         seconds = time.monotonic() - again
         self._check()
-        state = self._server.ask(f"flow_runs/{first}")["state"]["name"]
-        said = f"the first run is {state}, the next completed {seconds:.0f} s later"
-        return Ended(0 if state == "Completed" else -signal.SIGKILL, said, seconds)
+        state = self._server.ask(f"flow_runs/{first}")["state"]
+        name, why = state["name"], " ".join((state["message"] or "").split())
+        said = f"next completed after {seconds:.0f} s; the first is {name}: {why}"
+        return Ended(0 if name == "Completed" else -signal.SIGKILL, said, seconds)
 
     def close(self) -> None:
         """End all that was started."""
