@@ -52,6 +52,7 @@ bench: $(VENV)/dev  ## measure; writes benchmarks/RESULTS.md
 
 faults: $(VENV)/dev  ## disturb 200 nights, and kill servers and workers of Prefect
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/faults.py --deployed --number 25
 	$(BIN)/pytest -q -n 0 -m exhaustive tests/journeys/test_deployment.py
 
 clean:  ## forget the environments, not the store

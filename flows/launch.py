@@ -82,6 +82,9 @@ def serve(name: str, cron: str | None, parameters: Mapping[str, Any]) -> None:
             "http://127.0.0.1:4200/api"
         )
     _await_server()
+    if late := cancel_late(name):
+        said = f"{late} late run{'s' * (late > 1)} cancelled"
+        progress.notice(f"{said}: the last makes up for all")
     from flows.transfer_learning import transfer_learning
 
     transfer_learning.serve(  # pyright: ignore[reportFunctionMemberAccess]
@@ -91,6 +94,36 @@ def serve(name: str, cron: str | None, parameters: Mapping[str, Any]) -> None:
         limit=1,  # late runs come one after another
         pause_on_shutdown=False,  # else its schedule stays off after a restart
     )
+
+
+def cancel_late(name: str) -> int:
+    """Cancel what the schedule of the deployment missed, but for its last run.
+
+    Nothing served it, so each would do the same now; how many were cancelled.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.states import Cancelled
+
+    of = DeploymentFilter.model_validate({"name": {"any_": [name]}})
+    due = {
+        "state": {"type": {"any_": ["SCHEDULED"]}},
+        "expected_start_time": {"before_": datetime.now(UTC)},
+    }
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            deployment_filter=of,
+            flow_run_filter=FlowRunFilter.model_validate(due),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        )
+        late = [run.id for run in runs if run.auto_scheduled][1:]
+        for run in late:
+            state = Cancelled(
+                message="late: a later run of the schedule makes up for it"
+            )
+            client.set_flow_run_state(run, state, force=True)
+    return len(late)
 
 
 def server_can_start() -> str:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -225,6 +225,28 @@ def test_after_a_power_cut_the_next_run_completes(deployed: Server):
     server.start("worker", "start", "--pool", "local")
     again = server.begin("transfer-learning/nightly", dataset="digits")
     server.completed(again)
+
+
+def test_of_late_runs_the_last_makes_up_for_all(deployed: Server):
+    """Where nothing served a deployment for a while; what somebody asked for stays."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    flow = deployed.ask("flows/", {"name": "transfer-learning"})["id"]
+    hourly = [{"schedule": {"cron": "0 * * * *"}, "active": True}]
+    asked = {"name": "late", "flow_id": flow, "schedules": hourly}
+    made = deployed.ask("deployments/", asked)["id"]
+    now = datetime.now(UTC)
+    since = {"start_time": f"{now - timedelta(hours=7)}", "end_time": f"{now}"}
+    deployed.ask(f"deployments/{made}/schedule", since | {"min_runs": 7})
+    by_hand = deployed.begin("transfer-learning/late")
+    with temporary_settings({PREFECT_API_URL: deployed.api}):
+        assert launch.cancel_late("late") == 6
+        assert launch.cancel_late("late") == 0
+    of_it = {"deployments": {"name": {"any_": ["late"]}}}
+    runs = deployed.ask("flow_runs/filter", of_it | {"sort": "EXPECTED_START_TIME_ASC"})
+    due = [r for r in runs if r["expected_start_time"] < f"{now:%Y-%m-%dT%H:%M:%S}"]
+    assert [run["state"]["type"] for run in due] == ["CANCELLED"] * 6 + ["SCHEDULED"]
+    assert deployed.ask(f"flow_runs/{by_hand}")["state"]["type"] == "SCHEDULED"
 
 
 def test_a_run_without_heartbeats_is_dead(
