@@ -141,7 +141,7 @@ def server_can_start() -> str:
 
 
 def dead_runs() -> str:
-    """How many runs the configured server calls running, all of them alive.
+    """How many runs the configured server calls pending or running, all of them alive.
 
     Raises:
         RuntimeError: some have sent no heartbeat for a while: they died with their
@@ -154,11 +154,12 @@ def dead_runs() -> str:
 
     if not PREFECT_API_URL.value():
         return "PREFECT_API_URL is not set: a temporary server for each run"
-    asked = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
+    begun = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+    asked = FlowRunFilter.model_validate(begun)
     since = datetime.now(UTC) - _SILENCE
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=asked)
-        old = [run for run in runs if run.start_time and run.start_time < since]
+        old = [run for run in runs if run.state and run.state.timestamp < since]
         dead = [run for run in old if not _beats(client, run.id, since)]
     if dead:
         named = ", ".join(f"{run.name} ({run.id})" for run in dead)

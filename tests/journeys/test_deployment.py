@@ -258,11 +258,16 @@ def test_a_run_without_heartbeats_is_dead(
     flow = deployed.ask("flows/", {"name": "died"})["id"]
     state = {"type": "RUNNING", "name": "Running"}
     run = deployed.ask("flow_runs/", {"flow_id": flow, "name": "it", "state": state})
+    state = {"type": "PENDING", "name": "Submitting"}  # its worker died with it
+    deployed.ask("flow_runs/", {"flow_id": flow, "name": "submitted", "state": state})
     with temporary_settings({PREFECT_API_URL: deployed.api}):
         assert f"running at {deployed.api}" in launch.dead_runs()  # it has just begun
         monkeypatch.setattr(launch, "_SILENCE", timedelta(0))
-        with pytest.raises(RuntimeError, match=rf"it \({run['id']}\).*: no heartbeat"):
+        with pytest.raises(
+            RuntimeError, match=rf"it \({run['id']}\).*: no heart"
+        ) as found:
             launch.dead_runs()
+    assert "submitted (" in str(found.value)
 
 
 def test_the_automation_that_finds_dead_runs_is_accepted(deployed: Server):
