@@ -165,6 +165,10 @@ def test_versions_are_compared_as_the_gate_would(store: Store):
     assert found.promote
     assert found.evidence is not None
     assert found.evidence.difference.value == pytest.approx(0.19)
+    costs = {"good": {"bad": 3.0}}
+    found = registration.compare(store, "photos", 1, 2, GateSpec(), "cost", costs)
+    assert found.evidence is not None
+    assert found.evidence.difference.value == pytest.approx(3 * 0.19)
     with pytest.raises(UnknownName, match="7"):
         registration.compare(store, "photos", 1, 7, GateSpec())
 

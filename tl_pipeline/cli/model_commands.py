@@ -63,6 +63,8 @@ def compare(
     from tl_pipeline.cli import console
     from tl_pipeline.config import catalog as catalogue
     from tl_pipeline.config.specs import GateSpec
+    from tl_pipeline.errors import InvalidSpec
+    from tl_pipeline.evaluation.costs import COST
     from tl_pipeline.registry import promotion, registration
     from tl_pipeline.runs import records
     from tl_pipeline.store.artifacts import Store
@@ -74,6 +76,11 @@ def compare(
     gate, costs = (entry.gate, entry.costs) if entry else (GateSpec(), {})
     last = records.latest(opened, name)
     metric = last.spec.choose_by if last else promotion.ACCURACY
+    if metric == COST and not costs:
+        raise InvalidSpec(
+            f"the last run on {name} chose by cost: name the catalogue whose entry "
+            "says what errors cost, --catalog FILE"
+        )
     found = registration.compare(opened, name, version, other, gate, metric, costs)
     if json:
         console.print_json(found.evidence)
