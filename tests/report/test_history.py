@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from tl_pipeline.config.specs import RunSpec
+from tl_pipeline.data.split_report import SplitChange, SplitReport
+from tl_pipeline.data.splits import SPLITS
 from tl_pipeline.report import history
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import Registered, Result, RunRecord
@@ -13,7 +15,12 @@ from tl_pipeline.store.artifacts import Store
 
 
 def run(
-    number: int, accuracy: float, *, champion: bool, manifest: str = "m"
+    number: int,
+    accuracy: float,
+    *,
+    champion: bool,
+    manifest: str = "m",
+    since: dict[str, SplitChange] | None = None,
 ) -> RunRecord:
     test = Score(value=accuracy, low=accuracy - 0.05, high=accuracy + 0.05)
     best = Result(
@@ -38,6 +45,7 @@ def run(
         duplicates=0,
         results=[best],
         gain=None,
+        split_report=SplitReport(splits={}, classes={}, since=since),
         registered=Registered(
             name="photos", version=1, model=f"{accuracy}", champion=champion, reason=""
         ),
@@ -66,6 +74,23 @@ def test_the_line_is_the_champion_and_a_refused_model_lies_beside_it():
         second.y,
     ]
     assert [one.same_test for one in found.runs] == [True, True, False]
+
+
+def test_runs_are_apart_where_test_images_changed_and_not_where_others_did():
+    same = {name: SplitChange() for name in SPLITS}
+    train = {**same, "train": SplitChange(entered=9, relabelled=1)}
+    changes = [
+        same,
+        train,
+        {**same, "test": SplitChange(relabelled=1)},
+        {**same, "train": SplitChange(came_from={"test": 1})},
+    ]
+    runs = [
+        run(number, 0.5, champion=True, manifest=str(number), since=since)
+        for number, since in enumerate([None, *changes], start=1)
+    ]
+    found = history.picture(runs)
+    assert [one.same_test for one in found.runs] == [True, True, True, False, False]
 
 
 def test_runs_that_found_nothing_new_and_later_ones_are_left_out(store: Store):

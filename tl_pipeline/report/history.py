@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tl_pipeline.data.split_report import SplitChange
+from tl_pipeline.data.splits import TEST
 from tl_pipeline.runs import records
 from tl_pipeline.runs.records import RunRecord
 from tl_pipeline.store.artifacts import Store
@@ -58,13 +60,24 @@ def picture(found: Sequence[RunRecord]) -> History:
             y(one.best.test.value),
             y(low),
             y(high),
-            not place or found[place - 1].manifest == one.manifest,
+            not place or _same_test(found[place - 1], one),
         )
         for place, (one, low, high) in enumerate(zip(found, lows, highs, strict=True))
     ]
     middle = (bottom + top) / 2
     ticks = [(y(value), f"{100 * value:.1f}") for value in (bottom, middle, top)]
     return History(runs, _champion(runs, step), ticks)
+
+
+def _same_test(before: RunRecord, record: RunRecord) -> bool:
+    """Whether both were tested on the same images with the same labels."""
+    if before.manifest == record.manifest:
+        return True
+    report, images = record.split_report, record.best.test_images
+    if not (report and report.since) or images != before.best.test_images:
+        return False
+    moved = any(TEST in change.came_from for change in report.since.values())
+    return report.since[TEST] == SplitChange() and not moved
 
 
 def _champion(runs: Sequence[Run], step: float) -> list[tuple[float, float]]:
