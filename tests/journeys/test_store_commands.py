@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -274,15 +275,15 @@ def test_a_study_under_way_keeps_its_embeddings(
     keys = {e["encoder_key"]: e for e in asked(place, "store", "show")["encoders"]}
     (key,) = [k for k, e in keys.items() if e["encoder"] == "lenet5/c5 random:0"]
     seen: list[set[str]] = []
-    embedded = EmbeddingFolder.embedded
+    embedded = EmbeddingFolder.embedded_ids
 
-    def collected_first(folder: EmbeddingFolder) -> set[str]:
+    def collected_first(folder: EmbeddingFolder) -> pa.ChunkedArray:
         if not seen:
             found = gc.collect(Store.open(place), RunPolicy(keep_runs=1)).garbage
             seen.append({g.item.key for g in found})
         return embedded(folder)
 
-    monkeypatch.setattr(EmbeddingFolder, "embedded", collected_first)
+    monkeypatch.setattr(EmbeddingFolder, "embedded_ids", collected_first)
     call(place, study, photos, "--backbone", random)
     assert len(seen[0]) > 5
     assert key not in seen[0]
