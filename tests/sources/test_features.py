@@ -1,6 +1,7 @@
 """Vectors computed elsewhere: every kind of file gives the same inputs."""
 
 import pickle
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def test_the_bytes_of_a_vector_do_not_depend_on_numpy(tmp_path: Path):
     assert image_id(data) == "1bffa9e9237237c7b10838c66d755ddc"
     (tmp_path / "v.npy").write_bytes(data)
     assert np.load(tmp_path / "v.npy").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("width", [1, 2, 9, 10, 4096])
+def test_what_we_wrote_is_read_as_numpy_reads_it(width: int):
+    data = as_npy(np.linspace(-1, 1, width))
+    assert vector(data).tolist() == np.load(BytesIO(data)).tolist()
+    assert vector(data + data[128:]).tolist() == vector(data).tolist()
+    big = BytesIO()
+    np.save(big, np.linspace(-1, 1, width).astype(">f4"))
+    assert vector(big.getvalue()).tolist() == vector(data).tolist()
+    with pytest.raises(RefusedImage, match="not a vector"):
+        vector(data[:-1])
 
 
 def test_splits_are_declared_as_for_pickles(tmp_path: Path):
