@@ -90,6 +90,7 @@ def diverging(build: Build) -> Classifier:
     return network
 
 
+@pytest.mark.exhaustive  # that two give what one does: test_finetune.py
 def test_two_processes_learn_what_one_learns(build: Build, tmp_path: Path):
     """After six steps of the same batches. One is killed: run again it ends the same.
 
@@ -116,7 +117,7 @@ def test_two_processes_learn_what_one_learns(build: Build, tmp_path: Path):
     assert [p.loss for p in resumed] == [p.loss for p in found]
 
 
-@pytest.mark.exhaustive  # a process that ends is in the test above
+@pytest.mark.exhaustive  # beside the one above
 def test_what_ends_a_process_on_purpose_is_told_as_it_is(build: Build, tmp_path: Path):
     """As of one process: that it diverged, and the cure."""
     with pytest.raises(InvalidSpec, match=r"diverged in epoch 1 .* longer warmup"):

@@ -65,7 +65,7 @@ def compare(
     from tl_pipeline.config.specs import GateSpec
     from tl_pipeline.errors import InvalidSpec
     from tl_pipeline.evaluation.costs import COST
-    from tl_pipeline.registry import promotion, registration
+    from tl_pipeline.registry import registration
     from tl_pipeline.runs import records
     from tl_pipeline.store.artifacts import Store
 
@@ -75,7 +75,7 @@ def compare(
     entry = catalogue.load(catalog or catalogue.DEFAULT).get(name) if there else None
     gate, costs = (entry.gate, entry.costs) if entry else (GateSpec(), {})
     last = records.latest(opened, name)
-    metric = last.spec.choose_by if last else promotion.ACCURACY
+    metric = last.spec.choose_by if last else None
     if metric == COST and not costs:
         raise InvalidSpec(
             f"the last run on {name} chose by cost: name the catalogue whose entry "

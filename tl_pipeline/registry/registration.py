@@ -153,16 +153,18 @@ def compare(
     number: int,
     other: int,
     gate: GateSpec,
-    metric: str = promotion.ACCURACY,
+    metric: str | None = None,
     costs: Costs | None = None,
 ) -> Decision:
     """What the gate would say of version ``number`` were ``other`` champion.
+
+    By ``metric``, accuracy where it is None.
 
     Raises:
         UnknownName: there is no such model or version.
         StoreError: the registry cannot be read.
     """
-    model = index.find(store, name)
+    model, metric = index.find(store, name), metric or promotion.ACCURACY
     candidate, holder = (_version(model, one) for one in (number, other))
     return promotion.compare(store, holder, candidate, gate, metric, costs or {})
 
