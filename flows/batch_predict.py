@@ -73,10 +73,10 @@ def batch_predict(  # noqa: PLR0917 - Prefect passes them by name
         )
 
     execute = TaskPerStage()
-    work = execute.prepare(dataset, prepare)
+    work = execute.attempt(f"prepare {Path(dataset).name}", prepare)
     executor = None if runner == "threads" else ClusterExecutor(runner, address)
     with logged():
-        record = batch.run(work, execute, executor)
+        record = batch.run(work, execute, executor, execute.attempt)
         announcing.batch_finished(work.store, record)
     fails = work.dataset.drift.action == "fail"
     if fails and (tripped := [one.statistic for one in record.drift if one.tripped]):

@@ -11,7 +11,6 @@ Of a scheduled one the task is tried again: what was finished is in the store.
 
 import errno
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import task
@@ -56,13 +55,13 @@ class TaskPerStage:
         self._before: list[State[Any]] = []
         self._retries = 0 if progress.watched() else len(DELAYS)
 
-    def prepare(self, dataset: str, work: Callable[[], _ResultT]) -> _ResultT:
-        """What ``work`` gives, in a task before those of the stages.
+    def attempt(self, title: str, work: Callable[[], _ResultT]) -> _ResultT:
+        """What ``work`` gives, in a task beside those of the stages.
 
         Raises:
             TransferLearningError: the error of ``work`` itself.
         """
-        return self._named(f"prepare {Path(dataset).name}")(work)()
+        return self._named(title)(work)()
 
     def __call__(self, stage: Stage[OutputT]) -> Outcome[OutputT]:
         """Run ``stage`` as a task that waits for the last one.

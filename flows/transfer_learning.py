@@ -145,9 +145,9 @@ def transfer_learning(  # noqa: PLR0917 - Prefect passes them by name
             spec, Store.open(store), catalog_file=file, verify=verify, download=download
         )
 
-    work = execute.prepare(dataset, prepare)
+    work = execute.attempt(f"prepare {Path(dataset).name}", prepare)
     with logged():
         work = tune_stage.tuned(work, execute, catalog_file=file, download=download)
-        record = wiring.run(work, execute, executor)
+        record = wiring.run(work, execute, executor, execute.attempt)
         announcing.run_finished(work.at.store, record)
     return record

@@ -36,7 +36,7 @@ from tl_pipeline.pipeline.stages.embed import Embed, Executor
 from tl_pipeline.pipeline.stages.ingest import Ingest
 from tl_pipeline.pipeline.stages.predict import Predict, Predicted
 from tl_pipeline.pipeline.stages.reference import Reference
-from tl_pipeline.pipeline.wiring import Execute, Perform, directly
+from tl_pipeline.pipeline.wiring import Attempt, Execute, Perform, at_once, directly
 from tl_pipeline.pipeline.work import check_source, source
 from tl_pipeline.registry import index, model_folder
 from tl_pipeline.runs import records
@@ -130,9 +130,14 @@ def plan(batch: Batch) -> list[Step]:
 
 
 def run(
-    batch: Batch, execute: Execute = directly, executor: Executor | None = None
+    batch: Batch,
+    execute: Execute = directly,
+    executor: Executor | None = None,
+    attempt: Attempt = at_once,
 ) -> BatchRecord:
     """Ingest, embed, predict and compare, each by ``execute``; record the batch.
+
+    That is by ``attempt``: see ``wiring.run``.
 
     Batches of one dataset run one after another on a machine.
 
@@ -162,10 +167,14 @@ def run(
                 query.build(store)
                 raise
             record = _recorded(batch, last, started, steps, manifest, found, drift)
-            records.write(store, record)
+
+            def publish() -> None:
+                records.write(store, record)
+                query.build(store)
+
+            attempt(f"publish {name}", publish)
         if batch.output:
             _write(batch.output, _rows(store, manifest, found.keys))
-    query.build(store)
     return record
 
 

@@ -67,6 +67,8 @@ OutputT = TypeVar("OutputT")
 LARGE = 128
 # Carries out a stage and gives what the stages after it need.
 Execute = Callable[[Stage[Any]], Outcome[Any]]
+# Carries out work with a title, that beside the stages.
+Attempt = Callable[[str, Callable[[], None]], None]
 
 
 class Perform(Protocol):
@@ -400,12 +402,21 @@ def directly(stage: Stage[OutputT]) -> Outcome[OutputT]:
     return stage.run()
 
 
+def at_once(_title: str, work: Callable[[], None]) -> None:
+    """Do ``work`` in this process, without Prefect."""
+    work()
+
+
 def run(
-    work: Work, execute: Execute = directly, executor: Executor | None = None
+    work: Work,
+    execute: Execute = directly,
+    executor: Executor | None = None,
+    attempt: Attempt = at_once,
 ) -> RunRecord:
     """Run everything, each stage by ``execute``; see ``wire``.
 
-    Then record the run, rebuild the SQL catalogue and write the report.
+    Then record the run, rebuild the SQL catalogue and write the report, by ``attempt``:
+    it may do so again where a store did not answer.
 
     Raises:
         DatasetError, WeightsError: see the stages.
@@ -422,9 +433,13 @@ def run(
         with keeping_refused(work, steps):
             wired = wire(work, perform, executor)
         record = _recorded(work, started, steps, wired)
-        records.write(work.at.store, record)
-    query.build(work.at.store)
-    report.write(work.at.store, record, work.dataset)
+
+        def publish() -> None:
+            records.write(work.at.store, record)
+            query.build(work.at.store)
+            report.write(work.at.store, record, work.dataset)
+
+        attempt(f"publish {work.dataset.name}", publish)
     if any(step.stage == "embed" and not step.cached for step in steps):
         _advise(work, wired.manifest)
     return record
