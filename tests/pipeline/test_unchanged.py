@@ -131,6 +131,29 @@ def test_corrected_labels_are_read_again(
     assert listings == ["Features"] * 2
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_changed_while_it_was_scanned_is_listed_again(
+    store: Store,
+    features: FeaturesSpec,
+    listings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    verify: bool,
+):
+    read, changed = Features.read, list[Path]()
+
+    def change_once(self: Features, uri: str) -> bytes:
+        found = read(self, uri)
+        if uri.endswith("#59") and not changed:
+            changed.append(aged(vectors(features.train, first="b"), 30))
+        return found
+
+    monkeypatch.setattr(Features, "read", change_once)
+    rows = ingested(store, features, verify=verify)[2]
+    assert rows["label"].to_pylist().count("a") == 40
+    assert ingested(store, features)[2]["label"].to_pylist().count("a") == 20
+    assert listings == ["Features"] * 2
+
+
 def test_a_file_that_was_just_written_is_not_trusted(
     store: Store, features: FeaturesSpec, listings: list[str]
 ):

@@ -30,7 +30,7 @@ from tl_pipeline.pipeline.manifest import Manifest
 from tl_pipeline.pipeline.stage import Unit
 from tl_pipeline.runs import records
 from tl_pipeline.runs.planning import LOST, Outcome
-from tl_pipeline.sources import open_source
+from tl_pipeline.sources import Source, open_source
 from tl_pipeline.store import tables
 from tl_pipeline.store.artifacts import Artifact
 from tl_pipeline.store.keys import KeyDocument, document_of, key_document
@@ -101,8 +101,7 @@ class Ingest(Unit[Manifest]):
         if self._known:
             return _read(self.at.store.path(self._known.manifest), self._known.notes)
         memo = Memo(self.at.store, self.dataset.name, trust=not self.verify)
-        source = open_source(self.dataset)
-        return look(source, self.dataset, memo, labelled=self.labelled)
+        return look(self._source, self.dataset, memo, labelled=self.labelled)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,14 +111,20 @@ class Ingest(Unit[Manifest]):
         return tables.content(self.scan.manifest)
 
     @cached_property
+    def _source(self) -> Source:
+        return open_source(self.dataset)
+
+    @cached_property
     def _last(self) -> LastScan:
-        source = open_source(self.dataset)
-        return LastScan(self.at.store, source, self.dataset, labelled=self.labelled)
+        """The last scan; made before this one, which is then at least as new."""
+        store, dataset = self.at.store, self.dataset
+        return LastScan(store, self._source, dataset, labelled=self.labelled)
 
     @cached_property
     def _known(self) -> Scanned | None:
         """What the last scan gave, if it would give the same again."""
-        return None if self.verify else self._last.find()
+        last = self._last
+        return None if self.verify else last.find()
 
     def depends_on(self) -> KeyDocument:
         if self._known:
